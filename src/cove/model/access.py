@@ -1,0 +1,61 @@
+"""Who may do what: keys, scopes, projects, principals. Frozen values, no I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+DEFAULT_PROJECT: Final = "default"
+
+
+class Scope(StrEnum):
+    """What a key may do. `admin` includes all others and crosses projects."""
+
+    READ = "read"
+    CREATE = "create"
+    EXEC = "exec"
+    FILES = "files"
+    DESTROY = "destroy"
+    KEYS = "keys"
+    ADMIN = "admin"
+
+
+FULL: Final = frozenset(Scope)
+
+
+class Principal(Struct, frozen=True, kw_only=True):
+    """An authenticated caller. `key_id` is `local` for the root-owned unix socket."""
+
+    key_id: str
+    name: str
+    project: str
+    scopes: frozenset[Scope]
+    dialect: str | None = None
+
+    def can(self, scope: Scope) -> bool:
+        """Whether this caller holds `scope`, directly or through `admin`."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """A key as the store knows it: never the key itself, only its SHA-256 (`digest`, 64 hex digits)."""
+
+    id: str
+    name: str
+    project: str
+    dialect: str | None
+    scopes: frozenset[Scope]
+    digest: str
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    last_used_at: float | None
+
+
+class Project(Struct, frozen=True, kw_only=True):
+    """A tenant. Every object belongs to one."""
+
+    id: str
+    created_at: float

@@ -1,0 +1,37 @@
+"""Files in a sandbox: frozen values, no I/O. Paths are absolute, as the sandbox sees them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class FileKind(StrEnum):
+    """What a directory entry is. A link is reported as such, never followed for `kind`."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    OTHER = "other"
+
+
+class FileInfo(Struct, frozen=True, kw_only=True):
+    """One directory entry. `mode` has the permission bits only; `mtime` is Unix seconds; owners are ids inside."""
+
+    path: str
+    name: str
+    kind: FileKind
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: float
+    target: str | None = None
+
+
+class FilePage(Struct, frozen=True, kw_only=True):
+    """One page of a directory, in name order. `cursor` None: that was the last page."""
+
+    entries: tuple[FileInfo, ...]
+    cursor: str | None

@@ -1,0 +1,49 @@
+"""What each kind of failure is called and what to do about it: one table for API, SDK, CLI and docs. No I/O.
+
+To add a kind: a row here, a heading in docs/reference/errors.md.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+
+class Hint(NamedTuple):
+    """A short title, and one runnable line or sentence; empty where the failure's own sentence says it all."""
+
+    title: str
+    hint: str = ""
+    retryable: bool = False
+
+
+HINTS: Final = MappingProxyType(
+    {
+        "bad-request": Hint("The request must change"),
+        "too-large": Hint("Something is too large"),
+        "unauthorized": Hint(
+            "No valid API key",
+            "send `Authorization: Bearer KEY`; the first key is in admin.key of the server's data directory, "
+            "`cove key create` makes others",
+        ),
+        "forbidden": Hint("This key may not do that", "use a key with that scope: cove key create --scopes ..."),
+        "not-found": Hint("No such object", "list what there is: cove ls"),
+        "conflict": Hint("The object's state forbids it now"),
+        "idempotency-conflict": Hint(
+            "The Idempotency-Key was used for another request", "use a fresh key for each distinct request"
+        ),
+        "gone": Hint("The sandbox has ended", "make a new one: cove new"),
+        "capacity": Hint("No room on this machine now", "try again shortly, or end what is not needed: cove rm", True),
+        "quota": Hint("The project's quota is used up", "end what is not needed: cove rm", True),
+        "unsupported": Hint("This machine cannot do it", "see what it can: cove doctor"),
+        "sandbox-error": Hint("The sandbox failed"),
+        "sandbox-gone": Hint("The sandbox died", "make a new one: cove new"),
+        "agent-timeout": Hint("The sandbox did not answer in time", "it may be overloaded; try again", True),
+        "agent-violation": Hint("The sandbox broke the protocol", "it cannot be trusted any more: cove rm"),
+        "file-error": Hint("The file operation was refused"),
+        "engine-failure": Hint(
+            "Cove or the machine failed", "look for the request id in the server's log, then: cove doctor"
+        ),
+    },
+)
+"""By `CoveError.kind`."""

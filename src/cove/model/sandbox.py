@@ -1,0 +1,121 @@
+"""What a sandbox is asked to be and what it is: frozen values without behaviour. No I/O.
+
+To add a property of a sandbox: a field in `SandboxSpec` (asked) or `Sandbox` (fact, with a default, because older
+records lack it), a field in `dialects/native/wire.py`, a line in `docs/reference/native-api.md`; a column in a new
+`store/migrations/NNNN_*.sql` only if a query asks for it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct, field
+
+from cove.model.state import EndReason, State
+
+MIB: Final = 1024 * 1024
+
+
+class IdleAction(StrEnum):
+    """What an idle sandbox's timer does."""
+
+    PAUSE = "pause"
+    TERMINATE = "terminate"
+    NONE = "none"
+
+
+class Source(StrEnum):
+    """How a create was served."""
+
+    WARM = "warm"
+    COLD = "cold"
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a sandbox may use. All are hard limits enforced by the kernel.
+
+    `cpus` in cores (fractions allowed); `memory_bytes` counts anonymous, tmpfs and kernel memory;
+    `disk_bytes` is what the sandbox may write over its image; `pids` counts processes and threads;
+    the io limits are bytes per second to the disk under the writable layer, None: not limited.
+    """
+
+    cpus: float = 1.0
+    memory_bytes: int = 512 * MIB
+    disk_bytes: int = 4096 * MIB
+    pids: int = 512
+    io_read_bps: int | None = None
+    io_write_bps: int | None = None
+
+
+class SandboxSpec(Struct, frozen=True, kw_only=True):
+    """What a caller asks for, already checked. `driver` None: the operator's default."""
+
+    image: str = "base"
+    driver: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    hostname: str | None = None
+    name: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    timeout_s: float | None = None
+    idle_timeout_s: float | None = 1800.0
+    idle_action: IdleAction = IdleAction.PAUSE
+
+
+class Isolation(Struct, frozen=True, kw_only=True):
+    """The isolation a sandbox really has, for its view and for `cove doctor`.
+
+    `missing` has one sentence for each layer that this machine could not give, with the reason.
+    """
+
+    driver: str
+    driver_version: str
+    user_namespace: bool
+    seccomp: str
+    quota: str
+    cgroup: str
+    network: str = "none"
+    missing: tuple[str, ...] = ()
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What a sandbox has used: CPU milliseconds, peak memory bytes, bytes now, seconds of life in ms."""
+
+    cpu_ms: int = 0
+    memory_peak_bytes: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    oom_kills: int = 0
+    pids: int = 0
+
+
+class Sandbox(Struct, frozen=True, kw_only=True):
+    """A sandbox as the store knows it. Times are Unix seconds; None means absent.
+
+    `id` is the core id (16 lowercase hex digits); each dialect spells it in its own form.
+    `idle_since` is the moment of the last activity, None while something is running in it.
+    """
+
+    id: str
+    project: str
+    name: str
+    state: State
+    image: str
+    driver: str
+    limits: Limits
+    metadata: dict[str, str]
+    isolation: Isolation | None
+    dialect: str
+    created_by: str
+    created_at: float
+    expires_at: float | None
+    idle_timeout_s: float | None
+    idle_action: IdleAction
+    last_active_at: float
+    create_ms: float | None = None
+    source: Source | None = None
+    ended_at: float | None = None
+    end_reason: EndReason | None = None
+    end_detail: str | None = None
+    usage: Usage = field(default_factory=Usage)

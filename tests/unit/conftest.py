@@ -1,0 +1,365 @@
+"""Stand-ins of the engine's outside for unit tests: boxes that are only records, and a core over them.
+
+The driver's boxes outlive a core, as real ones do, so a test can open a second core over the first one's leftovers.
+"""
+
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202, ARG002 - fixtures and stand-ins are typed where they are defined
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from cove.core.admission import Memory
+from cove.core.facade import Core, open_core
+from cove.core.info import CoreSettings
+from cove.engine.clock import ManualClock
+from cove.engine.driver import Box, BoxFacts, BoxImage, BoxSpec, Driver
+from cove.engine.pool import PoolConfig, PoolTarget
+from cove.model.errors import Conflict, CoveError, EngineFailure, NotFound, SandboxGone
+from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecResult, ExecSpec, Started, Stream, Why
+from cove.model.image import ImageInfo
+from cove.model.sandbox import MIB, Isolation, Limits, Sandbox, Usage
+from cove.model.state import State
+from cove.store.store import open_store
+
+ISOLATION = Isolation(
+    driver="stub", driver_version="1", user_namespace=False, seccomp="none", quota="none", cgroup="none"
+)
+
+
+class StubAgent:
+    """Answers at once. `exit` is what the next commands end with; `gone` makes everything fail as in a dead box."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.gone = False
+        self.exit = ExecExit(code=0, why=Why.EXITED)
+        self.on_exec: Callable[[], None] = lambda: None
+        self.block: asyncio.Event | None = None
+        self.claimed: tuple[dict[str, str], str | None, str | None] | None = None
+        self.kept: dict[str, Command] = {}
+
+    async def claim(self, env, workdir, hostname) -> None:
+        self._check()
+        if self.claimed is not None:
+            raise Conflict("claimed already")
+        self.claimed = (env, workdir, hostname)
+
+    async def exec(self, spec: ExecSpec) -> ExecResult:
+        self._check()
+        if self.block is not None:
+            await self.block.wait()
+        self.on_exec()
+        self._check()
+        return ExecResult(exit=self.exit, stdout=b"out", stderr=b"")
+
+    @asynccontextmanager
+    async def exec_stream(self, spec: ExecSpec):
+        self._check()
+
+        async def events():
+            yield Started(id="c1", pid=7)
+            yield Chunk(stream=Stream.STDOUT, data=b"out")
+            self.on_exec()
+            self._check()
+            yield Ended(exit=self.exit)
+
+        yield events()
+
+    async def start(self, id, spec, *, keep_bytes, stdin_open) -> Started:  # noqa: A002 - the client's name
+        self._check()
+        self.kept[id] = Command(
+            id=id,
+            pid=9,
+            argv=spec.argv or ("/bin/sh", "-c", spec.shell),
+            started_at=0.0,
+            running=True,
+            exit=None,
+            cursor=0,
+            oldest_cursor=0,
+        )
+        return Started(id=id, pid=9)
+
+    async def command(self, id) -> Command:  # noqa: A002 - the client's name
+        self._check()
+        if id not in self.kept:
+            raise NotFound("no such command")
+        return self.kept[id]
+
+    async def commands(self) -> list[Command]:
+        return list(self.kept.values())
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def _check(self) -> None:
+        if self.gone or self.is_closed:
+            raise SandboxGone("the sandbox died")
+
+
+class StubBox(Box):
+    """A record. `calls` is what was done to it, in order; `refuse` names calls that fail."""
+
+    isolation = ISOLATION
+    agent = None
+
+    def __init__(self, facts: BoxFacts) -> None:
+        self.facts = facts
+        self.agent = StubAgent()
+        self.dead = asyncio.Event()
+        self.is_destroyed = False
+        self.is_paused = False
+        self.calls: list[str] = []
+        self.refuse: dict[str, CoveError] = {}
+        self.ooms = 0
+        self.limits = facts.limits
+
+    async def _do(self, call: str) -> None:
+        self.calls.append(call)
+        await asyncio.sleep(0)
+        if call in self.refuse:
+            raise self.refuse[call]
+
+    async def set_limits(self, limits: Limits) -> None:
+        await self._do("set_limits")
+        self.limits = limits
+
+    async def set_hostname(self, hostname: str) -> None:
+        await self._do("set_hostname")
+
+    async def pause(self) -> None:
+        await self._do("pause")
+        self.is_paused = True
+
+    async def resume(self) -> None:
+        await self._do("resume")
+        self.is_paused = False
+
+    async def usage(self) -> Usage:
+        return Usage(cpu_ms=5)
+
+    def oom_kills(self) -> int:
+        return self.ooms
+
+    async def wait_dead(self) -> None:
+        await self.dead.wait()
+
+    async def reconnect(self) -> None:
+        await self._do("reconnect")
+        if self.dead.is_set():
+            raise SandboxGone("dead")
+        claimed = self.agent.claimed
+        self.agent = StubAgent()
+        self.agent.claimed = claimed
+
+    async def destroy(self) -> Usage:
+        await self._do("destroy")
+        self.die()
+        self.is_destroyed = True
+        return Usage(cpu_ms=9)
+
+    def die(self) -> None:
+        self.agent.gone = True
+        self.dead.set()
+
+
+class StubDriver(Driver):
+    """Makes StubBoxes. `failures` are raised by the next creates, `gate` holds them while it is cleared."""
+
+    name = "stub"
+
+    def __init__(self) -> None:
+        self.boxes: dict[str, StubBox] = {}
+        self.failures: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.creating = 0
+        self.most_creating = 0
+        self.created = 0
+        self.adopt_failures: list[CoveError] = []
+        self.swept = 0
+        self.missing: tuple[str, ...] = ()
+
+    async def requirements(self) -> tuple[str, ...]:
+        return self.missing
+
+    async def create(self, spec: BoxSpec) -> Box:
+        self.creating += 1
+        self.most_creating = max(self.creating, self.most_creating)
+        try:
+            await asyncio.sleep(0)
+            await self.gate.wait()
+        finally:
+            self.creating -= 1
+        if self.failures:
+            raise self.failures.pop(0)
+        assert spec.id not in self.living(), "an id is used twice"
+        self.created += 1
+        box = StubBox(
+            BoxFacts(
+                id=spec.id,
+                driver=self.name,
+                image=spec.image.name,
+                image_digest=spec.image.digest,
+                uid_base=0,
+                init_pid=1,
+                init_start=1,
+                limits=spec.limits,
+                isolation=ISOLATION,
+                agent_build="b",
+                created_at=0.0,
+            )
+        )
+        self.boxes[spec.id] = box
+        return box
+
+    async def adopt(self, facts: BoxFacts) -> Box:
+        await asyncio.sleep(0)
+        if self.adopt_failures:
+            raise self.adopt_failures.pop(0)
+        box = self.boxes[facts.id]
+        if box.dead.is_set():
+            raise SandboxGone("dead")
+        claimed = box.agent.claimed
+        box.agent = StubAgent()
+        box.agent.claimed = claimed
+        return box
+
+    async def remains(self) -> list[BoxFacts]:
+        return [replace(box.facts, limits=box.limits) for box in self.boxes.values() if not box.is_destroyed]
+
+    async def reap(self, facts: BoxFacts | None = None) -> None:
+        if facts is None:
+            self.swept += 1
+        else:
+            box = self.boxes[facts.id]
+            box.die()
+            box.is_destroyed = True
+
+    def living(self) -> dict[str, StubBox]:
+        return {id_: box for id_, box in self.boxes.items() if not box.is_destroyed}
+
+
+class StubImages:
+    """One image, `base`, whose digest a test may change; `missing` makes it unknown."""
+
+    def __init__(self) -> None:
+        self.digest = "d1"
+        self.missing = False
+
+    def get(self, name: str) -> BoxImage:
+        if self.missing or name != "base":
+            raise NotFound("no such image", field="image")
+        return BoxImage(name=name, digest=self.digest, rootfs=Path("/nowhere"), env={"LANG": "C"}, workdir="/w")
+
+    def list(self) -> list[ImageInfo]:
+        return [ImageInfo(name="base", digest=self.digest, size_bytes=1, status="ready")]
+
+
+class StubJournal:
+    """Remembers what was written. `refuse` makes writes fail."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.records: list[Sandbox] = []
+        self.refuse = False
+
+    async def write(self, sandbox: Sandbox) -> None:
+        await asyncio.sleep(0)
+        if self.refuse:
+            raise EngineFailure("the state database cannot be written at the moment")
+        self._keep(sandbox)
+
+    def _keep(self, sandbox: Sandbox) -> None:
+        self.states.append(sandbox.state)
+        self.records.append(sandbox)
+
+    async def write_surely(self, sandbox: Sandbox) -> None:
+        """As the real one, which keeps what it cannot write at the moment."""
+        await asyncio.sleep(0)
+        self._keep(sandbox)
+
+
+async def eventually(fact: Callable[[], bool]) -> None:
+    """Let the loop turn until `fact` holds."""
+    for _ in range(500):
+        if fact():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not come true")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def driver() -> StubDriver:
+    return StubDriver()
+
+
+@pytest.fixture
+def images() -> StubImages:
+    return StubImages()
+
+
+@pytest.fixture
+def journal() -> StubJournal:
+    return StubJournal()
+
+
+@pytest.fixture
+def stubs() -> Callable[[], tuple[StubDriver, StubImages, StubJournal]]:
+    """Makes fresh ones, for tests that need them more than once."""
+    return lambda: (StubDriver(), StubImages(), StubJournal())
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture():
+    return eventually
+
+
+MEMORY = Memory(total=16384 * MIB, available=12288 * MIB)
+
+OpenCore = Callable[..., AbstractAsyncContextManager[Core]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, driver: StubDriver, images: StubImages, clock: ManualClock) -> OpenCore:
+    """Opens a core, over the same store and driver each time."""
+
+    @asynccontextmanager
+    async def open_one(
+        *, pool: int = 0, memory: Callable[[], Memory] = lambda: MEMORY, **settings
+    ) -> AsyncIterator[Core]:
+        targets = (PoolTarget(image="base", driver="stub", size=pool),) if pool else ()
+        config = PoolConfig(targets=targets, quiet_s=0.0, agent_build="b")
+        async with (
+            open_store(tmp_path / "cove.db") as store,
+            open_core(
+                CoreSettings(default_driver="stub", pool=config, **settings),
+                drivers={"stub": driver},
+                images=images,
+                store=store,
+                clock=clock,
+                memory=memory,
+            ) as core,
+        ):
+            if pool:
+                await eventually(lambda: core.stats().pool[0].ready == pool)
+            yield core
+
+    return open_one
+
+
+@pytest.fixture
+async def core(opened: OpenCore) -> AsyncIterator[Core]:
+    async with opened() as one:
+        yield one

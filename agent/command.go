@@ -1,0 +1,173 @@
+package main
+
+import (
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Descendants that keep the pipes open after the command has ended get this long to finish writing.
+const grace = 100 * time.Millisecond
+
+// command is a running or ended command, attached (ring nil) or kept.
+type command struct {
+	id     string
+	argv   []string
+	reaper *reaper
+	proc   *process
+	out    *outputPipe
+	err    *outputPipe
+	stdin  *inputPipe // nil: /dev/null
+	ring   *ring
+	since  time.Time
+
+	timedOut atomic.Bool
+	ended    chan struct{} // closed after exit is set
+	exit     *exit
+}
+
+// exit is the *exit* of PROTOCOL.md.
+type exit struct {
+	Code       int   `json:"code"`
+	Signal     *int  `json:"signal"`
+	TimedOut   bool  `json:"timed_out"`
+	DurationUS int64 `json:"duration_us"`
+	CPUUS      int64 `json:"cpu_us"`
+	MaxRSS     int64 `json:"max_rss_bytes"`
+	PID        int   `json:"pid"`
+}
+
+// launch forks the plan with fresh pipes. On failure nothing is left.
+func (r *reaper) launch(p *plan, withStdin bool) (*command, error) {
+	cmd := &command{argv: p.argv, reaper: r, ended: make(chan struct{}), since: time.Now()}
+	childEnds := make([]int, 0, 3)
+	defer func() {
+		for _, fd := range childEnds {
+			_ = syscall.Close(fd)
+		}
+	}()
+	in, err := nullDevice()
+	if err == nil && withStdin {
+		if cmd.stdin, in, err = newInputPipe(); err == nil {
+			childEnds = append(childEnds, in)
+		}
+	}
+	var out, errs int
+	if err == nil {
+		if cmd.out, out, err = newOutputPipe(kindData); err == nil {
+			childEnds = append(childEnds, out)
+		}
+	}
+	if err == nil {
+		if cmd.err, errs, err = newOutputPipe(kindDataErr); err == nil {
+			childEnds = append(childEnds, errs)
+		}
+	}
+	if err == nil {
+		cmd.proc, err = r.spawn(p.program, p.argv, &syscall.ProcAttr{
+			Dir: p.cwd, Env: p.env, Files: []uintptr{uintptr(in), uintptr(out), uintptr(errs)},
+			Sys: &syscall.SysProcAttr{Setsid: true, Credential: p.credential},
+		})
+	}
+	if err != nil {
+		cmd.dropPipes()
+		return nil, launchFailure(p, err)
+	}
+	return cmd, nil
+}
+
+func (cmd *command) dropPipes() {
+	if cmd.stdin != nil {
+		cmd.stdin.close()
+	}
+	for _, p := range []*outputPipe{cmd.out, cmd.err} {
+		if p != nil {
+			_ = p.file.Close()
+		}
+	}
+}
+
+func (cmd *command) kill() { _ = cmd.reaper.signal(cmd.proc, syscall.SIGKILL, true) }
+
+// supervise runs the command to its end: output to the sink, the time limit, the grace. It reports whether `canceled`
+// closed first; the group is then killed and what it still says is dropped.
+func (cmd *command) supervise(to sink, limit time.Duration, canceled <-chan struct{}) bool {
+	go cmd.out.pump(to)
+	go cmd.err.pump(to)
+	var expired <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		expired = timer.C
+	}
+	for running := true; running; {
+		select {
+		case <-cmd.proc.done:
+			running = false
+		case <-expired:
+			cmd.timedOut.Store(true)
+			cmd.kill()
+		case <-canceled:
+			cmd.kill()
+			cmd.abandon()
+			return true
+		}
+	}
+	stopped := cmd.settle(canceled)
+	cmd.finish()
+	return stopped
+}
+
+// settle waits for the pumps after the process has ended.
+func (cmd *command) settle(canceled <-chan struct{}) bool {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	for _, p := range []*outputPipe{cmd.out, cmd.err} {
+		for waiting := true; waiting; {
+			select {
+			case <-p.left:
+				waiting = false
+			case <-timer.C:
+				cmd.out.expire()
+				cmd.err.expire()
+			case <-canceled:
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// abandon lets a killed command end on its own: SIGKILL may take its time (a process in D state), a cancel may not.
+func (cmd *command) abandon() {
+	go func() {
+		<-cmd.proc.done
+		cmd.out.expire()
+		cmd.err.expire()
+		cmd.finish()
+	}()
+}
+
+func (cmd *command) finish() {
+	if cmd.stdin != nil {
+		cmd.stdin.close()
+	}
+	cmd.exit = cmd.proc.exit(cmd.timedOut.Load())
+	if cmd.ring != nil {
+		cmd.ring.finish()
+	}
+	close(cmd.ended)
+}
+
+func (p *process) exit(timedOut bool) *exit {
+	e := &exit{
+		Code: p.status.ExitStatus(), TimedOut: timedOut, PID: p.pid, DurationUS: p.ended.Sub(p.started).Microseconds(),
+		CPUUS:  (p.usage.Utime.Nano() + p.usage.Stime.Nano()) / 1000,
+		MaxRSS: p.usage.Maxrss * 1024, // getrusage(2) counts KiB; never below our own size, which vfork hands on
+	}
+	if p.status.Signaled() {
+		number := int(p.status.Signal())
+		e.Signal, e.Code = &number, 128+number
+	}
+	return e
+}

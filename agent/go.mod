@@ -1,0 +1,3 @@
+module cove/agent
+
+go 1.24

@@ -1,0 +1,4 @@
+package main
+
+// renameat2(2) is newer than the frozen table of package syscall.
+const sysRenameat2 = 276

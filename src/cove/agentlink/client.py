@@ -1,0 +1,96 @@
+"""The client of one sandbox's agent: what the engine and the core use. No policy; it does what it is told.
+
+The operations live in `commands.py`, `files.py` and `dial.py`; here is the connection's life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from contextlib import AbstractAsyncContextManager
+
+from cove.agentlink.commands import CommandCalls
+from cove.agentlink.connection import Connection
+from cove.agentlink.dial import DialStream, open_dial
+from cove.agentlink.files import FileCalls, FileReader
+from cove.agentlink.wire import AgentHello, AgentStats, Empty
+from cove.model.errors import AgentTimeout, SandboxGone
+
+__all__ = ["AgentClient", "AgentHello", "AgentStats", "DialStream", "FileReader"]
+
+
+class AgentClient(CommandCalls, FileCalls):
+    """One connection to an agent. Made by `connect`; usable from one event loop; calls may run concurrently (1024)."""
+
+    def __init__(self, connection: Connection, hello: AgentHello) -> None:
+        self._connection = connection
+        self.hello = hello
+
+    @classmethod
+    async def connect(cls, sock: socket.socket, *, timeout_s: float = 5.0) -> AgentClient:
+        """Take over a connected, non-blocking socket and exchange HELLO. The socket is ours from here, also on failure.
+
+        Raises: SandboxGone (closed), AgentTimeout (silent for `timeout_s`), AgentViolation.
+        """
+        loop = asyncio.get_running_loop()
+        connection = Connection()
+        opening = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
+        try:
+            async with asyncio.timeout(timeout_s):
+                await opening(lambda: connection, sock=sock)
+                hello = await connection.greet()
+        except BaseException as error:
+            connection.abort(SandboxGone("the sandbox is gone", internal="no HELLO"))
+            if not connection.is_made:
+                sock.close()
+            if isinstance(error, TimeoutError):
+                raise AgentTimeout("the sandbox did not answer in time", internal="no HELLO") from error
+            if isinstance(error, OSError):
+                raise SandboxGone("the sandbox is gone", internal=f"agent socket: {error}") from error
+            raise
+        return cls(connection, hello)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection can carry no more calls. Kept commands survive it."""
+        return self._connection.is_closed
+
+    async def wait_closed(self) -> None:
+        """Return when the connection is gone. Cancelling leaves nothing behind."""
+        await self._connection.wait_closed()
+
+    async def close(self) -> None:
+        """Close; running attached commands are killed by the agent. Idempotent."""
+        self._connection.abort(SandboxGone("the sandbox is gone", internal="closed by us"))
+        await self._connection.wait_closed()
+
+    async def ping(self, timeout_s: float = 2.0) -> float:
+        """Seconds until the agent answered. Raises: AgentTimeout, SandboxGone, AgentViolation."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connection.ping()
+        except TimeoutError as error:
+            raise AgentTimeout("the sandbox did not answer in time", internal="ping") from error
+        return time.perf_counter() - started
+
+    async def claim(self, env: dict[str, str], workdir: str | None, hostname: str | None) -> None:
+        """Make an anonymous sandbox somebody's: default environment, working directory, name. Once per life.
+
+        Raises: Conflict (claimed before), BadRequest, AgentTimeout, SandboxGone, AgentViolation.
+        """
+        call: dict[str, object] = {"op": "claim", "env": env, "workdir": workdir, "hostname": hostname}
+        await self._command_call(call, Empty)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[DialStream]:
+        """A TCP connection to `port` inside. See `open_dial`."""
+        return open_dial(self._connection, port)
+
+    async def quiesce(self) -> None:
+        """Make the agent drop its socket and connections, this one too, until the file `quiesce` is gone."""
+        await self._command_call({"op": "quiesce"}, Empty)
+
+    async def stats(self) -> AgentStats:
+        """The agent's own use of its sandbox."""
+        return await self._command_call({"op": "stats"}, AgentStats)

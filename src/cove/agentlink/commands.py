@@ -1,0 +1,259 @@
+"""Operations on commands: attached (`exec`), kept (`start` and what follows), as methods of the client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, TypeVar
+
+from cove.agentlink.channel import Channel, Refusal
+from cove.agentlink.connection import Connection
+from cove.agentlink.frames import Kind
+from cove.agentlink.refusals import command_error, shell_code, start_error
+from cove.agentlink.wire import (
+    CommandReply,
+    CommandsReply,
+    Empty,
+    EventReply,
+    ExitReply,
+    OutputReply,
+    StartedReply,
+    WrittenReply,
+    exec_fields,
+    violation,
+)
+from cove.model.execs import (
+    Chunk,
+    Command,
+    Ended,
+    ExecEvent,
+    ExecExit,
+    ExecResult,
+    ExecSpec,
+    Gap,
+    Paused,
+    Started,
+    Stream,
+    Why,
+)
+
+CALL_TIMEOUT_S: Final = 30.0
+"""For an answer that needs no work; a frozen sandbox gives none."""
+
+GUARD_S: Final = 2.0
+"""How long after a command's own limit the agent has to say that it has killed it."""
+
+T = TypeVar("T")
+_STREAMS: Final = {Kind.DATA: Stream.STDOUT, Kind.DATA_ERR: Stream.STDERR}
+
+
+class _Tail:
+    """The last `limit` bytes of a stream. Cutting the front of a bytearray moves a pointer, not the bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.data = bytearray()
+        self.dropped = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.data += chunk
+        excess = len(self.data) - self._limit
+        if excess > 0:
+            del self.data[:excess]
+            self.dropped += excess
+
+
+class CommandCalls:
+    """The half of the client that deals with commands."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def exec(self, spec: ExecSpec) -> ExecResult:
+        """Run `spec` to its end. Output is kept to `output_limit_bytes` per stream, the tail wins.
+
+        A program that cannot be started is a result: code 127 or 126, the reason on stderr. Cancelling kills the
+        process group. Raises: SandboxGone, AgentTimeout (no answer 2 s after `timeout_s`), AgentViolation, BadRequest.
+        """
+        out, err = _Tail(spec.output_limit_bytes), _Tail(spec.output_limit_bytes)
+
+        def collect(kind: Kind, payload: bytes) -> None:
+            if kind is Kind.EOF:
+                raise violation("EOF from a command")
+            (out if kind is Kind.DATA else err).add(payload)
+
+        channel = self._connection.open(_exec_call(spec), takes_output=True, sink=collect)
+        if spec.stdin is not None:
+            channel.feed(spec.stdin)
+        try:
+            reply = await channel.reply(ExitReply, _guard(spec.timeout_s))
+        except Refusal as refusal:
+            code = shell_code(refusal)
+            if code is None:
+                raise command_error(refusal) from refusal
+            exit_ = ExecExit(code=code, why=Why.EXITED)
+            return ExecResult(exit=exit_, stdout=b"", stderr=_as_stderr(refusal))
+        return ExecResult(
+            exit=reply.to_model(),
+            stdout=bytes(out.data),
+            stderr=bytes(err.data),
+            stdout_dropped_bytes=out.dropped,
+            stderr_dropped_bytes=err.dropped,
+        )
+
+    @asynccontextmanager
+    async def exec_stream(self, spec: ExecSpec) -> AsyncGenerator[AsyncIterator[ExecEvent], None]:
+        """Run `spec`; the iterator gives its events, last Ended. A slow reader slows the command down.
+
+        Leaving the context while it runs kills its process group. Raises, also while iterating: as `exec`.
+        """
+        channel = self._connection.open(_exec_call(spec), takes_output=True)
+        if spec.stdin is not None:
+            channel.feed(spec.stdin)
+        try:
+            yield _exec_events(channel, _guard(spec.timeout_s))
+        finally:
+            channel.cancel()
+
+    async def start(self, id: str, spec: ExecSpec, *, keep_bytes: int, stdin_open: bool) -> Started:  # noqa: A002
+        """Start `spec` in the background under `id` ([a-z0-9_-]{1,32}). `spec.stdin` is not sent; see `stdin`.
+
+        Cancelling may leave it started. Raises: BadRequest (also for a missing program), Conflict (id in use, 256
+        commands run), SandboxGone, AgentTimeout, AgentViolation.
+        """
+        call = {"op": "start", "id": id, "keep_bytes": keep_bytes, "stdin": stdin_open, **exec_fields(spec)}
+        channel = self._connection.open(call)
+        try:
+            reply = await channel.reply(StartedReply, CALL_TIMEOUT_S)
+        except Refusal as refusal:
+            raise start_error(refusal) from refusal
+        return Started(id=id, pid=reply.pid)
+
+    async def commands(self) -> list[Command]:
+        """All kept commands, oldest first; at most 256. Long argument lists are cut."""
+        reply = await self._command_call({"op": "commands"}, CommandsReply)
+        return [one.to_model() for one in reply.commands]
+
+    async def command(self, id: str) -> Command:  # noqa: A002
+        """One kept command. Raises: NotFound, SandboxGone, AgentTimeout, AgentViolation."""
+        return (await self._command_call({"op": "command", "id": id}, CommandReply)).to_model()
+
+    async def wait(self, id: str, timeout_s: float | None) -> Command:  # noqa: A002
+        """The command when it has ended or after `timeout_s` (then `running`); None: no limit. Raises: as `command`."""
+        call = {"op": "wait", "id": id, "timeout_ms": 0 if timeout_s is None else max(1, int(timeout_s * 1000))}
+        return (await self._command_call(call, CommandReply, timeout_s=_guard(timeout_s))).to_model()
+
+    async def forget(self, id: str) -> None:  # noqa: A002
+        """Kill the command if it runs and drop its output. Raises: as `command`."""
+        await self._command_call({"op": "forget", "id": id}, Empty)
+
+    async def signal(self, id: str, signal: int, *, group: bool = True) -> None:  # noqa: A002
+        """Signal a running command, attached or kept. Raises: Conflict (it has ended), and as `command`."""
+        await self._command_call({"op": "signal", "id": id, "signal": signal, "group": group}, Empty)
+
+    async def stdin(self, id: str, chunks: AsyncIterable[bytes], *, close: bool) -> int:  # noqa: A002
+        """Write to a kept command's stdin; returns the bytes it took (fewer if it stopped reading).
+
+        No time limit: a command may read when it likes. Cancelling leaves a prefix written.
+        Raises: BadRequest (no stdin, or closed), Conflict (another call writes), and as `command`.
+        """
+        channel = self._connection.open({"op": "stdin", "id": id, "close": close})
+        try:
+            await channel.send_all(chunks, timeout_s=None)
+            return (await channel.reply(WrittenReply, None)).written
+        except Refusal as refusal:
+            raise command_error(refusal) from refusal
+        finally:
+            channel.cancel()
+
+    @asynccontextmanager
+    async def output(
+        self,
+        id: str,  # noqa: A002
+        *,
+        cursor: int = 0,
+        follow: bool = False,
+        limit_bytes: int = 0,
+    ) -> AsyncGenerator[AsyncIterator[ExecEvent], None]:
+        """Kept output from `cursor` on; the last event is Ended or Paused, with the cursor to go on from.
+
+        `limit_bytes` 0: no limit. Leaving the context ends the reading, not the command. Raises, also while iterating:
+        BadRequest (cursor beyond the end), and as `command`.
+        """
+        call: dict[str, object] = {"op": "output", "id": id, "cursor": cursor, "follow": follow, "limit": limit_bytes}
+        channel = self._connection.open(call, takes_output=True)
+        try:
+            yield _output_events(channel, None if follow else CALL_TIMEOUT_S)
+        finally:
+            channel.cancel()
+
+    async def _command_call(
+        self,
+        call: Mapping[str, object],
+        kind: type[T],
+        *,
+        timeout_s: float | None = CALL_TIMEOUT_S,
+    ) -> T:
+        try:
+            return await self._connection.open(call).reply(kind, timeout_s)
+        except Refusal as refusal:
+            raise command_error(refusal) from refusal
+
+
+ExecStream = AbstractAsyncContextManager[AsyncIterator[ExecEvent]]
+"""What `exec_stream` and `output` return."""
+
+
+def _exec_call(spec: ExecSpec) -> dict[str, object]:
+    return {"op": "exec", "stdin": spec.stdin is not None, **exec_fields(spec)}
+
+
+def _guard(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else timeout_s + GUARD_S
+
+
+def _as_stderr(refusal: Refusal) -> bytes:
+    return refusal.text.encode(errors="replace") + b"\n"
+
+
+async def _exec_events(channel: Channel, timeout_s: float | None) -> AsyncIterator[ExecEvent]:
+    # The limit is for each wait: the agent enforces the command's own, and a slow reader is no fault of it.
+    try:
+        while (item := await channel.next_item(timeout_s)) is not None:
+            yield _event(channel, *item)
+        yield Ended(exit=channel.final(ExitReply).to_model())
+    except Refusal as refusal:
+        code = shell_code(refusal)
+        if code is None:
+            raise command_error(refusal) from refusal
+        yield Chunk(stream=Stream.STDERR, data=_as_stderr(refusal))
+        yield Ended(exit=ExecExit(code=code, why=Why.EXITED))
+
+
+async def _output_events(channel: Channel, timeout_s: float | None) -> AsyncIterator[ExecEvent]:
+    try:
+        while (item := await channel.next_item(timeout_s)) is not None:
+            yield _event(channel, *item)
+    except Refusal as refusal:
+        raise command_error(refusal) from refusal
+    reply = channel.final(OutputReply)
+    if reply.ended and reply.exit is not None:
+        yield Ended(exit=reply.exit.to_model(), cursor=reply.cursor)
+    else:
+        yield Paused(cursor=reply.cursor)
+
+
+def _event(channel: Channel, kind: Kind, payload: bytes | bytearray) -> ExecEvent:
+    stream = _STREAMS.get(kind)
+    if stream is not None:
+        return Chunk(stream=stream, data=bytes(payload))
+    if kind is not Kind.EVENT:
+        raise channel.breach(f"{kind.name} from a command")
+    reply = channel.decode(payload, EventReply)
+    match reply.event:
+        case "started":
+            return Started(id=reply.id, pid=reply.pid)
+        case "gap":
+            return Gap(lost_bytes=reply.lost)
+        case _:
+            raise channel.breach("an event of a command that is none")

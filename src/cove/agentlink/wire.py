@@ -1,0 +1,236 @@
+"""JSON of the agent protocol as closed types, and their translation into `cove.model`. Pure.
+
+The agent is hostile: integers are bounded so that every store and dialect can hold them, texts are cut, a value of
+another type is a breach. Unknown fields are ignored, because a newer agent may send them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from cove.model.errors import AgentViolation
+from cove.model.execs import Command, ExecExit, ExecSpec, Why
+from cove.model.files import FileInfo, FileKind
+
+MAX_TEXT: Final = 1024
+_MAX_PATH_TEXT: Final = 8192
+"""A path of 4096 bytes under a directory of as many: more is not shown."""
+
+_FAR_FUTURE_S: Final = 1e12
+
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Identifier = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Mode = Annotated[int, Meta(ge=0, le=0o7777)]
+Code = Annotated[int, Meta(ge=-1, le=255)]
+Pid = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Id = Annotated[str, Meta(max_length=64)]
+
+
+class AgentHello(Struct, frozen=True, kw_only=True):
+    """What the agent says of itself. Facts for a log and a version check, never for trust."""
+
+    protocol: int
+    agent: Annotated[str, Meta(max_length=64)]
+    build: Annotated[str, Meta(max_length=64)]
+    features: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=64)] = ()
+
+
+class AgentStats(Struct, frozen=True, kw_only=True):
+    """The agent's own use of its sandbox."""
+
+    commands: Natural
+    attached: Natural
+    goroutines: Natural
+    heap_bytes: Natural
+    uptime_ms: Natural
+
+
+class FailReply(Struct, frozen=True):
+    """FAIL."""
+
+    kind: Annotated[str, Meta(max_length=64)]
+    text: str = ""
+
+
+class Empty(Struct, frozen=True):
+    """RESULT of an operation that has nothing to tell."""
+
+
+class ExitReply(Struct, frozen=True):
+    """*exit*: RESULT of `exec`."""
+
+    code: Code
+    signal: Annotated[int, Meta(ge=1, le=64)] | None = None
+    timed_out: bool = False
+    duration_us: Natural = 0
+    cpu_us: Natural = 0
+    max_rss_bytes: Natural = 0
+
+    def to_model(self) -> ExecExit:
+        """The exit as the core knows it."""
+        why = Why.TIMEOUT if self.timed_out else Why.KILLED if self.signal is not None else Why.EXITED
+        return ExecExit(
+            code=self.code,
+            why=why,
+            signal=self.signal,
+            duration_ms=self.duration_us / 1000,
+            cpu_ms=self.cpu_us / 1000,
+            max_rss_bytes=self.max_rss_bytes,
+        )
+
+
+class StartedReply(Struct, frozen=True):
+    """RESULT of `start`."""
+
+    id: Id
+    pid: Pid
+
+
+class CommandReply(Struct, frozen=True):
+    """*info*: a kept command."""
+
+    id: Id
+    pid: Pid
+    argv: Annotated[tuple[str, ...], Meta(max_length=4096)]
+    started_at: float
+    running: bool
+    exit: ExitReply | None
+    cursor: Natural
+    oldest_cursor: Natural
+
+    def to_model(self) -> Command:
+        """The command as the core knows it. Raises: AgentViolation."""
+        if not self.running and self.exit is None:
+            raise violation("an ended command without its exit")
+        return Command(
+            id=self.id,
+            pid=self.pid,
+            argv=self.argv,
+            started_at=_seconds(self.started_at),
+            running=self.running,
+            exit=None if self.running or self.exit is None else self.exit.to_model(),
+            cursor=self.cursor,
+            oldest_cursor=self.oldest_cursor,
+        )
+
+
+class CommandsReply(Struct, frozen=True):
+    """RESULT of `commands`."""
+
+    commands: Annotated[tuple[CommandReply, ...], Meta(max_length=256)]
+
+
+class OutputReply(Struct, frozen=True):
+    """RESULT of `output`."""
+
+    cursor: Natural
+    ended: bool
+    exit: ExitReply | None = None
+
+
+class WrittenReply(Struct, frozen=True):
+    """RESULT of `stdin`."""
+
+    written: Natural
+
+
+class StatReply(Struct, frozen=True):
+    """*stat*: a directory entry."""
+
+    path: str
+    name: str
+    kind: FileKind
+    size: Natural
+    mode: Mode
+    uid: Identifier
+    gid: Identifier
+    mtime: float
+    target: str | None = None
+
+    def to_model(self) -> FileInfo:
+        """The entry as the core knows it, texts cut."""
+        return FileInfo(
+            path=self.path[:_MAX_PATH_TEXT],
+            name=self.name[:MAX_TEXT],
+            kind=self.kind,
+            size=self.size,
+            mode=self.mode,
+            uid=self.uid,
+            gid=self.gid,
+            mtime=_seconds(self.mtime),
+            target=None if self.target is None else self.target[:_MAX_PATH_TEXT],
+        )
+
+
+class ListReply(Struct, frozen=True):
+    """RESULT of `list`."""
+
+    entries: Annotated[tuple[StatReply, ...], Meta(max_length=1000)]
+    more: bool
+
+
+class RemovedReply(Struct, frozen=True):
+    """RESULT of `remove`."""
+
+    removed: Natural
+
+
+class BytesReply(Struct, frozen=True):
+    """RESULT of `read`."""
+
+    bytes: Natural
+
+
+class EventReply(Struct, frozen=True):
+    """The union of all events' fields; `event` says which are meant."""
+
+    event: Annotated[str, Meta(max_length=64)]
+    id: Id = ""
+    pid: Pid = 0
+    lost: Natural = 0
+    stat: StatReply | None = None
+
+
+T = TypeVar("T")
+_DECODERS: Final[dict[type[Any], msgspec.json.Decoder[Any]]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (
+        AgentHello, AgentStats, FailReply, Empty, ExitReply, StartedReply, CommandReply, CommandsReply, OutputReply,
+        WrittenReply, StatReply, ListReply, RemovedReply, BytesReply, EventReply,
+    )
+}  # fmt: skip
+
+
+def decode(payload: bytes | bytearray, kind: type[T]) -> T:
+    """`payload` as a `kind`. Raises: AgentViolation for anything else."""
+    try:
+        value: T = _DECODERS[kind].decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise violation(f"not a {kind.__name__}: {str(error)[:200]}") from error
+    return value
+
+
+def violation(what: str) -> AgentViolation:
+    """The error for a breach; `what` is for the log and holds no bytes of the sandbox beyond msgspec's own words."""
+    return AgentViolation("the sandbox's agent broke the protocol", internal=what)
+
+
+def exec_fields(spec: ExecSpec) -> dict[str, object]:
+    """The fields that `exec` and `start` share."""
+    return {
+        "argv": spec.argv,
+        "shell": spec.shell,
+        "env": spec.env,
+        "cwd": spec.cwd,
+        "user": spec.user,
+        "timeout_ms": 0 if spec.timeout_s is None else max(1, math.ceil(spec.timeout_s * 1000)),
+    }
+
+
+def _seconds(value: float) -> float:
+    # A year of 10^300 would break every formatter behind us; the file is then simply of 1970.
+    return value if math.isfinite(value) and abs(value) < _FAR_FUTURE_S else 0.0

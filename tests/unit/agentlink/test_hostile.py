@@ -1,0 +1,228 @@
+"""What a hostile agent can send, and that each of it ends in one of three errors, quickly and in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cove.agentlink import files
+from cove.agentlink.client import AgentClient
+from cove.agentlink.frames import HEADER, INITIAL_CREDIT_BYTES, Kind
+from cove.model.errors import AgentTimeout, AgentViolation, BadRequest, CoveError, FileError, NotFound, SandboxGone
+from cove.model.execs import Chunk, ExecSpec
+
+if TYPE_CHECKING:
+    from conftest import Liar
+
+TRUE = ExecSpec(argv=("true",))
+EXIT = {"code": 0, "signal": None, "timed_out": False, "duration_us": 1, "cpu_us": 1, "max_rss_bytes": 1, "pid": 2}
+STAT = {"path": "/x", "name": "x", "kind": "file", "size": 1, "mode": 420, "uid": 0, "gid": 0, "mtime": 1.5}
+
+
+async def fails(
+    lied_to: tuple[AgentClient, Liar],
+    answers: list[tuple[int, int, object]],
+    call: Callable[[AgentClient], Awaitable[object]],
+) -> CoveError:
+    """Make `call` on the client, send `answers`, return the error; the connection must be closed by it."""
+    client, liar = lied_to
+
+    async def lie() -> None:
+        await liar.hear_call()
+        for kind, channel, payload in answers:
+            try:
+                await liar.say(kind, channel, payload)
+            except ConnectionError:
+                return
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(lie())
+        with pytest.raises(CoveError) as caught:
+            await call(client)
+    return caught.value
+
+
+BREACHES = {
+    "a kind that is none": [(0x7F, 1, b"")],
+    "a call from the agent": [(Kind.CALL, 1, b"{}")],
+    "cancel from the agent": [(Kind.CANCEL, 1, b"")],
+    "a channel that is not open": [(Kind.RESULT, 9, EXIT)],
+    "a result on channel 0": [(Kind.RESULT, 0, EXIT)],
+    "a second hello": [(Kind.HELLO, 0, b"{}")],
+    "a pong that answers nothing": [(Kind.PONG, 0, b"x")],
+    "credit of three bytes": [(Kind.CREDIT, 1, b"abc")],
+    "end of output from a command": [(Kind.EOF, 1, b"")],
+    "no JSON": [(Kind.RESULT, 1, b"{]")],
+    "JSON that is not UTF-8": [(Kind.RESULT, 1, b'{"code":"\xff"}')],
+    "a list for an object": [(Kind.RESULT, 1, b"[]")],
+    "a text for a number": [(Kind.RESULT, 1, {**EXIT, "code": "0"})],
+    "a number beyond 64 bits": [(Kind.RESULT, 1, {**EXIT, "max_rss_bytes": 2**63})],
+    "a negative size": [(Kind.RESULT, 1, {**EXIT, "max_rss_bytes": -1})],
+    "a missing field": [(Kind.RESULT, 1, {})],
+    "nesting without end": [(Kind.RESULT, 1, b'{"x":' + b"[" * 100_000)],
+    "a fail that is none": [(Kind.FAIL, 1, b"{}")],
+    "a fail of 20 KB": [(Kind.FAIL, 1, {"kind": "io", "text": "x" * 20_000})],
+    "ten thousand events": [(Kind.EVENT, 1, {"event": "started", "id": "c1", "pid": 1})] * 10_000,
+}
+
+
+@pytest.mark.parametrize("answers", BREACHES.values(), ids=BREACHES)
+async def test_a_breach_is_a_violation_and_closes(
+    lied_to: tuple[AgentClient, Liar], answers: list[tuple[int, int, object]]
+) -> None:
+    error = await fails(lied_to, answers, lambda client: client.exec(TRUE))
+    assert isinstance(error, AgentViolation)
+    client, liar = lied_to
+    assert client.is_closed
+    await liar.hear_end()
+    with pytest.raises(AgentViolation):
+        await client.stats()
+
+
+async def test_output_beyond_the_credit_is_a_violation(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    async with client.exec_stream(TRUE) as events:
+        await liar.hear_call()
+        for _ in range(5):
+            await liar.say(Kind.DATA, 1, bytes(INITIAL_CREDIT_BYTES // 4))
+        await liar.hear_end()
+        with pytest.raises(AgentViolation):
+            async for _ in events:
+                pass
+
+
+async def test_output_on_a_call_without_output_is_a_violation(lied_to: tuple[AgentClient, Liar]) -> None:
+    error = await fails(lied_to, [(Kind.DATA, 1, b"x")], lambda client: client.stat("/x"))
+    assert isinstance(error, AgentViolation)
+
+
+async def test_a_flood_of_one_byte_frames_stays_small_in_memory(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    frames = b"".join(HEADER.pack(1, kind, 1) + b"x" for kind in (Kind.DATA, Kind.DATA_ERR) * 2000)
+    async with client.exec_stream(TRUE) as events:
+        await liar.hear_call()
+        tracemalloc.start()
+        for _ in range(50):  # 200 000 bytes in as many frames
+            await liar.raw(frames)
+        await liar.say(Kind.RESULT, 1, EXIT)
+        await asyncio.sleep(0.1)
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert size < 4 * 1024 * 1024
+        chunks = [event.data async for event in events if isinstance(event, Chunk)]
+    assert sum(map(len, chunks)) == 200_000
+    assert len(chunks) < 2000
+
+
+async def test_a_million_entries_are_a_violation(lied_to: tuple[AgentClient, Liar]) -> None:
+    entry = b'{"path":"/","name":"","kind":"file","size":0,"mode":0,"uid":0,"gid":0,"mtime":0},'
+    many = b'{"entries":[' + (entry * 12_000)[:-1] + b'],"more":false}'
+    assert len(many) < 1024 * 1024
+    error = await fails(lied_to, [(Kind.RESULT, 1, many)], lambda client: client.list("/"))
+    assert isinstance(error, AgentViolation)
+    # 1e6 of them do not fit into a frame: the header alone is refused.
+    assert 1_000_000 * len(entry) > 1024 * 1024
+
+
+async def test_half_a_frame_and_then_nothing_ends_as_gone(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+
+    async def break_off() -> None:
+        await liar.hear_call()
+        await liar.raw(HEADER.pack(100, Kind.RESULT, 1) + b"{")
+        liar.close()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(break_off())
+        with pytest.raises(SandboxGone):
+            await client.exec(TRUE)
+
+
+async def test_silence_ends_as_a_timeout_and_a_cancel(
+    lied_to: tuple[AgentClient, Liar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CALL_TIMEOUT_S", 0.05)
+    client, liar = lied_to
+    with pytest.raises(AgentTimeout):
+        async with client.read("/x"):
+            pass
+    assert [(await liar.hear())[0] for _ in range(2)] == [Kind.CALL, Kind.CANCEL]
+    assert not client.is_closed
+
+
+async def test_a_timed_command_without_an_answer_ends_soon_after_its_limit(
+    lied_to: tuple[AgentClient, Liar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cove.agentlink.commands.GUARD_S", 0.05)
+    client, _ = lied_to
+    with pytest.raises(AgentTimeout):
+        await client.exec(ExecSpec(argv=("true",), timeout_s=0.05))
+
+
+async def test_output_of_a_canceled_call_is_dropped_until_its_end(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    async with client.exec_stream(TRUE):
+        await liar.hear_call()
+    for _ in range(20):  # far beyond any credit: it may all have been on its way
+        await liar.say(Kind.DATA, 1, bytes(200_000))
+    await liar.say(Kind.FAIL, 1, {"kind": "canceled", "text": ""})
+    await liar.say(Kind.DATA, 1, b"x")
+    await asyncio.wait_for(client.wait_closed(), 5)  # after the end it is a breach again
+
+
+async def test_a_silent_stranger_is_no_agent(pair: tuple[socket.socket, Liar]) -> None:
+    with pytest.raises(AgentTimeout):
+        await AgentClient.connect(pair[0], timeout_s=0.05)
+
+
+@pytest.mark.parametrize("hello", [{"protocol": 2, "agent": "", "build": ""}, {}, [], {"protocol": "1"}])
+async def test_a_hello_that_is_none_is_a_violation(pair: tuple[socket.socket, Liar], hello: object) -> None:
+    ours, liar = pair
+    await liar.say(Kind.HELLO, 0, hello)
+    with pytest.raises(AgentViolation):
+        await AgentClient.connect(ours)
+
+
+async def test_a_closed_socket_is_a_sandbox_that_is_gone(pair: tuple[socket.socket, Liar]) -> None:
+    ours, liar = pair
+    liar.close()
+    with pytest.raises(SandboxGone):
+        await AgentClient.connect(ours)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "expected"),
+    [
+        ("not_found", lambda c: c.command("x"), NotFound),
+        ("invalid", lambda c: c.exec(TRUE), BadRequest),
+        ("not_found", lambda c: c.stat("/x"), FileError),
+        ("os.system", lambda c: c.stat("/x"), FileError),
+    ],
+)
+async def test_a_refusal_keeps_the_connection_and_cuts_its_text(
+    lied_to: tuple[AgentClient, Liar],
+    kind: str,
+    call: Callable[[AgentClient], Awaitable[object]],
+    expected: type[CoveError],
+) -> None:
+    error = await fails(lied_to, [(Kind.FAIL, 1, {"kind": kind, "text": "\x1b[31m" * 1000})], call)
+    assert isinstance(error, expected)
+    assert len(error.public) <= 1024
+    assert error.internal == ""
+    assert not lied_to[0].is_closed
+    if isinstance(error, FileError) and kind == "os.system":
+        assert error.reason == "io"
+
+
+async def test_an_absurd_time_is_no_time(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client.stat("/x"))
+        await liar.hear_call()
+        await liar.say(Kind.RESULT, 1, {**STAT, "mtime": 1e300})
+    assert asked.result().mtime == 0.0

@@ -1,0 +1,80 @@
+"""Connects to a box's agent without trusting the directory the socket lies in.
+
+The sandbox owns that directory: it may put a link to any socket of the host there, or a socket of its own. So: one
+descriptor of the directory, opened without following links; `openat` of the name with O_PATH|O_NOFOLLOW; it must be a
+socket; connect through /proc/self/fd (the inode that was checked, not a name); the peer must be the box's own init, by
+pid and by uid (SO_PEERCRED tells who called listen(2)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from cove.agentlink.client import AgentClient
+from cove.model.errors import AgentTimeout, AgentViolation, SandboxGone
+
+SOCKET_NAME: Final = "a.sock"
+_POLL_S: Final = 0.001
+
+
+async def connect(directory: Path, *, pid: int, uid: int, timeout_s: float) -> AgentClient:
+    """A client of the agent whose socket lies in `directory`, waiting up to `timeout_s` for it to appear.
+
+    Raises: AgentTimeout (it did not), AgentViolation (something else is there), SandboxGone (it closed on us).
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (found := _try_connect(directory, pid=pid, uid=uid)) is None:
+                if not _is_alive(pid):
+                    raise SandboxGone("the sandbox ended while it started")
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError as error:
+        raise AgentTimeout("the sandbox's agent did not come up", internal=f"pid {pid}") from error
+    return await AgentClient.connect(found, timeout_s=timeout_s)
+
+
+def _require_peer(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if found != wanted:
+        raise AgentViolation("the sandbox replaced its agent's socket", internal=f"peer {found}")
+
+
+def _is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _try_connect(directory: Path, *, pid: int, uid: int) -> socket.socket | None:
+    """A connected socket; None: not there yet. Raises: AgentViolation."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            node = os.open(SOCKET_NAME, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            stack.callback(os.close, node)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISSOCK(os.fstat(node).st_mode):
+            raise AgentViolation("the sandbox replaced its agent's socket", internal="not a socket")
+        return _connect_checked(f"/proc/self/fd/{node}", pid=pid, uid=uid)
+
+
+def _connect_checked(path: str, *, pid: int, uid: int) -> socket.socket | None:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        link.connect(path)
+        peer_pid, peer_uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _require_peer((peer_pid, peer_uid), (pid, uid))
+    except (ConnectionRefusedError, BlockingIOError):
+        # Bound but not listening yet, or its backlog is full: both pass.
+        link.close()
+        return None
+    except BaseException:
+        link.close()
+        raise
+    return link

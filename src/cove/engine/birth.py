@@ -1,0 +1,99 @@
+"""Getting a box for a sandbox: a warm one fitted to its wishes, else a cold one. No state, no journal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from cove.engine.clock import Clock
+from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
+from cove.engine.pool import POOL_HOSTNAME, Pool
+from cove.engine.ports import Journal
+from cove.model.errors import CoveError, EngineFailure
+from cove.model.sandbox import Sandbox, Source
+
+log = logging.getLogger(__name__)
+
+BOX_TIMEOUT_S: Final = 60.0
+"""For any one action of a box but its creation: each takes milliseconds, so past this the machine has failed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a supervisor needs from outside. `on_end` is told once, when its task stops."""
+
+    journal: Journal
+    pool: Pool
+    clock: Clock
+    tasks: asyncio.TaskGroup
+    on_end: Callable[[Sandbox], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """What a new sandbox needs beyond its record. `box` is a warm one whose id the sandbox has taken over.
+
+    `env` goes into the box and nowhere else: it may hold secrets, so no store or log ever sees it. `asked_at` is
+    the monotonic moment of the request; `intent` writes the pending record.
+    """
+
+    image: BoxImage
+    driver: Driver
+    env: dict[str, str]
+    hostname: str | None
+    box: Box | None
+    asked_at: float
+    intent: Callable[[Sandbox], Awaitable[None]]
+
+
+async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, Source]:
+    """A claimed box for `sandbox`. A warm one that fails at the claim is replaced by a cold one.
+
+    On failure nothing is left. Raises: EngineFailure, Unsupported, SandboxError.
+    """
+    if birth.box is not None:
+        try:
+            await bounded(_fit(birth.box, sandbox, birth))
+        except CoveError as error:
+            log.warning("warm box %s could not be claimed: %s %s", sandbox.id, error, error.internal)
+            await bounded(birth.box.destroy())
+        else:
+            return birth.box, Source.WARM
+    hostname = birth.hostname or POOL_HOSTNAME
+    spec = BoxSpec(id=sandbox.id, image=birth.image, limits=sandbox.limits, hostname=hostname)
+    box = await pool.create(birth.driver, spec)
+    try:
+        await bounded(_claim(box, birth))
+    except CoveError:
+        await bounded(box.destroy())
+        raise
+    return box, Source.COLD
+
+
+async def _fit(box: Box, sandbox: Sandbox, birth: Birth) -> None:
+    """Make a pool member what this sandbox asked for."""
+    if box.facts.limits != sandbox.limits:
+        await box.set_limits(sandbox.limits)
+    if birth.hostname is not None:
+        await box.set_hostname(birth.hostname)
+    await _claim(box, birth)
+
+
+async def _claim(box: Box, birth: Birth) -> None:
+    await box.agent.claim({**birth.image.env, **birth.env}, birth.image.workdir, birth.hostname)
+
+
+async def bounded(action: Awaitable[T]) -> T:
+    """Await one action of a box, for BOX_TIMEOUT_S at most. Raises: EngineFailure beyond it, and for an OSError."""
+    try:
+        async with asyncio.timeout(BOX_TIMEOUT_S):
+            return await action
+    except TimeoutError as error:
+        raise EngineFailure("the machine did not answer in time", internal="a box action timed out") from error
+    except OSError as error:
+        raise EngineFailure("the machine refused", internal=repr(error)) from error

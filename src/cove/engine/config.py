@@ -1,0 +1,51 @@
+"""What the engine is told: one frozen struct, built in `server/`. Nothing here reads the environment."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+RUN_ROOT: Final = Path("/run/cove")
+"""Machine-wide: claims and one directory per instance. Gone at a reboot, as is everything that it describes."""
+
+
+def instance_of(data_dir: Path) -> str:
+    """The name of the server that owns `data_dir`: 12 hex digits, so that two servers never share a name."""
+    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True):
+    """Where the engine keeps things and what it may use.
+
+    `pool_bytes` 0: 75 % of the free space of the data directory's file system. `quota` picks the storage of writable
+    layers: `auto` (best the machine has), `btrfs`, `ext4` (a loop file per sandbox) or `tmpfs`.
+    """
+
+    data_dir: Path
+    instance: str
+    run_dir: Path
+    runtimes_dir: Path
+    images_dir: Path
+    quota: str = "auto"
+    pool_bytes: int = 0
+    drivers: tuple[str, ...] = ("runc",)
+
+    @classmethod
+    def at(
+        cls, data_dir: Path, *, quota: str = "auto", pool_bytes: int = 0, drivers: tuple[str, ...] = ("runc",)
+    ) -> EngineConfig:
+        """The usual layout below `data_dir`."""
+        instance = instance_of(data_dir)
+        return cls(
+            data_dir=data_dir,
+            instance=instance,
+            run_dir=RUN_ROOT / instance,
+            runtimes_dir=data_dir / "runtimes" / "current",
+            images_dir=data_dir / "images",
+            quota=quota,
+            pool_bytes=pool_bytes,
+            drivers=drivers,
+        )

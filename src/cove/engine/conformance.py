@@ -1,0 +1,335 @@
+"""What every isolation driver must do, as named checks against real boxes. Shipped, so that others can run it too.
+
+`python -m cove.engine.conformance --driver NAME --data-dir DIR` prints one JSON line per check (`name`, `ok`, `detail`,
+`ms`) and exits 1 if one failed that is not in the driver's `KNOWN_GAPS`. Needs root, `cove setup`, and a data directory
+of its own that no server uses.
+
+To add a check: a coroutine `check_<sentence>` below; it is found by its name. A driver that cannot pass one yet is
+listed in `KNOWN_GAPS` with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from cove.engine import kernel, machine
+from cove.engine.config import EngineConfig
+from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
+from cove.engine.registry import open_engine
+from cove.model.errors import CoveError, FileError, SandboxGone
+from cove.model.execs import ExecSpec, Why
+from cove.model.ids import new_core_id
+from cove.model.sandbox import MIB, Limits
+
+KNOWN_GAPS: Final[dict[str, dict[str, str]]] = {
+    "fake": dict.fromkeys(
+        (
+            "check_memory_beyond_the_limit_kills_inside",
+            "check_disk_beyond_the_limit_fails_inside",
+            "check_processes_beyond_the_limit_fail_inside",
+            "check_hostname_is_the_one_asked_for",
+            "check_agent_cannot_be_killed_from_inside",
+            "check_nothing_of_the_host_is_visible",
+            "check_two_boxes_do_not_see_each_other",
+            "check_cpu_use_is_counted",
+        ),
+        "the fake driver isolates nothing; it exists for tests of what stands above the engine",
+    ),
+}
+_CHECK_LIMIT_S: Final = 60.0
+
+
+class Bench(Struct, frozen=True):
+    """What a check works with."""
+
+    driver: Driver
+    image: BoxImage
+
+    async def box(self, limits: Limits | None = None) -> Box:
+        """A fresh claimed box."""
+        spec = BoxSpec(id=new_core_id(), image=self.image, limits=limits or Limits(), hostname="conformance")
+        box = await self.driver.create(spec)
+        await box.agent.claim({"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}, None, None)
+        return box
+
+
+class CheckFailed(Exception):
+    """A check saw something else than it must."""
+
+
+def _require(condition: object, detail: object) -> None:
+    if not condition:
+        raise CheckFailed(str(detail))
+
+
+async def _sh(box: Box, script: str, timeout_s: float = 20.0) -> tuple[int, str]:
+    result = await box.agent.exec(ExecSpec(shell=script, timeout_s=timeout_s))
+    return result.exit.code, (result.stdout + result.stderr).decode(errors="replace")
+
+
+async def check_a_command_runs_and_its_streams_stay_apart(bench: Bench) -> None:
+    """Exit code, stdout and stderr come back as they were."""
+    box = await bench.box()
+    result = await box.agent.exec(ExecSpec(shell="echo out; echo err >&2; exit 7"))
+    await box.destroy()
+    _require((result.exit.code, result.stdout, result.stderr) == (7, b"out\n", b"err\n"), result)
+
+
+async def check_a_timeout_kills_the_process_group(bench: Bench) -> None:
+    """Nothing of a timed-out command is left."""
+    box = await bench.box()
+    result = await box.agent.exec(ExecSpec(shell="sleep 971 & sleep 972", timeout_s=0.3))
+    _, left = await _sh(box, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep 97[12]'; true")
+    await box.destroy()
+    _require(result.exit.why is Why.TIMEOUT, result)
+    _require(left.strip() in {"0", "1"}, left)  # the grep's own shell may name it once
+
+
+async def check_a_file_comes_back_as_it_was_written(bench: Bench) -> None:
+    """Bytes, mode and size of a file survive a round trip, and reading a directory is refused by name."""
+    box = await bench.box()
+    data = os.urandom(3 * MIB + 17)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), 65536):
+            yield data[start : start + 65536]
+
+    path = f"/tmp/cove-{box.facts.id}/a/b"  # noqa: S108 (inside the sandbox)
+    info = await box.agent.write(path, chunks(), mode=0o640, parents=True)
+    async with box.agent.read(path) as reader:
+        back = b"".join([chunk async for chunk in reader])
+    refused = ""
+    try:
+        async with box.agent.read("/tmp") as reader:  # noqa: S108 (inside the sandbox)
+            async for _ in reader:
+                pass
+    except FileError as error:
+        refused = error.reason
+    await box.agent.remove(f"/tmp/cove-{box.facts.id}", recursive=True)  # noqa: S108 (inside the sandbox)
+    await box.destroy()
+    _require((info.size, info.mode, back == data, refused) == (len(data), 0o640, True, "is_directory"), (info, refused))
+
+
+async def check_a_background_command_outlives_the_connection(bench: Bench) -> None:
+    """After losing the connection a kept command runs on, and its output is there from the start."""
+    box = await bench.box()
+    await box.agent.start("c1", ExecSpec(shell="echo one; sleep 0.5; echo two"), keep_bytes=65536, stdin_open=False)
+    await box.agent.close()
+    await box.reconnect()
+    command = await box.agent.wait("c1", 10.0)
+    async with box.agent.output("c1", cursor=0, follow=True, limit_bytes=0) as events:
+        text = b"".join([getattr(event, "data", b"") async for event in events])
+    await box.destroy()
+    _require((command.running, text) == (False, b"one\ntwo\n"), (command, text))
+
+
+async def check_a_paused_box_does_nothing_until_resumed(bench: Bench) -> None:
+    """While paused no instruction runs; afterwards it goes on where it was."""
+    box = await bench.box()
+    script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
+    await box.agent.start("c1", ExecSpec(shell=script), keep_bytes=65536, stdin_open=False)
+    await asyncio.sleep(0.3)
+    await box.pause()
+    await asyncio.sleep(0.5)
+    await box.resume()
+    first = (await box.agent.command("c1")).cursor
+    await asyncio.sleep(0.3)
+    second = (await box.agent.command("c1")).cursor
+    await box.destroy()
+    _require(0 < first < second, (first, second))
+
+
+async def check_memory_beyond_the_limit_kills_inside(bench: Bench) -> None:
+    """The kernel kills the hog, counts it, and the agent lives on."""
+    box = await bench.box(Limits(memory_bytes=64 * MIB))
+    before = box.oom_kills()
+    code, _ = await _sh(box, "head -c 200000000 /dev/zero | tail")
+    after, (alive, _) = box.oom_kills(), await _sh(box, "true")
+    await box.destroy()
+    _require(code != 0 and after > before and alive == 0, (code, before, after, alive))
+
+
+async def check_disk_beyond_the_limit_fails_inside(bench: Bench) -> None:
+    """Writing past the limit fails there, removing and writing again works."""
+    box = await bench.box(Limits(disk_bytes=32 * MIB))
+    full, text = await _sh(box, "head -c 60000000 /dev/zero > /root/f && sync /root/f")
+    again, text2 = await _sh(box, "rm /root/f && sync && head -c 1000000 /dev/zero > /root/g")
+    await box.destroy()
+    _require(full != 0 and again == 0, (full, text, again, text2))
+
+
+async def check_processes_beyond_the_limit_fail_inside(bench: Bench) -> None:
+    """A fork bomb meets its limit, and the box is usable afterwards."""
+    box = await bench.box(Limits(pids=64))
+    await _sh(box, ":(){ :|:& };:", timeout_s=2.0)
+    await asyncio.sleep(0.5)
+    usage = await box.usage()
+    await box.destroy()
+    _require(usage.pids <= 64, usage)  # noqa: PLR2004 (the limit above)
+
+
+async def check_hostname_is_the_one_asked_for(bench: Bench) -> None:
+    """Also when it is set after the box was made."""
+    box = await bench.box()
+    await box.set_hostname("otter")
+    _, name = await _sh(box, "cat /proc/sys/kernel/hostname")
+    await box.destroy()
+    _require(name.strip() == "otter" and os.uname().nodename != "otter", name)
+
+
+async def check_limits_can_change_while_it_runs(bench: Bench) -> None:
+    """Raised and lowered without a restart."""
+    box = await bench.box(Limits(memory_bytes=128 * MIB))
+    for memory in (256 * MIB, 64 * MIB):
+        await box.set_limits(Limits(memory_bytes=memory, cpus=0.5, pids=100))
+    code, _ = await _sh(box, "true")
+    await box.destroy()
+    _require(code == 0, code)
+
+
+async def check_agent_cannot_be_killed_from_inside(bench: Bench) -> None:
+    """Root inside may signal init; nothing happens."""
+    box = await bench.box()
+    await _sh(box, "kill -9 1; kill -STOP 1; sleep 0.1")
+    code, _ = await _sh(box, "true")
+    await box.destroy()
+    _require(code == 0, code)
+
+
+async def check_nothing_of_the_host_is_visible(bench: Bench) -> None:
+    """Own pids, own (loopback-only) network, own root, root without the host's ids."""
+    box = await bench.box()
+    _, out = await _sh(box, "cat /proc/1/comm /proc/net/dev /proc/self/uid_map; ls /proc | grep -c '^[0-9]'")
+    await box.destroy()
+    interfaces = [line.split(":")[0].strip() for line in out.splitlines() if ":" in line]
+    _require(interfaces == ["lo"], out)
+    _require(str(box.facts.uid_base) in out and int(out.split()[-1]) < 10, out)  # noqa: PLR2004 (a handful of pids)
+
+
+async def check_two_boxes_do_not_see_each_other(bench: Bench) -> None:
+    """A file and a process of one are not there in the other."""
+    one, two = await bench.box(), await bench.box()
+    await _sh(one, "echo secret > /root/mark; sleep 900 >/dev/null 2>&1 & true")
+    _, seen = await _sh(two, "ls /root; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep 'sleep 900' | grep -v grep")
+    await one.destroy()
+    await two.destroy()
+    _require("mark" not in seen and one.facts.uid_base != two.facts.uid_base, seen)
+
+
+async def check_cpu_use_is_counted(bench: Bench) -> None:
+    """CPU time and peak memory grow with use."""
+    box = await bench.box()
+    await _sh(box, "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+    usage = await box.usage()
+    await box.destroy()
+    _require(usage.cpu_ms > 20 and usage.memory_peak_bytes > 0, usage)  # noqa: PLR2004 (a busy loop of ~100 ms)
+
+
+async def check_a_box_is_adopted_after_its_server_is_gone(bench: Bench) -> None:
+    """Facts alone are enough to go on with a running box."""
+    box = await bench.box()
+    await box.agent.start("c1", ExecSpec(shell="sleep 60"), keep_bytes=4096, stdin_open=False)
+    await box.agent.close()
+    again = await bench.driver.adopt(box.facts)
+    command = await again.agent.command("c1")
+    await again.destroy()
+    _require(command.running, command)
+
+
+async def check_death_is_noticed(bench: Bench) -> None:
+    """`wait_dead` returns, the agent's calls end, and a dead box cannot be adopted."""
+    box = await bench.box()
+    os.kill(box.facts.init_pid, 9)
+    async with asyncio.timeout(5):
+        await box.wait_dead()
+    refused = False
+    try:
+        await bench.driver.adopt(box.facts)
+    except (SandboxGone, CoveError):
+        refused = True
+    await box.destroy()
+    _require(refused, "a dead box was adopted")
+
+
+async def check_destroy_leaves_nothing_and_can_be_repeated(bench: Bench) -> None:
+    """No facts remain, and a second destroy answers the same."""
+    box = await bench.box()
+    first = await box.destroy()
+    second = await box.destroy()
+    left = [f.id for f in await bench.driver.remains() if f.id == box.facts.id]
+    _require(first == second and not left and kernel.process_start(box.facts.init_pid) is None, left)
+
+
+Check = Callable[[Bench], Awaitable[None]]
+
+
+def checks() -> dict[str, Check]:
+    """All checks by name."""
+    module = sys.modules[__name__]
+    return {n: f for n, f in inspect.getmembers(module, inspect.iscoroutinefunction) if n.startswith("check_")}
+
+
+async def run(config: EngineConfig, name: str) -> bool:
+    """Run every check against driver `name`, one after the other; print a JSON line each. Whether all passed."""
+    passed = True
+    async with open_engine(config) as engine:
+        driver = engine.drivers[name]
+        bench = Bench(driver, engine.images.get("base"))
+        for check_name, check in checks().items():
+            started, detail = time.perf_counter(), ""
+            gap = KNOWN_GAPS.get(name, {}).get(check_name)
+            try:
+                if gap is not None:
+                    # Not run at all: without isolation a fork bomb or a kill of init would hit this machine.
+                    raise CheckFailed(gap)
+                async with asyncio.timeout(_CHECK_LIMIT_S):
+                    await check(bench)
+            except (CheckFailed, CoveError, TimeoutError, OSError) as error:
+                detail = f"{type(error).__name__}: {error} {getattr(error, 'internal', '')}"
+            passed = passed and (not detail or gap is not None)
+            ms = round((time.perf_counter() - started) * 1000, 1)
+            verdict = {"name": check_name, "ok": not detail, "detail": detail, "gap": gap, "ms": ms}
+            sys.stdout.write(json.dumps(verdict) + "\n")
+        for facts in await driver.remains():
+            await driver.reap(facts)
+        engine.release()
+    return passed
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--driver", default="runc")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument(
+        "--setup-dir", type=Path, default=Path("/var/lib/cove"), help="the data directory of `cove setup`"
+    )
+    given = parser.parse_args()
+    given.data_dir.mkdir(parents=True, exist_ok=True)
+    config = EngineConfig.at(given.data_dir, drivers=(given.driver,), pool_bytes=8 * 1024 * MIB)
+    config = msgspec.structs.replace(
+        config,
+        runtimes_dir=given.setup_dir / "runtimes" / "current",
+        images_dir=given.setup_dir / "images",
+    )
+    origin = machine.enter(config.run_dir)
+    try:
+        return 0 if asyncio.run(run(config, given.driver)) else 1
+    finally:
+        machine.release(config.run_dir, origin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

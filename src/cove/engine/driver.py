@@ -1,0 +1,148 @@
+"""The one port between Cove and whatever runs a sandbox. Abstract only.
+
+A *box* is the engine's side of a sandbox: processes, mounts, cgroup, uid range. The driver makes and ends boxes;
+everything done *in* one goes through its agent, so this port stays small.
+
+To add a driver: one file in `drivers/` ending in `driver_factory = ...`, one row in `registry.py`, one line in
+`tests/conformance/test_drivers.py`, one entry in `docs/reference/drivers.md`. Nothing else may have to change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from msgspec import Struct, field
+
+from cove.agentlink.client import AgentClient
+from cove.model.sandbox import Isolation, Limits, Usage
+
+
+class BoxImage(Struct, frozen=True, kw_only=True):
+    """A prepared image: a read-only directory tree owned by root, and its configuration.
+
+    `digest` names the content; two images with one digest are the same bytes.
+    """
+
+    name: str
+    digest: str
+    rootfs: Path
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    workdir: str = "/"
+
+
+class BoxSpec(Struct, frozen=True, kw_only=True):
+    """What a driver needs to make a box. `id` is the core id of the sandbox that will own it."""
+
+    id: str
+    image: BoxImage
+    limits: Limits
+    hostname: str
+
+
+class BoxFacts(Struct, frozen=True, kw_only=True):
+    """What must be known to adopt or reap a box after a restart; kept in the box's own directory as JSON.
+
+    `init_pid` and `init_start` (clock ticks, field 22 of /proc/PID/stat) together name the process for good:
+    a pid alone can be reused.
+    """
+
+    id: str
+    driver: str
+    image: str
+    image_digest: str
+    uid_base: int
+    init_pid: int
+    init_start: int
+    limits: Limits
+    isolation: Isolation
+    agent_build: str
+    created_at: float
+
+
+class Box(ABC):
+    """A running box. Made only by a driver."""
+
+    facts: BoxFacts
+
+    @property
+    @abstractmethod
+    def agent(self) -> AgentClient:
+        """The connection to its agent. Raises: SandboxGone while there is none."""
+
+    @property
+    @abstractmethod
+    def isolation(self) -> Isolation:
+        """The isolation this box really has."""
+
+    @abstractmethod
+    async def set_limits(self, limits: Limits) -> None:
+        """Apply new limits to the running box. Raises: EngineFailure; Unsupported for a limit it cannot change."""
+
+    @abstractmethod
+    async def set_hostname(self, hostname: str) -> None:
+        """Set the UTS name. Raises: EngineFailure."""
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Stop all its processes, memory kept. Idempotent. Raises: EngineFailure."""
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Let them go on. Idempotent. Raises: EngineFailure."""
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """CPU, memory and disk used so far; zeros where the kernel does not tell. Never raises for a dead box."""
+
+    @abstractmethod
+    def oom_kills(self) -> int:
+        """How often the kernel killed for memory in this box. On the loop: one read of a cgroup file, ~10 µs."""
+
+    @abstractmethod
+    async def wait_dead(self) -> None:
+        """Return when its init has ended. Cancelling leaves nothing behind."""
+
+    @abstractmethod
+    async def reconnect(self) -> None:
+        """Make `agent` a fresh connection if there is none or it is closed.
+
+        Raises: SandboxGone, AgentViolation, AgentTimeout.
+        """
+
+    @abstractmethod
+    async def destroy(self) -> Usage:
+        """Kill everything in it and free all it holds (processes, mounts, cgroups, disk, uid range).
+
+        Idempotent, also after half a create or a crash. Returns the last usage. Cancelling leaves the rest to the next
+        start's sweep. Raises: EngineFailure when something could not be freed (it is named in `internal`).
+        """
+
+
+class Driver(ABC):
+    """Makes boxes of one isolation tier."""
+
+    name: str
+
+    @abstractmethod
+    async def requirements(self) -> tuple[str, ...]:
+        """What this machine lacks for this driver, one sentence each; empty: usable."""
+
+    @abstractmethod
+    async def create(self, spec: BoxSpec) -> Box:
+        """A box whose agent answers. On failure or cancellation nothing is left. Raises: EngineFailure, Unsupported."""
+
+    @abstractmethod
+    async def adopt(self, facts: BoxFacts) -> Box:
+        """Take over a box that outlived the server; a paused one without its agent, until `Box.reconnect`.
+
+        Raises: SandboxGone if it is dead, AgentViolation, AgentTimeout.
+        """
+
+    @abstractmethod
+    async def remains(self) -> list[BoxFacts]:
+        """The boxes of this driver and instance that exist, dead or alive (read from their directories)."""
+
+    @abstractmethod
+    async def reap(self, facts: BoxFacts | None = None) -> None:
+        """Free what a dead or unwanted box left; None: everything of ours that belongs to no known box."""

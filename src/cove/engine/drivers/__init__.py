@@ -1,0 +1,1 @@
+"""One file per isolation driver, named only by `engine/registry.py`."""

@@ -1,0 +1,262 @@
+"""The driver of every OCI runtime: makes, adopts, ends boxes. What differs per runtime stands in `drivers/<name>.py`.
+
+One box: a uid range, a writable layer, an idmapped overlay, a bundle, the runtime's `run`, the agent's socket. Each
+step is undone by `Ground.free`, which works from the id alone: a failure or a cancellation at any point leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from typing import Final
+
+import msgspec
+
+from cove.agentlink.client import AgentClient
+from cove.engine import agentsocket, kernel, rootfs, seccomp
+from cove.engine.driver import Box, BoxFacts, BoxSpec, Driver
+from cove.engine.oci import bundle
+from cove.engine.oci.ground import Ground, wait_readable
+from cove.engine.oci.runtime import Runtime
+from cove.engine.userns import UserNamespaces
+from cove.model.errors import CoveError, EngineFailure, SandboxGone
+from cove.model.sandbox import Isolation, Limits, Usage
+
+_AGENT_LIMIT_S: Final = 10.0
+
+
+class OciBox(Box):
+    """A box made by an OCI runtime."""
+
+    def __init__(self, ground: Ground, facts: BoxFacts, agent: AgentClient | None) -> None:
+        self.facts = facts
+        self._ground = ground
+        self._agent = agent
+        self._group = ground.cgroups.of(facts.id)
+        self._last_usage = Usage()
+        self._freed = asyncio.Lock()
+        self._is_freed = False
+
+    @property
+    def agent(self) -> AgentClient:
+        """The connection to its agent. Raises: SandboxGone when there is none (a paused or a dead box)."""
+        if self._agent is None:
+            raise SandboxGone("the sandbox has no agent")
+        return self._agent
+
+    @property
+    def isolation(self) -> Isolation:
+        return self.facts.isolation
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its init still is the process it was."""
+        return kernel.process_start(self.facts.init_pid) == self.facts.init_start
+
+    async def set_limits(self, limits: Limits) -> None:
+        facts = self.facts
+        try:
+            self._group.set_limits(limits, device=self._ground.io_device)
+            if limits.disk_bytes != facts.limits.disk_bytes:
+                await self._ground.mounts.run(lambda _: self._ground.layers.resize(facts.id, limits.disk_bytes))
+        except OSError as error:
+            raise EngineFailure("the kernel refused the new limits", internal=str(error)) from error
+        self.facts = msgspec.structs.replace(facts, limits=limits)
+        self._ground.write_facts(self.facts)
+
+    async def set_hostname(self, hostname: str) -> None:
+        def work(_: object) -> None:
+            own = os.open("/proc/thread-self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+            theirs = os.open(f"/proc/{self.facts.init_pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                kernel.setns(theirs, kernel.CLONE_NEWUTS)
+                try:
+                    kernel.sethostname(hostname)
+                finally:
+                    kernel.setns(own, kernel.CLONE_NEWUTS)
+            finally:
+                os.close(own)
+                os.close(theirs)
+
+        if not self.is_alive:
+            raise SandboxGone("the sandbox has ended")
+        try:
+            await self._ground.mounts.run(work)
+        except OSError as error:
+            raise EngineFailure("the kernel refused the host name", internal=str(error)) from error
+
+    async def pause(self) -> None:
+        await self._group.freeze()
+
+    async def resume(self) -> None:
+        await self._group.thaw()
+
+    async def usage(self) -> Usage:
+        if not self._is_freed:
+            used = self._group.usage()
+            disk = await self._ground.mounts.run(lambda _: self._ground.layers.used_bytes(self.facts.id))
+            self._last_usage = msgspec.structs.replace(used, disk_bytes=disk)
+        return self._last_usage
+
+    def oom_kills(self) -> int:
+        return self._last_usage.oom_kills if self._is_freed else self._group.oom_kills()
+
+    async def wait_dead(self) -> None:
+        try:
+            fd = os.pidfd_open(self.facts.init_pid)
+        except ProcessLookupError:
+            return
+        try:
+            # Opened, then checked: had the pid been given to another process meanwhile, its start time would differ.
+            if self.is_alive:
+                await wait_readable(fd, None)
+        finally:
+            os.close(fd)
+
+    async def reconnect(self) -> None:
+        if self._agent is not None and not self._agent.is_closed:
+            return
+        if not self.is_alive:
+            raise SandboxGone("the sandbox has ended")
+        self._agent = await _connect(self._ground, self.facts)
+
+    async def destroy(self) -> Usage:
+        async with self._freed:
+            if self._is_freed:
+                return self._last_usage
+            with contextlib.suppress(CoveError, OSError):
+                await self.usage()
+            if self._agent is not None:
+                await self._agent.close()
+            pid = self.facts.init_pid if self.is_alive else None
+            try:
+                await self._ground.free(self.facts.id, self.facts.uid_base, pid)
+            except OSError as error:
+                raise EngineFailure("a part of the sandbox could not be freed", internal=str(error)) from error
+            self._is_freed = True
+            return self._last_usage
+
+
+async def _connect(ground: Ground, facts: BoxFacts) -> AgentClient:
+    directory = ground.dirs(facts.id).socket_dir
+    return await agentsocket.connect(directory, pid=facts.init_pid, uid=facts.uid_base, timeout_s=_AGENT_LIMIT_S)
+
+
+class OciDriver(Driver):
+    """Boxes by one OCI runtime. Subclasses name it and say what it needs."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._runtime = Runtime(ground.config.runtimes_dir / "bin" / self.name, ground.runtime_state(self.name))
+        self._version = ""
+        self._counter = asyncio.Lock()
+
+    async def requirements(self) -> tuple[str, ...]:
+        try:
+            self._version = await self._runtime.version()
+        except EngineFailure as error:
+            return (error.public,)
+        return self._version_gaps(self._version)
+
+    def _version_gaps(self, version: str) -> tuple[str, ...]:
+        """What is wrong with `version`, one sentence each."""
+        raise NotImplementedError
+
+    async def create(self, spec: BoxSpec) -> Box:
+        if not self._version:
+            self._version = await self._runtime.version()
+        ground = self._ground
+        base = ground.uids.take()
+        ground.live.add(spec.id)
+        try:
+            return await self._create(spec, base)
+        except BaseException as error:
+            # Shielded: a cancelled create still frees what it made, and only then goes on being cancelled.
+            await asyncio.shield(ground.free(spec.id, base, None))
+            if isinstance(error, OSError):
+                raise EngineFailure("the sandbox could not be made", internal=str(error)) from error
+            raise
+
+    async def _create(self, spec: BoxSpec, base: int) -> Box:
+        ground = self._ground
+        dirs = ground.dirs(spec.id)
+
+        def mount(users: UserNamespaces) -> None:
+            layer = ground.layers.create(spec.id, spec.limits.disk_bytes)
+            rootfs.mount_box(users, dirs, image=spec.image.rootfs, skeleton=ground.skeleton, layer=layer, base=base)
+
+        await ground.mounts.run(mount)
+        config = bundle.build(
+            bundle.BundleSpec(
+                hostname=spec.hostname,
+                rootfs=dirs.rootfs,
+                agent=ground.agent,
+                socket_dir=dirs.socket_dir,
+                uid_base=base,
+                cgroup_path=ground.cgroups.runtime_path(spec.id),
+                limits=spec.limits,
+                io_device=ground.io_device,
+            ),
+        )
+        (dirs.home / "config.json").write_bytes(msgspec.json.encode(config))
+        pid_file = dirs.home / "pid"
+        await self._runtime.run(spec.id, dirs.home, pid_file)
+        facts = self._facts(spec, base, int(pid_file.read_text()))
+        box = OciBox(ground, facts, await _connect(ground, facts))
+        ground.write_facts(facts)
+        return box
+
+    def _facts(self, spec: BoxSpec, base: int, pid: int) -> BoxFacts:
+        start = kernel.process_start(pid)
+        if start is None:
+            raise SandboxGone("the sandbox ended while it started")
+        return BoxFacts(
+            id=spec.id,
+            driver=self.name,
+            image=spec.image.name,
+            image_digest=spec.image.digest,
+            uid_base=base,
+            init_pid=pid,
+            init_start=start,
+            limits=spec.limits,
+            isolation=self._isolation(),
+            agent_build=self._ground.agent_build,
+            created_at=time.time(),
+        )
+
+    def _isolation(self) -> Isolation:
+        return Isolation(
+            driver=self.name,
+            driver_version=self._version,
+            user_namespace=True,
+            seccomp=seccomp.NAME,
+            quota=self._ground.layers.kind,
+            cgroup=self._ground.cgroups.kind,
+            missing=self._ground.missing,
+        )
+
+    async def adopt(self, facts: BoxFacts) -> Box:
+        if kernel.process_start(facts.init_pid) != facts.init_start:
+            raise SandboxGone("the sandbox ended while the server was away")
+        ground = self._ground
+        ground.uids.mark(facts.uid_base)
+        ground.live.add(facts.id)
+        group = ground.cgroups.of(facts.id)
+        box = OciBox(ground, facts, None)
+        if await group.is_frozen():
+            # A paused sandbox cannot answer: its agent is reached when it is resumed (`reconnect`).
+            return box
+        await box.reconnect()
+        return box
+
+    async def remains(self) -> list[BoxFacts]:
+        return [f for f in self._ground.read_facts() if f.driver == self.name]
+
+    async def reap(self, facts: BoxFacts | None = None) -> None:
+        if facts is None:
+            await self._ground.sweep()
+        else:
+            self._ground.uids.mark(facts.uid_base)
+            await OciBox(self._ground, facts, None).destroy()

@@ -1,0 +1,239 @@
+"""What the OCI drivers of one server share: uid ranges, layers, mounts, cgroups, directories, the boxes they know.
+
+Opened once per server (`open_ground`), in the instance's mount namespace. `sweep` frees what belongs to no known box.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cove.engine import cgroup, kernel, machine, rootfs
+from cove.engine.agentbin import agent_build, agent_path
+from cove.engine.claims import UidRanges
+from cove.engine.config import EngineConfig
+from cove.engine.driver import BoxFacts
+from cove.engine.layers import LayerStore, open_layers
+from cove.model.errors import EngineFailure
+from cove.model.ids import is_core_id
+
+KILL_LIMIT_S: Final = 15.0
+
+
+class Ground:
+    """Shared state of the OCI drivers. `live` has the boxes that a driver object answers for."""
+
+    def __init__(self, config: EngineConfig, layers: LayerStore, missing: tuple[str, ...]) -> None:
+        self.config = config
+        self.layers = layers
+        self.missing = missing
+        self.mounts = rootfs.MountThread()
+        self.uids = UidRanges.of(config.instance, config.run_dir.parent)
+        self.cgroups = cgroup.detect(config.instance)
+        self.skeleton = config.data_dir / "skeleton"
+        self.agent_build = agent_build()
+        self.agents = config.run_dir / "agents"
+        self.live: set[str] = set()
+        self.io_device = layers.device
+
+    @property
+    def agent(self) -> Path:
+        """The agent that new boxes start with; running ones hold theirs by their mount."""
+        return self.agents / self.agent_build
+
+    def dirs(self, box: str) -> rootfs.BoxDirs:
+        """The directories of a box."""
+        return rootfs.BoxDirs(home=self.config.run_dir / "sb" / box)
+
+    def runtime_state(self, driver: str) -> Path:
+        """The state directory that a runtime gets as its `--root`."""
+        return self.config.run_dir / "runtime" / driver
+
+    def prepare(self) -> None:
+        """Make what boxes stand on. Raises: EngineFailure, OSError."""
+        rootfs.make_skeleton(self.skeleton)
+        self.cgroups.prepare()
+        self.agents.mkdir(mode=0o711, exist_ok=True)
+        if not os.path.ismount(self.agents):
+            # /run is often mounted noexec, and a bind mount inherits that: the agent gets a small tmpfs of its own.
+            flags = kernel.MS_NOSUID | kernel.MS_NODEV
+            kernel.mount("agents", self.agents, "tmpfs", flags, "size=64m,mode=0711")
+        if not self.agent.exists():
+            partial = self.agent.with_suffix(".partial")
+            shutil.copyfile(agent_path(), partial)
+            partial.chmod(0o555)
+            partial.rename(self.agent)
+
+    def write_facts(self, facts: BoxFacts) -> None:
+        """Keep what a restart must know, atomically."""
+        home = self.dirs(facts.id).home
+        partial = home / "box.partial"
+        partial.write_bytes(msgspec.json.encode(facts))
+        partial.rename(home / "box.json")
+
+    def read_facts(self) -> list[BoxFacts]:
+        """Every box that was made completely, dead or alive."""
+        found: list[BoxFacts] = []
+        for home in (self.config.run_dir / "sb").iterdir():
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                found.append(msgspec.json.decode((home / "box.json").read_bytes(), type=BoxFacts))
+        return found
+
+    async def free(self, box: str, uid_base: int | None, pid: int | None) -> None:
+        """Kill a box's processes and free all it holds. Idempotent.
+
+        Args:
+            box: its id.
+            uid_base: its uid range, given back once no process is left; None: it never had one, or it is not known.
+            pid: its init, already checked to be the process that it was; None: not known.
+
+        Raises: EngineFailure naming what could not be freed.
+        """
+        group = self.cgroups.of(box)
+        group.kill()
+        if pid is not None:
+            await _kill_and_wait(pid, group)
+        await _kill_stragglers(group)
+        for driver in self.config.drivers:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.runtime_state(driver) / box)
+        await group.remove()
+        dirs = self.dirs(box)
+
+        def undo(_: object) -> None:
+            rootfs.unmount_box(dirs)
+            self.layers.remove(box)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(dirs.home)
+
+        await self.mounts.run(undo)
+        if uid_base is not None:
+            self.uids.give_back(uid_base)
+        self.live.discard(box)
+
+    async def sweep(self) -> list[str]:
+        """Free everything of this instance that belongs to no live box. Returns their ids."""
+        self._kill_runtimes()
+        found = {d.name for d in (self.config.run_dir / "sb").iterdir()} | self.cgroups.boxes()
+        found |= await self.mounts.run(lambda _: self.layers.names())
+        for driver in self.config.drivers:
+            state = self.runtime_state(driver)
+            found |= {d.name for d in state.iterdir()} if state.is_dir() else set()
+        lost = sorted(box for box in found - self.live if is_core_id(box))
+        for box in lost:
+            await self.free(box, None, None)
+        for old in self.agents.iterdir():
+            if old != self.agent:
+                old.unlink()
+        return lost
+
+    def _kill_runtimes(self) -> None:
+        """End runtime calls that a killed server left behind: one could still make a box while we sweep."""
+        mark = os.fsencode(self.config.run_dir / "runtime") + b"/"
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if any(a == b"--root" and b.startswith(mark) for a, b in pairwise(words)):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def close(self, *, release: bool) -> None:
+        """End the threads; with `release` also unmount everything and give up the machine-wide claims."""
+        self.mounts.close()
+        if release:
+            self.layers.close()
+            with contextlib.suppress(OSError):
+                kernel.umount(self.agents, kernel.MNT_DETACH)
+            self.cgroups.remove_tree()
+            self.uids.give_back_all()
+
+
+def processes_of(group: cgroup.BoxCgroup) -> set[int]:
+    """The processes in a box's cgroup."""
+    pids: set[int] = set()
+    for directory in group.directories():
+        with contextlib.suppress(OSError):
+            pids |= {int(line) for line in (directory / "cgroup.procs").read_text().split()}
+    return pids
+
+
+async def _kill_and_wait(pid: int, group: cgroup.BoxCgroup) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            # Frozen v1 tasks do not die; a thaw wakes them into their death.
+            await group.thaw()
+        await wait_readable(fd, KILL_LIMIT_S)
+    finally:
+        os.close(fd)
+
+
+async def _kill_stragglers(group: cgroup.BoxCgroup) -> None:
+    """Kill what is still in the box's cgroup: nothing, unless the box was only half made."""
+    try:
+        async with asyncio.timeout(KILL_LIMIT_S):
+            while pids := processes_of(group):
+                await _signal_all(pids)
+                with contextlib.suppress(OSError):
+                    await group.thaw()
+                await asyncio.sleep(0.002)
+    except TimeoutError as error:
+        raise EngineFailure("a sandbox's processes do not end", internal=str(processes_of(group))) from error
+
+
+async def _signal_all(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def wait_readable(fd: int, limit_s: float | None) -> None:
+    """Wait until `fd` (a pidfd: until its process has ended) is readable. Raises: EngineFailure after `limit_s`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_reader(fd, end)
+    try:
+        async with asyncio.timeout(limit_s):
+            await done
+    except TimeoutError as error:
+        raise EngineFailure("a process did not end in time") from error
+    finally:
+        loop.remove_reader(fd)
+
+
+@asynccontextmanager
+async def open_ground(config: EngineConfig) -> AsyncGenerator[Ground]:
+    """The ground of this server. Leaving it leaves every box running.
+
+    Raises: EngineFailure when this machine cannot carry boxes, with what is missing.
+    """
+    if not machine.is_entered(config.run_dir):
+        raise EngineFailure("the engine must run in its own mount namespace", internal="machine.enter() was not called")
+    layers, missing = await asyncio.to_thread(open_layers, config.quota, config.data_dir, config.pool_bytes)
+    ground = Ground(config, layers, missing)
+    try:
+        ground.prepare()
+        yield ground
+    finally:
+        ground.close(release=False)

@@ -1,0 +1,98 @@
+"""Calls of an OCI runtime's command line, with limits. No policy, no state of ours.
+
+One call makes a box: `run --detach` (create and start in two calls cost one more process, 5-7 ms). That is safe because
+what starts is our agent, and no untrusted code runs before the claim. The runtime's own `delete` is not used: it polls
+100 ms; a dead box is its state directory and its cgroups, both ours (docs/decisions/0008).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Final
+
+from cove.model.errors import EngineFailure
+
+_RUN_LIMIT_S: Final = 30.0
+_LOG_TAIL: Final = 4000
+
+
+class Runtime:
+    """One installed runtime, with a state directory of this instance's own."""
+
+    def __init__(self, program: Path, state_dir: Path) -> None:
+        self.program = program
+        self._state = state_dir
+
+    async def version(self) -> str:
+        """Its version as it tells it, such as `1.3.6`. Raises: EngineFailure when it cannot be run."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(self.program),
+                "--version",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            async with asyncio.timeout(_RUN_LIMIT_S):
+                out, _ = await process.communicate()
+        except (OSError, TimeoutError) as error:
+            raise EngineFailure(f"cannot run {self.program.name}: run `cove setup`", internal=str(error)) from error
+        words = out.decode(errors="replace").split()
+        return words[words.index("version") + 1] if "version" in words[:-1] else "unknown"
+
+    async def run(self, box: str, bundle: Path, pid_file: Path) -> None:
+        """Make and start the box of `bundle`. Cancelling kills the call; the caller frees what it made so far.
+
+        Raises: EngineFailure with the runtime's own words in `internal`.
+        """
+        log = bundle / "log"
+        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state)]
+        argv += ["run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), box]
+        # All three standard streams become the init's own: never a pipe of ours, or the box would hold it open.
+        process = await asyncio.create_subprocess_exec(
+            str(self.program),
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd=str(bundle),
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+        try:
+            async with asyncio.timeout(_RUN_LIMIT_S):
+                code = await process.wait()
+        except TimeoutError as error:
+            raise EngineFailure("the runtime did not start the sandbox in time", internal=_tail(log)) from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+        if code != 0:
+            raise EngineFailure("the runtime could not start the sandbox", internal=f"exit {code}: {_tail(log)}")
+
+    def forget(self, box: str) -> None:
+        """Remove the runtime's state of a dead box. Idempotent."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._state / box)
+
+    def known(self) -> set[str]:
+        """The boxes that have state."""
+        return {d.name for d in self._state.iterdir()} if self._state.is_dir() else set()
+
+
+def _tail(log: Path) -> str:
+    """The runtime's last messages. The log is written by the runtime on the host, not by the sandbox."""
+    try:
+        text = log.read_text(errors="replace")[-_LOG_TAIL:]
+    except OSError:
+        return "no log"
+    messages: list[str] = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            messages.append(str(json.loads(line)["msg"]))
+    return "; ".join(messages) or text

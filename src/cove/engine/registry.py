@@ -1,0 +1,90 @@
+"""The drivers by name, and the engine as a whole. The only place that names a driver.
+
+To add one: its file in `drivers/` ending in `driver_factory = ...`, and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from typing import Final
+
+from msgspec import Struct
+
+from cove.engine.config import EngineConfig
+from cove.engine.driver import Driver
+from cove.engine.images import Images
+from cove.engine.oci.ground import Ground, open_ground
+from cove.model.errors import BadRequest, EngineFailure
+
+OCI: Final = {"runc": "cove.engine.drivers.runc"}
+"""Drivers that stand on `oci.ground.Ground`."""
+
+PLAIN: Final = {"fake": "cove.engine.drivers.fake"}
+"""Drivers that need only the configuration."""
+
+
+def needs_mounts(config: EngineConfig) -> bool:
+    """Whether `machine.enter` must come first."""
+    return any(name in OCI for name in config.drivers)
+
+
+class DriverStatus(Struct, frozen=True, kw_only=True):
+    """Whether a driver can be used on this machine, and if not, why."""
+
+    name: str
+    usable: bool
+    missing: tuple[str, ...]
+
+
+class Engine:
+    """The usable drivers, the images, and what could not be had. Made by `open_engine`."""
+
+    def __init__(
+        self, drivers: Mapping[str, Driver], images: Images, status: tuple[DriverStatus, ...], ground: Ground | None
+    ) -> None:
+        self.drivers = drivers
+        self.images = images
+        self.status = status
+        self._ground = ground
+
+    def release(self) -> None:
+        """Unmount everything of this instance; every box must be gone."""
+        if self._ground is not None:
+            self._ground.close(release=True)
+
+
+@asynccontextmanager
+async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
+    """The engine with every configured driver that this machine can run. Leaving it leaves all boxes running.
+
+    Raises: EngineFailure when no configured driver is usable; BadRequest for a name nobody knows.
+    """
+    async with AsyncExitStack() as stack:
+        ground: Ground | None = None
+        if needs_mounts(config):
+            ground = await stack.enter_async_context(open_ground(config))
+        drivers: dict[str, Driver] = {}
+        status: list[DriverStatus] = []
+        for name in config.drivers:
+            driver = _load(name, config, ground)
+            missing = await driver.requirements()
+            status.append(DriverStatus(name=name, usable=not missing, missing=missing))
+            if not missing:
+                drivers[name] = driver
+        if not drivers:
+            reasons = "; ".join(reason for s in status for reason in s.missing)
+            raise EngineFailure(f"no isolation driver can be used on this machine: {reasons}")
+        yield Engine(drivers, Images(config.images_dir), tuple(status), ground)
+
+
+def _load(name: str, config: EngineConfig, ground: Ground | None) -> Driver:
+    driver: Driver
+    if name in OCI:
+        driver = import_module(OCI[name]).driver_factory(ground)
+    elif name in PLAIN:
+        driver = import_module(PLAIN[name]).driver_factory(config)
+    else:
+        raise BadRequest(f'no isolation driver "{name}": known are {", ".join([*OCI, *PLAIN])}', field="driver")
+    return driver

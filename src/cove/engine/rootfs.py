@@ -1,0 +1,146 @@
+"""The root file system of a box: an overlay whose layers are idmapped to the box's uid range.
+
+Overlayfs itself cannot be idmapped, its layers can. The mount must be made by a task whose fsuid is mapped in the
+upper's idmap, or overlay turns read-only in silence (workdir creation fails with EOVERFLOW); so the mounting thread
+takes the box's root uid for that one call and keeps its capabilities (SECBIT_NO_SETUID_FIXUP; the raw setresuid changes
+only this thread). Files therefore lie on the disk with the ids they have inside (0, 1000, ...), and a snapshot can be
+given to another range without a chown.
+
+Everything here runs on one thread of its own (`MountThread`): thread-local ids and securebits never leak into the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from msgspec import Struct
+
+from cove.engine import kernel
+from cove.engine.userns import UserNamespaces
+
+T = TypeVar("T")
+
+_MOUNT_POINTS: Final = ("proc", "sys", "dev", "run/agent", ".agent")
+
+
+class BoxDirs(Struct, frozen=True, kw_only=True):
+    """The host side of one box. `home` is below /run and traversable; all in it is made by us, before it runs."""
+
+    home: Path
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the overlay is mounted."""
+        return self.home / "m"
+
+    @property
+    def socket_dir(self) -> Path:
+        """The small tmpfs that the sandbox owns and the agent's socket lies in."""
+        return self.home / "s"
+
+
+def make_skeleton(directory: Path) -> None:
+    """The top lower layer: the mount points that an image may lack, or have as something hostile (a `/dev` symlink)."""
+    for name in _MOUNT_POINTS:
+        (directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    (directory / ".agent" / "agent").touch(mode=0o755)
+    directory.chmod(0o755)
+
+
+class MountThread:
+    """Runs mount work on a thread of its own. `close` waits for what runs."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "cove-mount", initializer=kernel.keep_capabilities_across_setuid)
+        self._users: UserNamespaces | None = None
+
+    async def run(self, work: Callable[[UserNamespaces], T]) -> T:
+        """Run `work` there. Cancelling waits for it to end: a mount is never left half made and unknown."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, self._call, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                await future
+            raise
+
+    def _call(self, work: Callable[[UserNamespaces], T]) -> T:
+        if self._users is None:
+            self._users = UserNamespaces()
+        return work(self._users)
+
+    def close(self) -> None:
+        """End the thread and the user-namespace helper."""
+        self._executor.shutdown()
+        if self._users is not None:
+            self._users.close()
+
+
+def mount_box(  # noqa: PLR0913 (six facts of one box)
+    users: UserNamespaces, dirs: BoxDirs, *, image: Path, skeleton: Path, layer: Path, base: int
+) -> None:
+    """Mount the overlay and the socket directory of a box. On the mount thread. Raises: OSError.
+
+    `layer` holds `u` (the files the box writes) and `w` (overlay's work directory).
+    """
+    dirs.home.mkdir(mode=0o711)
+    for name in ("m", "s", "l0", "l1", "lu"):
+        (dirs.home / name).mkdir(mode=0o711)
+    for name in ("u", "w"):
+        (layer / name).mkdir(mode=0o755, exist_ok=True)
+    userns = users.fd(base)
+    attached: list[Path] = []
+    try:
+        for source, name, attributes in (
+            (skeleton, "l0", kernel.MOUNT_ATTR_RDONLY),
+            (image, "l1", kernel.MOUNT_ATTR_RDONLY),
+            (layer, "lu", 0),
+        ):
+            _mount_mapped(source, dirs.home / name, attributes, userns)
+            attached.append(dirs.home / name)
+        _mount_overlay(dirs, base)
+    finally:
+        # The overlay holds its own clones of the layers.
+        for path in attached:
+            kernel.umount(path, kernel.MNT_DETACH)
+            path.rmdir()
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("agent", dirs.socket_dir, "tmpfs", flags, f"size=64k,nr_inodes=16,mode=0700,uid={base},gid={base}")
+
+
+def _mount_mapped(source: Path, target: Path, attributes: int, userns: int) -> None:
+    fd = kernel.open_tree(source)
+    try:
+        wanted = attributes | kernel.MOUNT_ATTR_IDMAP | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+        kernel.mount_setattr(fd, attributes=wanted, userns_fd=userns)
+        kernel.move_mount(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _mount_overlay(dirs: BoxDirs, base: int) -> None:
+    home = dirs.home
+    options = f"lowerdir={home}/l0:{home}/l1,upperdir={home}/lu/u,workdir={home}/lu/w"
+    kernel.set_thread_ids(base)
+    try:
+        kernel.mount("cove", dirs.rootfs, "overlay", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    finally:
+        kernel.set_thread_ids(0)
+
+
+def unmount_box(dirs: BoxDirs) -> None:
+    """Undo `mount_box`, whatever of it exists. Idempotent. On the mount thread."""
+    for name in ("s", "m", "lu", "l1", "l0"):
+        with contextlib.suppress(OSError):
+            # As often as something is stacked there: a crash may have come between two steps.
+            while True:
+                kernel.umount(dirs.home / name, kernel.MNT_DETACH)
+    for name in ("s", "m", "lu", "l1", "l0"):
+        with contextlib.suppress(OSError):
+            (dirs.home / name).rmdir()

@@ -1,0 +1,72 @@
+"""All supervisors of this server. The only code that makes one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, ValuesView
+from contextlib import asynccontextmanager
+
+from cove.engine.birth import Birth, Ports
+from cove.engine.clock import Clock
+from cove.engine.driver import Box
+from cove.engine.pool import Pool
+from cove.engine.ports import Journal
+from cove.engine.supervisor import Supervisor
+from cove.model.sandbox import Sandbox
+
+
+class Supervisors:
+    """The sandboxes that have not ended, by id. `on_end` is told of each one that ends or is let go."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._by_id: dict[str, Supervisor] = {}
+
+    def launch(self, sandbox: Sandbox, birth: Birth) -> Supervisor:
+        """Start a new sandbox's life; await its `wait_started`."""
+        return self._start(sandbox, birth, None)
+
+    def adopt(self, sandbox: Sandbox, box: Box) -> Supervisor:
+        """Go on with a sandbox that outlived the server, in the state in which it was written."""
+        return self._start(sandbox, None, box)
+
+    def get(self, sandbox_id: str) -> Supervisor | None:
+        """The supervisor of an unended sandbox."""
+        return self._by_id.get(sandbox_id)
+
+    def all(self) -> ValuesView[Supervisor]:
+        """Every one. The view changes as sandboxes come and go: copy it before awaiting."""
+        return self._by_id.values()
+
+    def detach_all(self) -> None:
+        """Ask every supervisor to let its sandbox go, running as it is."""
+        for supervisor in tuple(self._by_id.values()):
+            supervisor.detach()
+
+    def forget(self, sandbox: Sandbox) -> None:
+        """Called when a supervisor stops."""
+        self._by_id.pop(sandbox.id, None)
+
+    def _start(self, sandbox: Sandbox, birth: Birth | None, box: Box | None) -> Supervisor:
+        supervisor = Supervisor(sandbox, self._ports)
+        self._by_id[sandbox.id] = supervisor
+        self._ports.tasks.create_task(supervisor.live(birth, box), name=f"sandbox {sandbox.id}")
+        return supervisor
+
+
+@asynccontextmanager
+async def open_supervisors(
+    journal: Journal, pool: Pool, clock: Clock, on_end: Callable[[Sandbox], None]
+) -> AsyncGenerator[Supervisors]:
+    """Supervisors that let their sandboxes go, alive, when the context ends."""
+    async with asyncio.TaskGroup() as tasks:
+
+        def ended(sandbox: Sandbox) -> None:
+            supervisors.forget(sandbox)
+            on_end(sandbox)
+
+        supervisors = Supervisors(Ports(journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended))
+        try:
+            yield supervisors
+        finally:
+            supervisors.detach_all()

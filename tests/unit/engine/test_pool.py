@@ -1,0 +1,226 @@
+# ruff: noqa: ANN001, ANN003 - fixtures and stand-ins are typed where they are defined
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cove.engine.clock import ManualClock
+from cove.engine.driver import BoxSpec
+from cove.engine.pool import Pool, PoolConfig, PoolTarget, open_pool, pool_size
+from cove.model.errors import EngineFailure
+from cove.model.sandbox import MIB, Limits
+
+
+@asynccontextmanager
+async def filled(driver, images, clock, size: int = 3, **config) -> AsyncIterator[Pool]:
+    targets = (PoolTarget(image="base", driver="stub", size=size),)
+    settings = PoolConfig(targets=targets, **{"quiet_s": 0.0, **config})
+    async with open_pool({"stub": driver}, images, settings, clock=clock) as pool:
+        pool.start_filling()
+        yield pool
+
+
+def ready(pool: Pool) -> int:
+    return pool.stats()[0].ready
+
+
+async def test_it_fills_itself_to_its_target(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=5) as pool:
+        await eventually(lambda: ready(pool) == 5)
+        assert driver.most_creating <= 2
+        assert driver.created == 5
+
+
+async def test_a_hit_gives_a_box_and_a_new_one_is_made(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock) as pool:
+        await eventually(lambda: ready(pool) == 3)
+        box = pool.take(images.get("base"), "stub")
+        assert box is not None
+        assert pool.stats()[0].hits == 1
+        clock.advance(1.0)
+        await eventually(lambda: ready(pool) == 3)
+        assert driver.created == 4
+
+
+async def test_a_box_is_given_once(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=5) as pool:
+        await eventually(lambda: ready(pool) == 5)
+        taken = [pool.take(images.get("base"), "stub") for _ in range(7)]
+        ids = [box.facts.id for box in taken if box is not None]
+        assert len(ids) == len(set(ids)) == 5
+        assert taken[5:] == [None, None]
+        assert pool.stats()[0].misses == 2
+
+
+async def test_what_has_no_shelf_is_a_miss(driver, images, clock) -> None:
+    async with filled(driver, images, clock, size=0) as pool:
+        assert pool.take(images.get("base"), "other") is None
+
+
+async def test_a_member_that_dies_is_dropped_and_freed(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: ready(pool) == 2)
+        dead = next(iter(driver.boxes.values()))
+        dead.die()
+        await eventually(lambda: dead.is_destroyed)
+        assert pool.stats()[0].dead == 1
+        taken = pool.take(images.get("base"), "stub")
+        assert taken is not dead
+        clock.advance(5.0)
+        await eventually(lambda: ready(pool) == 2)
+
+
+async def test_a_member_of_an_image_that_was_rebuilt_is_not_given(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: ready(pool) == 2)
+        old = list(driver.boxes.values())
+        images.digest = "d2"
+        assert pool.take(images.get("base"), "stub") is None
+        await eventually(lambda: all(box.is_destroyed for box in old))
+        clock.advance(1.0)
+        await eventually(lambda: ready(pool) == 2)
+        fresh = pool.take(images.get("base"), "stub")
+        assert fresh is not None
+        assert fresh.facts.image_digest == "d2"
+
+
+async def test_filling_stands_back_while_a_caller_waits(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=1, quiet_s=1.0) as pool:
+        clock.advance(1.0)
+        await eventually(lambda: ready(pool) == 1)
+        driver.gate.clear()
+        spec = BoxSpec(id="f" * 16, image=images.get("base"), limits=Limits(), hostname="h")
+        waiting = asyncio.create_task(pool.create(driver, spec))
+        assert pool.take(images.get("base"), "stub") is not None
+        for _ in range(5):
+            clock.advance(1.0)
+            await asyncio.sleep(0)
+        assert driver.creating == 1, "only the caller's"
+        driver.gate.set()
+        await waiting
+        assert pool.stats()[0].making == 0, "and not in the moment after it either"
+        for _ in range(3):
+            clock.advance(1.0)
+            await asyncio.sleep(0.002)
+        await eventually(lambda: ready(pool) == 1)
+
+
+async def test_so_many_callers_create_at_one_time(driver, images, clock) -> None:
+    async with filled(driver, images, clock, size=0, demand=4) as pool:
+        specs = [BoxSpec(id=f"{n:016x}", image=images.get("base"), limits=Limits(), hostname="h") for n in range(20)]
+        boxes = await asyncio.gather(*(pool.create(driver, spec) for spec in specs))
+        assert [box.facts.id for box in boxes] == [spec.id for spec in specs]
+        assert driver.most_creating == 4
+
+
+async def test_failures_are_tried_again_ever_more_seldom(driver, images, clock, eventually) -> None:
+    driver.failures = [EngineFailure("no") for _ in range(3)]
+    async with filled(driver, images, clock, size=1, makers=1) as pool:
+        await eventually(lambda: len(driver.failures) == 2)
+        clock.advance(0.5)
+        await asyncio.sleep(0.01)
+        assert len(driver.failures) == 2
+        for _ in range(20):
+            clock.advance(1.0)
+            await asyncio.sleep(0.001)
+        await eventually(lambda: ready(pool) == 1)
+
+
+async def test_a_bug_in_a_create_does_not_end_the_filling(driver, images, clock, eventually) -> None:
+    driver.failures = [ZeroDivisionError()]
+    async with filled(driver, images, clock, size=1, makers=1) as pool:
+        await eventually(lambda: not driver.failures)
+        await asyncio.sleep(0.01)
+        clock.advance(2.0)
+        await eventually(lambda: ready(pool) == 1)
+
+
+async def test_an_image_that_is_not_there_yet_is_waited_for(driver, images, clock, eventually) -> None:
+    images.missing = True
+    async with filled(driver, images, clock, size=1) as pool:
+        await asyncio.sleep(0.01)
+        images.missing = False
+        for _ in range(5):
+            clock.advance(1.0)
+            await asyncio.sleep(0.001)
+        await eventually(lambda: ready(pool) == 1)
+
+
+async def test_without_room_nothing_is_made(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=0) as empty:
+        del empty
+    targets = (PoolTarget(image="base", driver="stub", size=2),)
+    async with open_pool({"stub": driver}, images, PoolConfig(targets=targets, quiet_s=0.0), clock=clock) as pool:
+        has_room = False
+        pool.has_room = lambda: has_room
+        pool.start_filling()
+        await asyncio.sleep(0.01)
+        assert driver.created == 0
+        has_room = True
+        clock.advance(2.0)
+        await eventually(lambda: ready(pool) == 2)
+
+
+async def test_members_outlive_the_pool_and_are_adopted_by_the_next(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: ready(pool) == 2)
+    assert len(driver.living()) == 2
+    boxes = [await driver.adopt(facts) for facts in await driver.remains()]
+    targets = (PoolTarget(image="base", driver="stub", size=2),)
+    config = PoolConfig(targets=targets, quiet_s=0.0, agent_build="b")
+    async with open_pool({"stub": driver}, images, config, clock=clock) as pool:
+        assert [pool.adopt_member(box) for box in boxes] == [True, True]
+        assert not pool.adopt_member(boxes[0]), "the shelf is full"
+        pool.start_filling()
+        await asyncio.sleep(0.01)
+        assert driver.created == 2
+
+
+@pytest.mark.parametrize("difference", ["limits", "digest", "build", "closed", "image"])
+async def test_a_box_unlike_new_ones_is_not_adopted(driver, images, clock, difference: str) -> None:
+    limits = Limits(cpus=2.0) if difference == "limits" else Limits()
+    box = await driver.create(BoxSpec(id="a" * 16, image=images.get("base"), limits=limits, hostname="h"))
+    if difference == "digest":
+        images.digest = "d9"
+    if difference == "closed":
+        await box.agent.close()
+    if difference == "image":
+        images.missing = True
+    config = PoolConfig(
+        targets=(PoolTarget(image="base", driver="stub", size=2),), agent_build="x" if difference == "build" else "b"
+    )
+    async with open_pool({"stub": driver}, images, config, clock=clock) as pool:
+        assert not pool.adopt_member(box)
+
+
+async def test_an_untouched_box_can_be_given_back(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=1) as pool:
+        await eventually(lambda: ready(pool) == 1)
+        box = pool.take(images.get("base"), "stub")
+        assert box is not None
+        pool.give_back(box)
+        assert pool.take(images.get("base"), "stub") is box
+        pool.give_back(box)
+        pool.give_back(box)
+        await eventually(lambda: driver.boxes[box.facts.id].is_destroyed or ready(pool) == 1)
+
+
+async def test_a_create_that_takes_too_long_is_given_up(driver, images, clock, monkeypatch) -> None:
+    monkeypatch.setattr("cove.engine.pool.CREATE_TIMEOUT_S", 0.01)
+    driver.gate.clear()
+    async with filled(driver, images, clock, size=0) as pool:
+        spec = BoxSpec(id="b" * 16, image=images.get("base"), limits=Limits(), hostname="h")
+        with pytest.raises(EngineFailure, match="not ready"):
+            await pool.create(driver, spec)
+        assert driver.creating == 0
+
+
+def test_its_size_follows_the_free_memory() -> None:
+    assert pool_size(64, 24 * 1024 * MIB) == 64
+    assert pool_size(64, 2 * 1024 * MIB) == 32
+    assert pool_size(64, 0) == 0
+    assert isinstance(ManualClock(), ManualClock)

@@ -1,0 +1,195 @@
+"""What a create decides: the image, the driver, room, the name, a warm box or none. Making it is the engine's work.
+
+`launch` is synchronous as a whole, so whatever it checked still holds when the sandbox exists, and two requests can
+neither take one last place nor make two sandboxes for one idempotency key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cove.core.admission import Admission
+from cove.core.directory import Directory
+from cove.core.validation import check_idempotency, check_spec
+from cove.engine.birth import Birth
+from cove.engine.clock import Clock
+from cove.engine.driver import Box, BoxImage, Driver
+from cove.engine.pool import Pool
+from cove.engine.ports import ImageSource, Journal
+from cove.engine.supervisor import Supervisor
+from cove.engine.supervisors import Supervisors
+from cove.model.access import Principal
+from cove.model.errors import BadRequest, IdempotencyConflict
+from cove.model.ids import new_core_id
+from cove.model.request import Idempotency
+from cove.model.sandbox import Sandbox, SandboxSpec, Source
+from cove.model.state import EndReason, State
+from cove.store.store import Store
+
+IDEMPOTENCY_S: Final = 24 * 3600.0
+"""How long a key is remembered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One request for a sandbox. `asked_at` is its monotonic moment."""
+
+    who: Principal
+    spec: SandboxSpec
+    dialect: str
+    idempotency: Idempotency | None
+    asked_at: float
+
+
+class Creation:
+    """Turns orders into supervisors."""
+
+    def __init__(  # noqa: PLR0913 - made once, by the facade: this is where the core's parts meet
+        self,
+        *,
+        default_driver: str,
+        drivers: Mapping[str, Driver],
+        images: ImageSource,
+        pool: Pool,
+        supervisors: Supervisors,
+        directory: Directory,
+        admission: Admission,
+        journal: Journal,
+        store: Store,
+        clock: Clock,
+    ) -> None:
+        self._default_driver = default_driver
+        self._drivers = drivers
+        self._images = images
+        self._pool = pool
+        self._supervisors = supervisors
+        self._directory = directory
+        self._admission = admission
+        self._journal = journal
+        self._store = store
+        self._clock = clock
+        self._creating: dict[tuple[str, str], tuple[str, Supervisor]] = {}
+        self.counts = {Source.WARM: 0, Source.COLD: 0}
+        self.failed = 0
+
+    def launch(self, order: Order) -> Supervisor | Sandbox:
+        """Start a sandbox, or find the one that an earlier request with this idempotency key made.
+
+        Raises: BadRequest, NotFound (image), Conflict (name), IdempotencyConflict, CapacityExceeded.
+        """
+        check_spec(order.spec)
+        if order.idempotency is not None:
+            check_idempotency(order.idempotency)
+            earlier = self._earlier(order.who.project, order.idempotency)
+            if earlier is not None:
+                return earlier
+        driver, image = self._driver(order.spec.driver), self._images.get(order.spec.image)
+        name = self._name(order)
+        self._admission.check(order.spec.limits)
+        box = self._pool.take(image, driver.name)
+        sandbox_id = new_core_id() if box is None else box.facts.id
+        sandbox = _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now())
+        self._admission.admit(sandbox.id, sandbox.limits)
+        self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
+        supervisor = self._supervisors.launch(sandbox, self._birth(order, image, driver, box))
+        self._follow(order, supervisor)
+        return supervisor
+
+    def _earlier(self, project: str, idempotency: Idempotency) -> Supervisor | Sandbox | None:
+        """What an earlier request of this key made. One that failed counts as none: the caller may try again."""
+        creating = self._creating.get((project, idempotency.key))
+        if creating is not None:
+            _must_equal(creating[0], idempotency)
+            return creating[1]
+        since = self._clock.now() - IDEMPOTENCY_S
+        row = self._store.idempotency.get(project, idempotency.key, since=since)
+        sandbox = None if row is None else self._store.sandboxes.get(row.sandbox)
+        if row is None or sandbox is None or self._directory.newest(sandbox).end_reason is EndReason.CREATE_FAILED:
+            return None
+        _must_equal(row.body_sha256, idempotency)
+        return self._supervisors.get(sandbox.id) or sandbox
+
+    def _driver(self, name: str | None) -> Driver:
+        driver = self._drivers.get(name or self._default_driver)
+        if driver is None:
+            names = ", ".join(sorted(self._drivers)) or "none"
+            raise BadRequest(f"no such driver on this machine; there is: {names}", field="driver")
+        return driver
+
+    def _name(self, order: Order) -> str:
+        project, wanted = order.who.project, order.spec.name
+        if wanted is None:
+            return self._directory.free_name(project)
+        self._directory.check_free(project, wanted)
+        return wanted
+
+    def _birth(self, order: Order, image: BoxImage, driver: Driver, box: Box | None) -> Birth:
+        return Birth(
+            image=image,
+            driver=driver,
+            env=order.spec.env,
+            hostname=order.spec.hostname,
+            box=box,
+            asked_at=order.asked_at,
+            intent=self._intent(order.idempotency),
+        )
+
+    def _intent(self, idempotency: Idempotency | None) -> Callable[[Sandbox], Awaitable[None]]:
+        """How the pending record is written: alone, or in one transaction with the key that asked for it."""
+        if idempotency is None:
+            return self._journal.write
+        return lambda sandbox: self._store.idempotency.save_with(sandbox, idempotency)
+
+    def _follow(self, order: Order, supervisor: Supervisor) -> None:
+        """Until the creation is over: it counts as one in progress, and repeated requests share it."""
+        key = None
+        if order.idempotency is not None:
+            key = (order.who.project, order.idempotency.key)
+            self._creating[key] = (order.idempotency.body_sha256, supervisor)
+
+        def over() -> None:
+            source = supervisor.sandbox.source
+            if source is None:
+                self.failed += 1
+            else:
+                self.counts[source] += 1
+            self._admission.settle(supervisor.sandbox.id)
+            if key is not None:
+                del self._creating[key]
+
+        supervisor.call_when_started(over)
+
+
+def expiry(now: float, timeout_s: float | None) -> float | None:
+    """The moment of expiry of a sandbox that may live for `timeout_s` from now."""
+    return None if timeout_s is None else now + timeout_s
+
+
+def _must_equal(body_sha256: str, idempotency: Idempotency) -> None:
+    if body_sha256 != idempotency.body_sha256:
+        raise IdempotencyConflict("this idempotency key was used for another request", field="idempotency_key")
+
+
+def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: float) -> Sandbox:
+    """The record of the intent. The environment is not in it: it may hold secrets."""
+    spec, who = order.spec, order.who
+    return Sandbox(
+        id=sandbox_id,
+        project=who.project,
+        name=name,
+        state=State.PENDING,
+        image=spec.image,
+        driver=driver,
+        limits=spec.limits,
+        metadata=spec.metadata,
+        isolation=None,
+        dialect=order.dialect,
+        created_by="local" if who.key_id == "local" else f"key:{who.name}",
+        created_at=now,
+        expires_at=expiry(now, spec.timeout_s),
+        idle_timeout_s=spec.idle_timeout_s,
+        idle_action=spec.idle_action,
+        last_active_at=now,
+    )

@@ -1,0 +1,172 @@
+"""Running commands in sandboxes. The agent runs them; here are scopes, limits, waking and the reason of their end.
+
+A command that runs, a stream, a wait or a follow holds the sandbox awake; a background command that nobody follows
+does not, so an idle timer may pause it in mid-work (it goes on at the next use).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+
+from msgspec.structs import replace
+
+from cove.core.access import require
+from cove.core.directory import Directory
+from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
+from cove.core.verdict import GONE, judged
+from cove.engine.driver import Box
+from cove.model.access import Principal, Scope
+from cove.model.errors import BadRequest, SandboxGone
+from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
+from cove.model.ids import new_core_id
+
+SIGNALS = (1, 64)
+
+
+class Execs:
+    """Every operation on commands. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    async def run(self, who: Principal, ref: str, spec: ExecSpec) -> ExecResult:
+        """Run a command to its end.
+
+        A non-zero exit, a time-out, a command that cannot be started and a sandbox that dies under it are results, not
+        errors. Cancelling kills the command. Raises: BadRequest.
+        """
+        require(who, Scope.EXEC)
+        check_exec(spec)
+        async with self._directory.live(who, ref).lease() as box:
+            before = box.oom_kills()
+            try:
+                result = await box.agent.exec(spec)
+            except SandboxGone:
+                return ExecResult(exit=GONE, stdout=b"", stderr=b"")
+            return replace(result, exit=judged(result.exit, was_memory=box.oom_kills() > before))
+
+    @asynccontextmanager
+    async def stream(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
+        """Run a command and iterate over its events; the last is Ended. Leaving the context kills a running command.
+
+        Raises: BadRequest.
+        """
+        require(who, Scope.EXEC)
+        check_exec(spec)
+        async with self._directory.live(who, ref).lease() as box:
+            before = box.oom_kills()
+            async with box.agent.exec_stream(spec) as events:
+                yield _judged_events(events, box, before)
+
+    async def start(
+        self, who: Principal, ref: str, spec: ExecSpec, *, keep_bytes: int = KEPT_OUTPUT_BYTES, stdin_open: bool = False
+    ) -> Command:
+        """Start a background command. It outlives its caller and the server; its last `keep_bytes` of output are kept.
+
+        Raises: BadRequest; NotFound or Conflict when it cannot be started.
+        """
+        require(who, Scope.EXEC)
+        check_exec(spec)
+        check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
+        async with self._directory.live(who, ref).lease() as box:
+            has_stdin = stdin_open or spec.stdin is not None
+            command_id = f"c{new_core_id()[:12]}"
+            started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
+            if spec.stdin is not None:
+                await box.agent.stdin(started.id, _once(spec.stdin), close=not stdin_open)
+            return _judged_command(await box.agent.command(started.id), box)
+
+    async def list(self, who: Principal, ref: str) -> list[Command]:
+        """The background commands that the sandbox still knows, oldest first."""
+        require(who, Scope.READ)
+        async with self._directory.live(who, ref).lease() as box:
+            return [_judged_command(command, box) for command in await box.agent.commands()]
+
+    async def get(self, who: Principal, ref: str, command_id: str) -> Command:
+        """One background command. Raises: NotFound."""
+        require(who, Scope.READ)
+        check_command_id(command_id)
+        async with self._directory.live(who, ref).lease() as box:
+            return _judged_command(await box.agent.command(command_id), box)
+
+    async def wait(self, who: Principal, ref: str, command_id: str, *, timeout_s: float | None = None) -> Command:
+        """The command when it has ended, or as it is after `timeout_s`. Raises: NotFound."""
+        require(who, Scope.READ)
+        check_command_id(command_id)
+        check_timeout(timeout_s, "timeout_s", (0.0, TIMEOUT_S[1]))
+        async with self._directory.live(who, ref).lease() as box:
+            # The agent reads 0 as "no limit", so the shortest wait is a look.
+            if timeout_s is not None and timeout_s < 0.001:  # noqa: PLR2004 - its unit is a millisecond
+                return _judged_command(await box.agent.command(command_id), box)
+            return _judged_command(await box.agent.wait(command_id, timeout_s), box)
+
+    @asynccontextmanager
+    async def output(  # noqa: PLR0913 - what to read, all by name
+        self, who: Principal, ref: str, command_id: str, *, cursor: int = 0, follow: bool = False, limit_bytes: int = 0
+    ) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
+        """Kept output from `cursor` on; the last event is Ended (all was read) or Paused. Leaving stops no command.
+
+        Raises: NotFound, BadRequest.
+        """
+        require(who, Scope.READ)
+        check_command_id(command_id)
+        check_count(cursor, (0, 2**63 - 1), "cursor")
+        check_count(limit_bytes, (0, 2**31 - 1), "limit")
+        async with self._directory.live(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the stream
+            async with box.agent.output(command_id, cursor=cursor, follow=follow, limit_bytes=limit_bytes) as events:
+                yield _judged_events(events, box, 0)
+
+    async def stdin(
+        self, who: Principal, ref: str, command_id: str, chunks: AsyncIterable[bytes], *, close: bool = False
+    ) -> int:
+        """Write to a command's stdin; returns the bytes it took. Raises: NotFound, BadRequest (none, or closed)."""
+        require(who, Scope.EXEC)
+        check_command_id(command_id)
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.stdin(command_id, chunks, close=close)
+
+    async def signal(self, who: Principal, ref: str, command_id: str, signal: int, *, group: bool = True) -> None:
+        """Signal a command, by default its whole process group. Raises: NotFound, Conflict (it has ended)."""
+        require(who, Scope.EXEC)
+        check_command_id(command_id)
+        if not SIGNALS[0] <= signal <= SIGNALS[1]:
+            raise BadRequest("signal must be 1 to 64, or a name", field="signal")
+        async with self._directory.live(who, ref).lease() as box:
+            await box.agent.signal(command_id, signal, group=group)
+
+    async def remove(self, who: Principal, ref: str, command_id: str) -> None:
+        """Kill a command if it runs, and forget its output. Raises: NotFound."""
+        require(who, Scope.EXEC)
+        check_command_id(command_id)
+        async with self._directory.live(who, ref).lease() as box:
+            await box.agent.forget(command_id)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _judged_events(events: AsyncIterator[ExecEvent], box: Box, oom_before: int) -> AsyncIterator[ExecEvent]:
+    """The agent's events, with the last word on why the command ended; it is Ended even if the sandbox died."""
+    try:
+        async for event in events:
+            if isinstance(event, Ended):
+                yield Ended(exit=_judged_exit(event.exit, box, oom_before), cursor=event.cursor)
+            else:
+                yield event
+    except SandboxGone:
+        yield Ended(exit=GONE)
+
+
+def _judged_exit(exit_: ExecExit, box: Box, oom_before: int) -> ExecExit:
+    return judged(exit_, was_memory=box.oom_kills() > oom_before)
+
+
+def _judged_command(command: Command, box: Box) -> Command:
+    """The command with the last word on its end.
+
+    It may have outlived servers, so what the count was at its start is not known: a SIGKILL in a box that ever ran
+    out of memory is laid to that.
+    """
+    return command if command.exit is None else replace(command, exit=_judged_exit(command.exit, box, 0))

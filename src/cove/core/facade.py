@@ -1,0 +1,259 @@
+"""The core as one object: opened once by the server, used by every dialect through `edge`.
+
+`open_core` builds it in the order in which its parts need each other, makes store and machine agree, and only then
+fills the pool. Leaving the context lets all sandboxes go on, for the next start to adopt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec.structs import replace
+
+from cove.core.access import require
+from cove.core.admission import Admission, Memory, read_memory
+from cove.core.creation import IDEMPOTENCY_S, Creation
+from cove.core.directory import Directory
+from cove.core.execs import Execs
+from cove.core.files import Files
+from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
+from cove.core.journal import StoreJournal
+from cove.core.keys import Keys, Projects
+from cove.core.reconcile import Machine, Reconciled, reconcile
+from cove.core.sandboxes import Sandboxes
+from cove.engine.agentbin import agent_build
+from cove.engine.clock import Clock, SystemClock, sleep
+from cove.engine.driver import Box, Driver
+from cove.engine.pool import Pool, PoolConfig, open_pool, pool_size
+from cove.engine.ports import ImageSource
+from cove.engine.supervisors import Supervisors, open_supervisors
+from cove.model.access import Principal, Scope
+from cove.model.errors import CoveError
+from cove.model.image import ImageInfo
+from cove.model.sandbox import Sandbox, Source
+from cove.store.store import Store
+
+log = logging.getLogger(__name__)
+
+PURGE_S: Final = 600.0
+"""How often ended sandboxes and idempotency keys that are past their time are forgotten."""
+
+
+class Images:
+    """What a caller may know of images."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+
+    def list(self, who: Principal) -> list[ImageInfo]:
+        """All images. Raises: Forbidden."""
+        require(who, Scope.READ)
+        return self._source.list()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """The parts that dialects call, each named after its noun, and what the server tells about itself."""
+
+    sandboxes: Sandboxes
+    execs: Execs
+    files: Files
+    keys: Keys
+    projects: Projects
+    images: Images
+    reconciled: Reconciled
+    server_info: Callable[[Principal], ServerInfo]
+    stats: Callable[[], CoreStats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What the core is made of, for the functions below."""
+
+    settings: CoreSettings
+    drivers: Mapping[str, Driver]
+    missing: Mapping[str, tuple[str, ...]]
+    images: ImageSource
+    store: Store
+    clock: Clock
+    admission: Admission
+    pool: Pool
+    supervisors: Supervisors
+    directory: Directory
+    journal: StoreJournal
+    creation: Creation
+
+
+@asynccontextmanager
+async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
+    settings: CoreSettings,
+    *,
+    drivers: Mapping[str, Driver],
+    images: ImageSource,
+    store: Store,
+    unusable: Mapping[str, tuple[str, ...]] | None = None,
+    clock: Clock | None = None,
+    memory: Callable[[], Memory] = read_memory,
+) -> AsyncGenerator[Core]:
+    """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
+
+    Raises: EngineFailure when the store cannot be read or written at all.
+    """
+    clock = clock or SystemClock()
+    admission = Admission(settings.admission, clock, memory)
+    journal = StoreJournal(store, clock)
+
+    def ended(sandbox: Sandbox) -> None:
+        admission.release(sandbox.id)
+        directory.release_name(sandbox.project, sandbox.name, sandbox.id)
+
+    async with (
+        asyncio.TaskGroup() as tasks,
+        open_pool(drivers, images, _sized(settings.pool, drivers, admission), clock=clock) as pool,
+        open_supervisors(journal, pool, clock, ended) as supervisors,
+    ):
+        pool.has_room = admission.has_room
+        directory = Directory(supervisors, store, journal)
+        creation = Creation(
+            default_driver=settings.default_driver,
+            drivers=drivers,
+            images=images,
+            pool=pool,
+            supervisors=supervisors,
+            directory=directory,
+            admission=admission,
+            journal=journal,
+            store=store,
+            clock=clock,
+        )
+        parts = _Parts(
+            settings=settings,
+            drivers=drivers,
+            missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
+            images=images,
+            store=store,
+            clock=clock,
+            admission=admission,
+            pool=pool,
+            supervisors=supervisors,
+            directory=directory,
+            journal=journal,
+            creation=creation,
+        )
+        found = await _reconciled(parts)
+        pool.start_filling()
+        core = _core(parts, found, tasks)
+        await core.projects.ensure_default()
+        chores = (journal.retry_forever(), _purge_forever(store, clock, settings.history_s))
+        running = [tasks.create_task(chore) for chore in chores]
+        try:
+            yield core
+        finally:
+            for task in running:
+                task.cancel()
+    await journal.retry()
+
+
+def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
+    return Core(
+        sandboxes=Sandboxes(
+            parts.creation,
+            directory=parts.directory,
+            admission=parts.admission,
+            store=parts.store,
+            clock=parts.clock,
+        ),
+        execs=Execs(parts.directory),
+        files=Files(parts.directory),
+        keys=Keys(parts.store, parts.clock, tasks),
+        projects=Projects(parts.store, parts.clock),
+        images=Images(parts.images),
+        reconciled=found,
+        server_info=lambda who: _server_info(parts, who),
+        stats=lambda: _stats(parts),
+    )
+
+
+async def _reconciled(parts: _Parts) -> Reconciled:
+    def adopt(sandbox: Sandbox, box: Box) -> None:
+        parts.admission.admit(sandbox.id, sandbox.limits, is_new=False)
+        parts.directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
+        parts.supervisors.adopt(sandbox, box)
+
+    machine = Machine(
+        drivers=parts.drivers,
+        pool=parts.pool,
+        journal=parts.journal,
+        clock=parts.clock,
+        adopt=adopt,
+        keep_unknown=not parts.store.is_new,
+    )
+    found = await reconcile(parts.store.sandboxes.unended(), machine)
+    log.info("start: %s", found)
+    return found
+
+
+def _sized(pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission) -> PoolConfig:
+    """The pool that this machine can keep: only drivers that work, and no more boxes than fit into its memory."""
+    free = max(admission.memory().available - admission.keep_free_bytes(), 0)
+    targets = tuple(
+        replace(target, size=pool_size(target.size, free)) for target in pool.targets if target.driver in drivers
+    )
+    return replace(pool, targets=targets, agent_build=pool.agent_build or _agent_build())
+
+
+def _agent_build() -> str:
+    try:
+        return agent_build()
+    except CoveError:
+        return ""  # not built here; the driver says so where it matters
+
+
+def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
+    """Raises: Forbidden."""
+    require(who, Scope.READ)
+    return ServerInfo(
+        version=parts.settings.version,
+        drivers=tuple(
+            DriverInfo(name=name, usable=not missing, missing=missing) for name, missing in parts.missing.items()
+        ),
+        default_driver=parts.settings.default_driver,
+        images=tuple(parts.images.list()),
+        max_sandboxes=parts.settings.admission.max_sandboxes,
+        sandboxes=len(parts.supervisors.all()),
+        memory_free_bytes=parts.admission.memory().available,
+        pool={
+            shelf.image: shelf.ready for shelf in parts.pool.stats() if shelf.driver == parts.settings.default_driver
+        },
+        isolation=parts.pool.isolation(parts.settings.default_driver),
+    )
+
+
+def _stats(parts: _Parts) -> CoreStats:
+    return CoreStats(
+        sandboxes=dict(Counter(supervisor.sandbox.state for supervisor in parts.supervisors.all())),
+        created_warm=parts.creation.counts[Source.WARM],
+        created_cold=parts.creation.counts[Source.COLD],
+        create_failures=parts.creation.failed,
+        pool=parts.pool.stats(),
+        admission=parts.admission.stats(),
+        store=parts.store.stats(),
+    )
+
+
+async def _purge_forever(store: Store, clock: Clock, history_s: float) -> None:
+    """Forget what is past its time, until cancelled."""
+    while True:
+        await sleep(clock, PURGE_S)
+        try:
+            while await store.sandboxes.purge(ended_before=clock.now() - history_s):
+                await sleep(clock, 1.0)
+            await store.idempotency.purge(before=clock.now() - IDEMPOTENCY_S)
+        except CoveError as error:
+            log.warning("old records could not be purged: %s %s", error, error.internal)

@@ -1,0 +1,129 @@
+"""Files in sandboxes. Every path is resolved by the agent, inside; here are scopes, forms and waking."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import asynccontextmanager
+
+from cove.agentlink.client import FileReader
+from cove.core.access import require
+from cove.core.directory import Directory
+from cove.core.validation import check_count, check_mode, check_owner, check_page, check_path
+from cove.model.access import Principal, Scope
+from cove.model.errors import BadRequest
+from cove.model.files import FileInfo, FilePage
+
+OFFSETS = (0, 2**63 - 1)
+
+
+class Files:
+    """Every operation on files. All raise Forbidden, NotFound (sandbox), Gone, BadRequest, FileError, SandboxError."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    async def stat(self, who: Principal, ref: str, path: str, *, follow: bool = False) -> FileInfo:
+        """One entry; links are reported, and followed only if asked."""
+        require(who, Scope.FILES)
+        check_path(path)
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.stat(path, follow=follow)
+
+    async def list_page(
+        self, who: Principal, ref: str, path: str, *, limit: int = 1000, cursor: str | None = None
+    ) -> FilePage:
+        """One page of a directory in byte order of names; the cursor is the last name of the page before."""
+        require(who, Scope.FILES)
+        check_path(path)
+        check_page(limit)
+        if cursor is not None and ("\0" in cursor or "/" in cursor or not cursor):
+            raise BadRequest("no such cursor", field="cursor")
+        async with self._directory.live(who, ref).lease() as box:
+            entries, has_more = await box.agent.list(path, limit=limit, after=cursor)
+            return FilePage(entries=tuple(entries), cursor=entries[-1].name if has_more and entries else None)
+
+    @asynccontextmanager
+    async def read(
+        self, who: Principal, ref: str, path: str, *, offset: int = 0, length: int = -1
+    ) -> AsyncGenerator[FileReader]:
+        """A regular file's bytes from `offset` on, `length` of them or (-1) all it had when it was opened."""
+        require(who, Scope.FILES)
+        check_path(path)
+        check_count(offset, OFFSETS, "offset")
+        check_count(length, (-1, OFFSETS[1]), "length")
+        async with self._directory.live(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the reader
+            async with box.agent.read(path, offset=offset, length=length) as reader:
+                yield reader
+
+    async def write(  # noqa: PLR0913 - one parameter per attribute of a write, all but the first by name
+        self,
+        who: Principal,
+        ref: str,
+        path: str,
+        chunks: AsyncIterable[bytes],
+        *,
+        mode: int = -1,
+        parents: bool = False,
+        exclusive: bool = False,
+        append: bool = False,
+        offset: int = -1,
+        uid: int = -1,
+        gid: int = -1,
+    ) -> FileInfo:
+        """Write a file of any size: whole or not at all, unless `append` or `offset` is given.
+
+        Cancelling leaves the old one.
+        """
+        require(who, Scope.FILES)
+        check_path(path)
+        check_mode(mode)
+        check_owner(uid, "uid")
+        check_owner(gid, "gid")
+        check_count(offset, (-1, OFFSETS[1]), "offset")
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.write(
+                path,
+                chunks,
+                mode=mode,
+                parents=parents,
+                exclusive=exclusive,
+                append=append,
+                offset=offset,
+                uid=uid,
+                gid=gid,
+            )
+
+    async def mkdir(self, who: Principal, ref: str, path: str, *, mode: int = 0o755, parents: bool = False) -> FileInfo:
+        """Make a directory, with `parents` also those above it."""
+        require(who, Scope.FILES)
+        check_path(path)
+        check_mode(mode)
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.mkdir(path, mode=mode, parents=parents)
+
+    async def move(self, who: Principal, ref: str, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
+        """Rename within the sandbox."""
+        require(who, Scope.FILES)
+        check_path(source, "from")
+        check_path(target, "to")
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.move(source, target, overwrite=overwrite)
+
+    async def remove(self, who: Principal, ref: str, path: str, *, recursive: bool = False) -> int:
+        """Remove a file or directory; returns how many entries that were."""
+        require(who, Scope.FILES)
+        check_path(path)
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.remove(path, recursive=recursive)
+
+    async def set_attributes(  # noqa: PLR0913 - the attributes, all by name
+        self, who: Principal, ref: str, path: str, *, mode: int = -1, uid: int = -1, gid: int = -1
+    ) -> FileInfo:
+        """Change permission bits or owners; -1 leaves as it is."""
+        require(who, Scope.FILES)
+        check_path(path)
+        check_mode(mode)
+        check_owner(uid, "uid")
+        check_owner(gid, "gid")
+        async with self._directory.live(who, ref).lease() as box:
+            return await box.agent.set_attributes(path, mode=mode, uid=uid, gid=gid)

@@ -1,0 +1,56 @@
+"""What the core tells about itself, and what it is told. Frozen values."""
+
+from __future__ import annotations
+
+from msgspec import Struct, field
+
+from cove.core.admission import AdmissionSettings, AdmissionStats
+from cove.engine.pool import PoolConfig, ShelfStats
+from cove.model.image import ImageInfo
+from cove.model.sandbox import Isolation
+from cove.model.state import State
+from cove.store.writer import WriterStats
+
+
+class CoreSettings(Struct, frozen=True, kw_only=True):
+    """How the core decides. Built once in `server/`. Pool targets are upper bounds: memory may make them smaller."""
+
+    version: str = "0"
+    default_driver: str = "runc"
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    history_s: float = 30 * 86400.0
+
+
+class DriverInfo(Struct, frozen=True, kw_only=True):
+    """A driver that this server knows; usable when nothing is missing."""
+
+    name: str
+    usable: bool
+    missing: tuple[str, ...]
+
+
+class CoreStats(Struct, frozen=True, kw_only=True):
+    """Counts and sizes for metrics; counters count since start."""
+
+    sandboxes: dict[State, int]
+    created_warm: int
+    created_cold: int
+    create_failures: int
+    pool: tuple[ShelfStats, ...]
+    admission: AdmissionStats
+    store: WriterStats
+
+
+class ServerInfo(Struct, frozen=True, kw_only=True):
+    """What a caller may know of this server. `isolation`: what sandboxes of the default driver get, once one ran."""
+
+    version: str
+    drivers: tuple[DriverInfo, ...]
+    default_driver: str
+    images: tuple[ImageInfo, ...]
+    max_sandboxes: int
+    sandboxes: int
+    memory_free_bytes: int
+    pool: dict[str, int]
+    isolation: Isolation | None

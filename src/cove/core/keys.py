@@ -1,0 +1,185 @@
+"""Keys and projects: minting, looking up, revoking. A key's text is seen here only, for the time of one call.
+
+The store has the SHA-256 of each key. That is enough: keys are 256 random bits, which no dictionary holds. A look-up
+goes through the index of digests and then compares in constant time, so timing tells nothing about a stored digest.
+Nothing is cached: a revoked key stops at the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Iterable
+from typing import Final
+
+from cove.core.access import require
+from cove.core.validation import check_label, check_name, check_timeout
+from cove.engine.clock import Clock
+from cove.model.access import DEFAULT_PROJECT, FULL, Key, Principal, Project, Scope
+from cove.model.errors import BadRequest, Conflict, CoveError, Forbidden, NotFound, Unauthorized
+from cove.store.store import Store
+
+log = logging.getLogger(__name__)
+
+TOUCH_S: Final = 60.0
+"""`last_used_at` is at most so old: a write per request would cost more than the request."""
+
+KEY_LIMIT: Final = 1024
+"""Longest key that is looked at."""
+
+
+class Keys:
+    """Every operation on keys."""
+
+    def __init__(self, store: Store, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+        self._store = store
+        self._clock = clock
+        self._tasks = tasks
+        self._touched: dict[str, float] = {}
+
+    def authenticate(self, plaintext: str) -> Principal:
+        """Who presents this key. 10 µs on the loop. Raises: Unauthorized, also for revoked and expired keys."""
+        digest = _digest(plaintext[:KEY_LIMIT])
+        key = self._store.keys.by_digest(digest)
+        is_known = key is not None and hmac.compare_digest(key.digest, digest)
+        if key is None or not is_known or key.revoked_at is not None:
+            raise Unauthorized("this key is not known here, or was revoked")
+        if key.expires_at is not None and key.expires_at <= self._clock.now():
+            raise Unauthorized("this key has expired")
+        self._touch(key.id)
+        return Principal(key_id=key.id, name=key.name, project=key.project, scopes=key.scopes, dialect=key.dialect)
+
+    async def mint(  # noqa: PLR0913 - what a key is, the optional parts by name
+        self,
+        who: Principal,
+        name: str,
+        project: str | None = None,
+        scopes: Iterable[Scope] = (),
+        *,
+        dialect: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[Key, str]:
+        """A new key and its text, which is nowhere else and never shown again. No scopes: those of `who`.
+
+        Nobody gives what they do not have. Raises: Forbidden, BadRequest, NotFound (project).
+        """
+        require(who, Scope.KEYS)
+        check_label(name, "name")
+        check_timeout(timeout_s, "timeout_s")
+        if dialect is not None:
+            check_label(dialect, "dialect")
+        wanted = frozenset(scopes) or who.scopes
+        self._may_give(who, project or who.project, wanted)
+        key_id = secrets.token_hex(4)
+        plaintext = f"cove_{key_id}_{secrets.token_urlsafe(32)}"
+        now = self._clock.now()
+        key = Key(
+            id=key_id,
+            name=name,
+            project=project or who.project,
+            dialect=dialect,
+            scopes=wanted,
+            digest=_digest(plaintext),
+            created_at=now,
+            expires_at=None if timeout_s is None else now + timeout_s,
+            revoked_at=None,
+            last_used_at=None,
+        )
+        await self._store.keys.add(key)
+        return key, plaintext
+
+    def list(self, who: Principal) -> list[Key]:
+        """The keys of the caller's project, for an admin of all; revoked ones too, oldest first. Raises: Forbidden."""
+        require(who, Scope.KEYS)
+        return self._store.keys.list(None if who.can(Scope.ADMIN) else who.project)
+
+    async def revoke(self, who: Principal, key_id: str) -> None:
+        """End a key at once; ended already: nothing. Raises: Forbidden, NotFound."""
+        require(who, Scope.KEYS)
+        key = self._store.keys.by_id(key_id)
+        if key is None or (key.project != who.project and not who.can(Scope.ADMIN)):
+            raise NotFound("no such key")
+        if not who.can(Scope.ADMIN) and not key.scopes <= who.scopes:
+            raise Forbidden("that key has scopes which this one lacks")
+        await self._store.keys.revoke(key.id, at=self._clock.now())
+
+    async def bootstrap(self, plaintexts: Iterable[str]) -> int:
+        """Accept keys of any form as full-rights keys of the default project; known ones stay as they are.
+
+        Returns how many were new. A revoked one stays revoked.
+        """
+        added = 0
+        for plaintext in plaintexts:
+            if not plaintext or len(plaintext) > KEY_LIMIT:
+                raise BadRequest(f"a bootstrap key has 1-{KEY_LIMIT} characters")
+            digest = _digest(plaintext)
+            key = Key(
+                id=digest[:8],
+                name=f"bootstrap-{digest[:8]}",
+                project=DEFAULT_PROJECT,
+                dialect=None,
+                scopes=FULL,
+                digest=digest,
+                created_at=self._clock.now(),
+                expires_at=None,
+                revoked_at=None,
+                last_used_at=None,
+            )
+            added += await self._store.keys.add(key)
+        return added
+
+    def _may_give(self, who: Principal, project: str, scopes: frozenset[Scope]) -> None:
+        if who.can(Scope.ADMIN):
+            if self._store.projects.get(project) is None:
+                raise NotFound("no such project", field="project")
+            return
+        if project != who.project:
+            raise NotFound("no such project", field="project")
+        if not scopes <= who.scopes:
+            raise Forbidden("a key cannot give scopes that it lacks")
+
+    def _touch(self, key_id: str) -> None:
+        now = self._clock.monotonic()
+        if now - self._touched.get(key_id, float("-inf")) >= TOUCH_S:
+            self._touched[key_id] = now
+            self._tasks.create_task(self._note_use(key_id))
+
+    async def _note_use(self, key_id: str) -> None:
+        try:
+            await self._store.keys.touch(key_id, at=self._clock.now())
+        except CoveError as error:
+            log.warning("the use of key %s was not noted: %s %s", key_id, error, error.internal)
+
+
+class Projects:
+    """Every operation on projects."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def create(self, who: Principal, project_id: str) -> Project:
+        """A new project. Raises: Forbidden, BadRequest, Conflict."""
+        require(who, Scope.ADMIN)
+        check_name(project_id, "id")
+        if self._store.projects.get(project_id) is not None:
+            raise Conflict(f"a project {project_id} exists", field="id")
+        project = Project(id=project_id, created_at=self._clock.now())
+        await self._store.projects.add(project)
+        return project
+
+    def list(self, who: Principal) -> list[Project]:
+        """All projects, oldest first. Raises: Forbidden."""
+        require(who, Scope.ADMIN)
+        return self._store.projects.list()
+
+    async def ensure_default(self) -> None:
+        """The project that is always there."""
+        await self._store.projects.ensure(Project(id=DEFAULT_PROJECT, created_at=self._clock.now()))
+
+
+def _digest(plaintext: str) -> str:
+    return hashlib.sha256(plaintext.encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,168 @@
+"""Makes the store and the machine agree at the start of the server, whatever ended the last one.
+
+======================  =======================  ==========================================================
+row                     box                      what happens
+======================  =======================  ==========================================================
+running, paused         lives                    adopted, in the state that was written
+running, paused         dead                     freed; failed, died
+running, paused         none                     terminated, lost (a reboot)
+pending                 any                      freed; failed, create-failed: nobody was answered
+stopping                any                      freed; terminated for the reason that was written
+none                    lives, as new ones are   back to the warm pool
+none                    any other                freed
+======================  =======================  ==========================================================
+
+A row whose driver is not loaded is left as it is: its sandbox may live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import Struct
+
+from cove.engine.birth import bounded
+from cove.engine.clock import Clock
+from cove.engine.driver import Box, BoxFacts, Driver
+from cove.engine.pool import Pool
+from cove.engine.ports import Journal
+from cove.engine.records import ended
+from cove.model.errors import AgentTimeout, CoveError, EngineFailure
+from cove.model.sandbox import Sandbox
+from cove.model.state import LIVE, EndReason, State
+
+log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 8
+"""Boxes adopted or freed at one time."""
+
+TIMEOUT_TRIES: Final = 3
+"""An agent that does not answer may sit in a box that uses all of its CPU, and a machine that refuses may be busy: both
+are asked again before a sandbox is given up."""
+
+
+class Reconciled(Struct, frozen=True, kw_only=True):
+    """What was found at the start."""
+
+    adopted: int = 0
+    pooled: int = 0
+    ended: int = 0
+    reaped: int = 0
+    unreachable: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What reconciling works on.
+
+    `keep_unknown` False: the store is new, so an unknown box may be somebody's sandbox and must not be handed to
+    another as a fresh one.
+    """
+
+    drivers: Mapping[str, Driver]
+    pool: Pool
+    journal: Journal
+    clock: Clock
+    adopt: Callable[[Sandbox, Box], None]
+    keep_unknown: bool
+
+
+async def reconcile(rows: list[Sandbox], machine: Machine) -> Reconciled:
+    """Account for every unended row and every box, then sweep what belongs to neither. Never fails as a whole."""
+    boxes = await _boxes(machine.drivers)
+    tally = dict.fromkeys(Reconciled.__struct_fields__, 0)
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def counted(work: Awaitable[str]) -> None:
+        async with limit:
+            tally[await work] += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for row in rows:
+            tasks.create_task(counted(_account(row, boxes.pop(row.id, None), machine)))
+        for facts in boxes.values():
+            tasks.create_task(counted(_place(facts, machine)))
+    for driver in machine.drivers.values():
+        await _quietly(driver.reap(None), f"the sweep of driver {driver.name}")
+    return Reconciled(**tally)
+
+
+async def _boxes(drivers: Mapping[str, Driver]) -> dict[str, BoxFacts]:
+    return {facts.id: facts for driver in drivers.values() for facts in await driver.remains()}
+
+
+async def _account(row: Sandbox, facts: BoxFacts | None, machine: Machine) -> str:
+    """One unended row. Returns what it counts as."""
+    driver = machine.drivers.get(row.driver)
+    if driver is None:
+        log.warning("sandbox %s is left as it is: its driver %s is not loaded", row.id, row.driver)
+        return "unreachable"
+    if row.state in LIVE and facts is not None:
+        box = await _adopted(driver, facts)
+        if box is not None and await _settled(row, box):
+            machine.adopt(row, box)
+            return "adopted"
+    if facts is not None:
+        await _quietly(driver.reap(facts), f"what sandbox {row.id} left")
+    await machine.journal.write_surely(_ended(row, machine.clock.now(), was_there=facts is not None))
+    return "ended"
+
+
+async def _place(facts: BoxFacts, machine: Machine) -> str:
+    """One box that no row knows. Returns what it counts as."""
+    driver = machine.drivers[facts.driver]
+    if machine.keep_unknown:
+        box = await _adopted(driver, facts)
+        if box is not None and machine.pool.adopt_member(box):
+            return "pooled"
+    await _quietly(driver.reap(facts), f"box {facts.id}")
+    return "reaped"
+
+
+async def _adopted(driver: Driver, facts: BoxFacts) -> Box | None:
+    """The box if it lives and its agent answers."""
+    for left in reversed(range(TIMEOUT_TRIES)):
+        try:
+            return await bounded(driver.adopt(facts))
+        except (AgentTimeout, EngineFailure) as error:
+            log.warning("box %s cannot be adopted, %d tries left: %s %s", facts.id, left, error, error.internal)
+        except CoveError as error:
+            log.info("box %s cannot be adopted: %s %s", facts.id, error, error.internal)
+            return None
+    return None
+
+
+async def _settled(row: Sandbox, box: Box) -> bool:
+    """Make the box be what was written: the server may have died between the word and the deed."""
+    try:
+        await bounded(box.pause() if row.state is State.PAUSED else box.resume())
+        if box.facts.limits != row.limits:
+            await bounded(box.set_limits(row.limits))
+    except CoveError as error:
+        log.warning("sandbox %s cannot be brought to what was written: %s %s", row.id, error, error.internal)
+        return False
+    return True
+
+
+async def _quietly(work: Awaitable[None], what: str) -> None:
+    try:
+        await bounded(work)
+    except CoveError as error:
+        log.warning("%s could not be freed, the next start tries again: %s %s", what, error, error.internal)
+
+
+def _ended(row: Sandbox, now: float, *, was_there: bool) -> Sandbox:
+    """The last record of a row that is not adopted."""
+    match row.state:
+        case State.PENDING:
+            return ended(row, EndReason.CREATE_FAILED, "the server stopped while it was being created", at=now)
+        case State.STOPPING:
+            return ended(row, row.end_reason or EndReason.REQUESTED, row.end_detail, at=now)
+        case _ if was_there:
+            return ended(row, EndReason.DIED, "it was found dead when the server started", at=now)
+        case _:
+            return ended(row, EndReason.LOST, "nothing of it was left when the server started", at=now)

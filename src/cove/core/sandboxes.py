@@ -1,0 +1,161 @@
+"""Creating, finding, changing and ending sandboxes. What a supervisor does, and how, is not decided here.
+
+Keep this file small: rules about values are in `validation.py`, about room in `admission.py`, about names in
+`directory.py`, and what a create decides in `creation.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from cove.core.access import require
+from cove.core.admission import Admission
+from cove.core.creation import Creation, Order, expiry
+from cove.core.directory import Directory
+from cove.core.validation import check_change, check_metadata, check_page
+from cove.engine.clock import Clock
+from cove.model.access import Principal, Scope
+from cove.model.errors import CoveError
+from cove.model.request import Idempotency, SandboxChange, SandboxFilter, SandboxPage
+from cove.model.sandbox import Sandbox, SandboxSpec
+from cove.model.state import FINAL, EndReason
+from cove.store.store import Store
+
+
+class Sandboxes:
+    """Every operation on sandboxes as such. `ref` is a core id, or the name of an unended sandbox of the project."""
+
+    def __init__(
+        self, creation: Creation, *, directory: Directory, admission: Admission, store: Store, clock: Clock
+    ) -> None:
+        self._creation = creation
+        self._directory = directory
+        self._admission = admission
+        self._store = store
+        self._clock = clock
+
+    async def create(
+        self, who: Principal, spec: SandboxSpec, *, dialect: str = "native", idempotency: Idempotency | None = None
+    ) -> Sandbox:
+        """A running sandbox. Cancelling ends it, unless an idempotency key lets the caller come back for it.
+
+        Raises: Forbidden, BadRequest, NotFound (image), Conflict (name), IdempotencyConflict, CapacityExceeded,
+        Unsupported, EngineFailure.
+        """
+        require(who, Scope.CREATE)
+        order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
+        supervisor = self._creation.launch(order)
+        if isinstance(supervisor, Sandbox):
+            return self._directory.newest(supervisor)
+        try:
+            return await supervisor.wait_started()
+        except asyncio.CancelledError:
+            if idempotency is None:
+                supervisor.end_soon(EndReason.REQUESTED, "its creator went away before it was ready")
+            raise
+
+    def get(self, who: Principal, ref: str) -> Sandbox:
+        """One sandbox, ended ones for 30 days. Its usage is of its last change; see `measure`. Raises: NotFound."""
+        require(who, Scope.READ)
+        return self._directory.known(who, ref)
+
+    async def measure(self, who: Principal, ref: str) -> Sandbox:
+        """One sandbox with what it uses now. Raises: Forbidden, NotFound."""
+        sandbox = self.get(who, ref)
+        if sandbox.state in FINAL:
+            return sandbox
+        try:
+            return await self._directory.live(who, ref).measure()
+        except CoveError:
+            return self._directory.known(who, ref)  # it ended meanwhile
+
+    def list(
+        self, who: Principal, wanted: SandboxFilter | None = None, *, limit: int = 100, cursor: str | None = None
+    ) -> SandboxPage:
+        """One page of the project's sandboxes, newest first. Raises: Forbidden, BadRequest."""
+        require(who, Scope.READ)
+        check_page(limit)
+        wanted = wanted or SandboxFilter()
+        check_metadata(wanted.metadata)
+        page = self._store.sandboxes.page(who.project, wanted, limit=limit, cursor=cursor)
+        return SandboxPage(sandboxes=tuple(self._directory.newest(one) for one in page.sandboxes), cursor=page.cursor)
+
+    async def update(self, who: Principal, ref: str, change: SandboxChange) -> Sandbox:
+        """Change timers, name, metadata or limits of a live sandbox.
+
+        Raises: Forbidden, BadRequest, NotFound, Gone, Conflict (name), CapacityExceeded, Unsupported, EngineFailure.
+        """
+        require(who, Scope.CREATE)
+        check_change(change)
+        supervisor = self._directory.live(who, ref)
+        before = supervisor.sandbox
+        name = before.name if change.name is UNSET else change.name
+        if name != before.name:
+            self._directory.check_free(before.project, name)
+            self._directory.hold_name(before.project, name, before.id)
+        held = {name}
+
+        def edit(sandbox: Sandbox) -> Sandbox:
+            held.add(sandbox.name)  # the name that it has by now: another rename may have come first
+            return _changed(sandbox, change, self._clock.now())
+
+        try:
+            if change.memory_bytes is not UNSET:
+                self._admission.change(before.id, change.memory_bytes)
+            return await supervisor.change(edit)
+        finally:
+            # Whatever came of it, what is true now is what is reserved.
+            self._admission.correct(before.id, supervisor.sandbox.limits.memory_bytes)
+            for unused in held - {supervisor.sandbox.name}:
+                self._directory.release_name(before.project, unused, before.id)
+
+    async def destroy(self, who: Principal, ref: str) -> Sandbox:
+        """End it; the answer is its last record with the final usage. Ended already: the same answer.
+
+        Cancelling does not stop it. Raises: Forbidden, NotFound.
+        """
+        require(who, Scope.DESTROY)
+        sandbox = self._directory.known(who, ref)
+        if sandbox.state in FINAL:
+            return sandbox
+        return await self._directory.live(who, ref).end(EndReason.REQUESTED)
+
+    async def pause(self, who: Principal, ref: str) -> Sandbox:
+        """Stop its processes, memory kept; paused already: the same. Raises: Forbidden, NotFound, Gone, Conflict."""
+        require(who, Scope.CREATE)
+        return await self._directory.live(who, ref).pause()
+
+    async def resume(self, who: Principal, ref: str) -> Sandbox:
+        """Let them go on; running already: the same. Raises: Forbidden, NotFound, Gone, EngineFailure."""
+        require(who, Scope.CREATE)
+        return await self._directory.live(who, ref).resume()
+
+
+def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
+    """The sandbox after the change. Pure."""
+    limits = sandbox.limits
+    if change.cpus is not UNSET:
+        limits = replace(limits, cpus=change.cpus)
+    if change.memory_bytes is not UNSET:
+        limits = replace(limits, memory_bytes=change.memory_bytes)
+    if change.pids is not UNSET:
+        limits = replace(limits, pids=change.pids)
+    metadata = dict(sandbox.metadata)
+    for key, value in ({} if change.metadata is UNSET else change.metadata).items():
+        if value is None:
+            metadata.pop(key, None)
+        else:
+            metadata[key] = value
+    check_metadata(metadata)
+    return replace(
+        sandbox,
+        limits=limits,
+        metadata=metadata,
+        name=sandbox.name if change.name is UNSET else change.name,
+        idle_timeout_s=sandbox.idle_timeout_s if change.idle_timeout_s is UNSET else change.idle_timeout_s,
+        idle_action=sandbox.idle_action if change.idle_action is UNSET else change.idle_action,
+        expires_at=sandbox.expires_at if change.timeout_s is UNSET else expiry(now, change.timeout_s),
+    )

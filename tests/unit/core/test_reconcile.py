@@ -1,0 +1,214 @@
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202 - fixtures and stand-ins are typed where they are defined
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cove.core.access import LOCAL
+from cove.core.reconcile import Reconciled
+from cove.model.errors import AgentTimeout, AgentViolation, NotFound
+from cove.model.execs import ExecSpec
+from cove.model.request import SandboxFilter
+from cove.model.sandbox import MIB, IdleAction, Limits, SandboxSpec
+from cove.model.state import EndReason, State
+
+EVERY = SandboxFilter(states=frozenset(State))
+
+
+async def killed(opened, work=None, **settings):
+    """Run a core and end it as kill -9 does to its promises: supervisors are cancelled wherever they are."""
+    ready = asyncio.Event()
+    result = []
+
+    async def serve() -> None:
+        async with opened(**settings) as core:
+            result.append(await work(core) if work else None)
+            ready.set()
+            await asyncio.sleep(3600)
+
+    server = asyncio.create_task(serve())
+    await asyncio.wait_for(ready.wait(), 5)
+    server.cancel()
+    await asyncio.gather(server, return_exceptions=True)
+    return result[0]
+
+
+async def test_running_and_paused_sandboxes_are_adopted_as_they_were(opened, driver) -> None:
+    async def work(core):
+        running = await core.sandboxes.create(LOCAL, SandboxSpec(name="running", limits=Limits(cpus=2.0)))
+        paused = await core.sandboxes.create(LOCAL, SandboxSpec(name="paused"))
+        await core.sandboxes.pause(LOCAL, paused.id)
+        return running, paused
+
+    running, paused = await killed(opened, work)
+    async with opened() as core:
+        assert core.reconciled == Reconciled(adopted=2)
+        assert core.sandboxes.get(LOCAL, "running").state is State.RUNNING
+        assert core.sandboxes.get(LOCAL, "paused").state is State.PAUSED
+        assert driver.boxes[paused.id].is_paused
+        assert driver.boxes[running.id].limits == Limits(cpus=2.0)
+        assert core.stats().admission.sandboxes == 2
+        assert (await core.execs.run(LOCAL, paused.id, ExecSpec(shell="true"))).stdout == b"out"
+        await core.sandboxes.destroy(LOCAL, running.id)
+
+
+async def test_a_graceful_stop_keeps_sandboxes_too(opened) -> None:
+    async with opened() as core:
+        made = await core.sandboxes.create(LOCAL, SandboxSpec())
+    async with opened() as core:
+        assert core.reconciled == Reconciled(adopted=1)
+        assert core.sandboxes.get(LOCAL, made.id).state is State.RUNNING
+
+
+@pytest.mark.parametrize("word", [State.PAUSED, State.RUNNING])
+async def test_a_death_between_word_and_deed_is_made_good(opened, driver, word: State) -> None:
+    async def work(core):
+        made = await core.sandboxes.create(LOCAL, SandboxSpec())
+        if word is State.PAUSED:
+            await core.sandboxes.pause(LOCAL, made.id)
+        return made
+
+    made = await killed(opened, work)
+    driver.boxes[made.id].is_paused = word is not State.PAUSED
+    async with opened() as core:
+        assert core.sandboxes.get(LOCAL, made.id).state is word
+        assert driver.boxes[made.id].is_paused is (word is State.PAUSED)
+
+
+async def test_a_half_made_sandbox_is_ended(opened, driver) -> None:
+    async def work(core):
+        driver.gate.clear()
+        task = asyncio.create_task(core.sandboxes.create(LOCAL, SandboxSpec(name="half")))
+        await asyncio.sleep(0.02)
+        return task
+
+    task = await killed(opened, work)
+    task.cancel()
+    driver.gate.set()
+    async with opened() as core:
+        assert core.reconciled == Reconciled(ended=1)
+        (one,) = core.sandboxes.list(LOCAL, EVERY).sandboxes
+        assert (one.state, one.end_reason) == (State.FAILED, EndReason.CREATE_FAILED)
+        await core.sandboxes.create(LOCAL, SandboxSpec(name="half"))
+
+
+async def test_a_half_destroyed_sandbox_is_ended_for_the_reason_that_was_written(opened, driver) -> None:
+    async def work(core):
+        made = await core.sandboxes.create(LOCAL, SandboxSpec())
+        box = driver.boxes[made.id]
+
+        async def destroy_forever():
+            await asyncio.sleep(3600)
+
+        box.destroy = destroy_forever
+        task = asyncio.create_task(core.sandboxes.destroy(LOCAL, made.id))
+        await asyncio.sleep(0.02)
+        return made, task
+
+    made, task = await killed(opened, work)
+    await asyncio.gather(task, return_exceptions=True)
+    async with opened() as core:
+        one = core.sandboxes.get(LOCAL, made.id)
+        assert (one.state, one.end_reason) == (State.TERMINATED, EndReason.REQUESTED)
+        assert driver.boxes[made.id].is_destroyed
+
+
+async def test_a_sandbox_that_died_meanwhile_is_told_so(opened, driver) -> None:
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec()))
+    driver.boxes[made.id].die()
+    async with opened() as core:
+        one = core.sandboxes.get(LOCAL, made.id)
+        assert (one.state, one.end_reason) == (State.FAILED, EndReason.DIED)
+        assert driver.boxes[made.id].is_destroyed
+
+
+async def test_after_a_reboot_everything_is_lost_and_told_so(opened, driver) -> None:
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec()), pool=2)
+    driver.boxes.clear()
+    async with opened(pool=2) as core:
+        one = core.sandboxes.get(LOCAL, made.id)
+        assert (one.state, one.end_reason) == (State.TERMINATED, EndReason.LOST)
+        assert one.ended_at is not None
+        assert driver.swept == 2
+
+
+async def test_pool_members_go_back_to_the_pool(opened, driver) -> None:
+    await killed(opened, pool=3)
+    async with opened(pool=3) as core:
+        assert core.reconciled == Reconciled(pooled=3)
+        assert driver.created == 3
+        made = await core.sandboxes.create(LOCAL, SandboxSpec())
+        assert made.id in driver.boxes
+
+
+async def test_members_of_a_rebuilt_image_are_reaped(opened, driver, images) -> None:
+    await killed(opened, pool=2)
+    images.digest = "d2"
+    async with opened(pool=2) as core:
+        assert core.reconciled == Reconciled(reaped=2)
+
+
+async def test_boxes_that_a_new_store_does_not_know_are_never_pooled(opened, driver, tmp_path) -> None:
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec()))
+    for path in tmp_path.glob("cove.db*"):
+        path.unlink()
+    async with opened(pool=2) as core:
+        assert core.reconciled == Reconciled(reaped=1)
+        assert driver.boxes[made.id].is_destroyed
+        with pytest.raises(NotFound):
+            core.sandboxes.get(LOCAL, made.id)
+
+
+async def test_an_agent_that_is_slow_to_answer_is_asked_again(opened, driver) -> None:
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec()))
+    driver.adopt_failures = [AgentTimeout("slow"), AgentTimeout("slow")]
+    async with opened() as core:
+        assert core.sandboxes.get(LOCAL, made.id).state is State.RUNNING
+
+
+async def test_an_agent_that_breaks_the_protocol_ends_its_sandbox_only(opened, driver) -> None:
+    async def work(core):
+        return [await core.sandboxes.create(LOCAL, SandboxSpec()) for _ in range(2)]
+
+    await killed(opened, work)
+    driver.adopt_failures = [AgentViolation("lies")]
+    async with opened() as core:
+        assert core.reconciled == Reconciled(adopted=1, ended=1)
+
+
+async def test_expiry_goes_on_while_the_server_is_down(opened, clock, eventually) -> None:
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec(timeout_s=60.0)))
+    clock.advance(61.0)
+    async with opened() as core:
+        await asyncio.sleep(0)
+        clock.advance(0.1)
+        await eventually(lambda: core.sandboxes.get(LOCAL, made.id).end_reason is EndReason.EXPIRED)
+
+
+async def test_an_adopted_sandbox_that_was_to_end_when_idle_gets_a_grace(opened, clock) -> None:
+    spec = SandboxSpec(idle_timeout_s=600.0, idle_action=IdleAction.TERMINATE)
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, spec))
+    clock.advance(10_000.0)
+    async with opened() as core:
+        clock.advance(1.0)
+        await asyncio.sleep(0.01)
+        assert core.sandboxes.get(LOCAL, made.id).state is State.RUNNING
+
+
+async def test_limits_that_were_written_but_not_applied_are_applied(opened, driver) -> None:
+    spec = SandboxSpec(limits=Limits(memory_bytes=1024 * MIB))
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, spec), pool=1)
+    driver.boxes[made.id].limits = Limits()
+    async with opened():
+        assert driver.boxes[made.id].limits == spec.limits
+
+
+async def test_a_create_that_was_answered_with_its_key_is_found_after_a_kill(opened) -> None:
+    from cove.model.request import Idempotency
+
+    key = Idempotency(key="k", body_sha256="c" * 64)
+    made = await killed(opened, lambda core: core.sandboxes.create(LOCAL, SandboxSpec(), idempotency=key))
+    async with opened() as core:
+        assert (await core.sandboxes.create(LOCAL, SandboxSpec(), idempotency=key)).id == made.id

@@ -1,0 +1,1 @@
+"""The native API, version 1: docs/reference/native-api.md is its contract."""

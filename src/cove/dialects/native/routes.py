@@ -1,0 +1,23 @@
+"""The native API as a table of operations. The handlers translate, call the core once, translate back.
+
+To add an operation: a handler in `sandboxes.py`, `commands.py`, `files.py` or `server.py`, a row in its table there,
+its structs in `wire.py`, a row in docs/reference/native-api.md.
+"""
+
+from __future__ import annotations
+
+from cove.dialects.native import commands, errors, files, sandboxes, server
+from cove.edge.dialect import Dialect
+
+PREFIX = "/api/v1"
+
+
+def dialect() -> Dialect:
+    """The native dialect."""
+    return Dialect(
+        name="native",
+        prefix=PREFIX,
+        ops=(*sandboxes.OPS, *commands.OPS, *files.OPS, *server.OPS),
+        errors=errors.TABLE,
+        key_prefixes=("cove_",),
+    )

@@ -1,0 +1,495 @@
+"""What goes over the wire in the native API: frozen structs, nothing else. Pure.
+
+The ranges here are for OpenAPI and for errors that name the field as the caller spelled it; the core has the last word
+(`core/validation.py`). To change the format: here, `translate.py`, docs/reference/native-api.md, `sdk/models.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+TEN_YEARS_S = 315360000
+MAX_MIB = 1048576
+
+Cpus = Annotated[float, Meta(ge=0.05, le=64, description="Cores; fractions are allowed.")]
+MemoryMib = Annotated[int, Meta(ge=32, le=MAX_MIB, description="Hard limit of memory, in MiB.")]
+DiskMib = Annotated[int, Meta(ge=16, le=MAX_MIB, description="What it may write over its image, in MiB.")]
+Pids = Annotated[int, Meta(ge=16, le=65536, description="Processes and threads.")]
+IoMbps = Annotated[int, Meta(ge=1, le=MAX_MIB, description="MiB per second to the disk; null: not limited.")]
+Seconds = Annotated[float, Meta(ge=1, le=TEN_YEARS_S)]
+Label = Annotated[str, Meta(max_length=63, description="RFC 1123 label: 1-63 of a-z, 0-9, inner hyphens.")]
+Mode = Annotated[str, Meta(pattern="^[0-7]{3,5}$", description="Permission bits in octal, such as 0644.")]
+Owner = Annotated[int, Meta(ge=0, le=65535, description="An id as it is inside the sandbox.")]
+Path = Annotated[str, Meta(min_length=1, max_length=4096, description="Absolute path, as the sandbox sees it.")]
+Encoding = Literal["utf-8", "base64"]
+State = Literal["pending", "running", "paused", "hibernated", "stopping", "terminated", "failed"]
+IdleAction = Literal["pause", "terminate", "none"]
+ScopeName = Literal["read", "create", "exec", "files", "destroy", "keys", "admin"]
+
+
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parent of what callers send: an unknown field is an error."""
+
+
+class Create(Request, frozen=True):
+    """A sandbox to be. Everything is optional."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=255)] = "base"
+    name: Label | None = None
+    driver: Annotated[str, Meta(max_length=63)] | None = None
+    cpus: Cpus = 1.0
+    memory_mib: MemoryMib = 512
+    disk_mib: DiskMib = 4096
+    pids: Pids = 512
+    io_read_mbps: IoMbps | None = None
+    io_write_mbps: IoMbps | None = None
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    hostname: Label | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    timeout_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = 1800.0
+    idle_action: IdleAction = "pause"
+
+
+class Update(Request, frozen=True):
+    """What to change; what is not named stays."""
+
+    timeout_s: Seconds | UnsetType | None = UNSET
+    idle_timeout_s: Seconds | UnsetType | None = UNSET
+    idle_action: IdleAction | UnsetType = UNSET
+    name: Label | UnsetType = UNSET
+    metadata: dict[str, str | None] | UnsetType = UNSET
+    cpus: Cpus | UnsetType = UNSET
+    memory_mib: MemoryMib | UnsetType = UNSET
+    pids: Pids | UnsetType = UNSET
+
+
+class Exec(Request, frozen=True):
+    """A command: text for `/bin/sh -c`, or a list of arguments."""
+
+    command: str | tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    cwd: Path | None = None
+    user: Annotated[str, Meta(max_length=64, description="A name or uid[:gid] inside; null: root.")] | None = None
+    timeout_s: Annotated[float, Meta(ge=0.01, le=TEN_YEARS_S)] | None = None
+    stdin: str | None = None
+    encoding: Encoding = "utf-8"
+
+
+class Start(Exec, frozen=True):
+    """A background command."""
+
+    keep_bytes: Annotated[int, Meta(ge=4096, le=16777216)] = 1048576
+    stdin_open: bool = False
+
+
+class Signal(Request, frozen=True):
+    """A signal by name (`TERM`, `SIGTERM`) or number."""
+
+    signal: str | Annotated[int, Meta(ge=1, le=64)]
+
+
+class Wait(Request, frozen=True):
+    """How long to wait; null: until it ends."""
+
+    timeout_s: Annotated[float, Meta(ge=0, le=TEN_YEARS_S)] | None = None
+
+
+class Mkdir(Request, frozen=True):
+    """A directory to make."""
+
+    path: Path
+    mode: Mode = "0755"
+    parents: bool = False
+
+
+class Move(Request, frozen=True, rename={"source": "from", "target": "to"}):
+    """A rename."""
+
+    source: Path
+    target: Path
+    overwrite: bool = False
+
+
+class SetAttributes(Request, frozen=True):
+    """Attributes to change; what is not named stays."""
+
+    path: Path
+    mode: Mode | None = None
+    uid: Owner | None = None
+    gid: Owner | None = None
+
+
+class MintKey(Request, frozen=True):
+    """A key to make. No scopes: those of the caller."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    project: Label | None = None
+    scopes: tuple[ScopeName, ...] = ()
+    timeout_s: Seconds | None = None
+    dialect: Annotated[str, Meta(max_length=63)] | None = None
+
+
+class NewProject(Request, frozen=True):
+    """A project to make."""
+
+    id: Label
+
+
+class Shutdown(Request, frozen=True):
+    """`all`: end every sandbox first. Else they go on, for the next start to take over."""
+
+    destroy_all: bool = field(default=False, name="all")
+
+
+class SandboxQuery(Request, frozen=True):
+    """Filters of a list. `metadata.KEY=VALUE` may be repeated for several keys."""
+
+    state: tuple[State, ...] = ()
+    image: str | None = None
+    driver: str | None = None
+    name: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: str | None = None
+
+
+class OutputQuery(Request, frozen=True):
+    """Which part of a command's kept output. `follow`: as server-sent events, until the command ends."""
+
+    cursor: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    limit: Annotated[int, Meta(ge=1, le=16777216)] = 1048576
+    follow: bool = False
+    encoding: Encoding = "utf-8"
+
+
+class StdinQuery(Request, frozen=True):
+    """`close`: end of input after these bytes."""
+
+    close: bool = False
+
+
+class PathQuery(Request, frozen=True):
+    """A path."""
+
+    path: Path
+
+
+class ListQuery(PathQuery, frozen=True):
+    """A page of a directory."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    cursor: Annotated[str, Meta(max_length=1024)] | None = None
+
+
+class UploadQuery(PathQuery, frozen=True):
+    """Where an upload goes. Without `mode` an existing file keeps its own, and a new one gets 0644."""
+
+    mode: Mode | None = None
+    parents: bool = True
+    exclusive: bool = False
+
+
+class RemoveQuery(PathQuery, frozen=True):
+    """What to remove."""
+
+    recursive: bool = False
+
+
+class Isolation(Struct, frozen=True, kw_only=True):
+    """The isolation it really has; `missing` has a sentence for each layer this machine could not give."""
+
+    driver: str
+    driver_version: str
+    user_namespace: bool
+    seccomp: str
+    quota: str
+    cgroup: str
+    network: str
+    missing: tuple[str, ...]
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What it has used."""
+
+    cpu_ms: int
+    memory_bytes: int
+    memory_peak_bytes: int
+    disk_bytes: int
+    oom_kills: int
+    pids: int
+
+
+class Sandbox(Struct, frozen=True, kw_only=True):
+    """A sandbox."""
+
+    id: str
+    name: str
+    project: str
+    state: State
+    image: str
+    driver: str
+    isolation: Isolation | None
+    cpus: float
+    memory_mib: int
+    disk_mib: int
+    pids: int
+    io_read_mbps: int | None
+    io_write_mbps: int | None
+    metadata: dict[str, str]
+    dialect: str
+    created_by: str
+    created_at: str
+    expires_at: str | None
+    idle_timeout_s: float | None
+    idle_action: IdleAction
+    last_active_at: str
+    create_ms: float | None
+    source: str | None
+    ended_at: str | None
+    end_reason: str | None
+    end_detail: str | None
+    usage: Usage
+
+
+class SandboxList(Struct, frozen=True, kw_only=True):
+    """A page, newest first; `cursor` null: the last one."""
+
+    sandboxes: tuple[Sandbox, ...]
+    cursor: str | None
+
+
+class Exit(Struct, frozen=True, kw_only=True):
+    """How a command ended. `cursor`: only in a stream of kept output."""
+
+    exit_code: int
+    signal: int | None
+    why: str
+    duration_ms: float
+    cpu_ms: float
+    memory_peak_bytes: int
+    cursor: int | UnsetType = UNSET
+
+
+class ExecResult(Struct, frozen=True, kw_only=True):
+    """A finished command with its output; `*_dropped_bytes` were cut from the head."""
+
+    exit_code: int
+    signal: int | None
+    why: str
+    stdout: str
+    stderr: str
+    stdout_dropped_bytes: int
+    stderr_dropped_bytes: int
+    encoding: Encoding
+    duration_ms: float
+    cpu_ms: float
+    memory_peak_bytes: int
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """A background command; `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept."""
+
+    id: str
+    pid: int
+    command: tuple[str, ...]
+    started_at: str
+    running: bool
+    exit: Exit | None
+    cursor: int
+    oldest_cursor: int
+
+
+class CommandList(Struct, frozen=True):
+    """The background commands that the sandbox still knows."""
+
+    commands: tuple[Command, ...]
+
+
+class OutputChunk(Struct, frozen=True):
+    """A piece of output."""
+
+    stream: Literal["stdout", "stderr"]
+    data: str
+
+
+class Output(Struct, frozen=True, kw_only=True):
+    """Kept output; go on at `cursor`. `ended`: the command has ended and all was read."""
+
+    chunks: tuple[OutputChunk, ...]
+    lost_bytes: int
+    cursor: int
+    ended: bool
+    exit: Exit | None
+    encoding: Encoding
+
+
+class Written(Struct, frozen=True):
+    """Bytes taken."""
+
+    written: int
+
+
+class FileInfo(Struct, frozen=True, kw_only=True):
+    """A directory entry; a link is shown as itself."""
+
+    path: str
+    name: str
+    kind: Literal["file", "directory", "symlink", "other"]
+    size: int
+    mode: str
+    uid: int
+    gid: int
+    mtime: str
+    target: str | None
+
+
+class FileList(Struct, frozen=True, kw_only=True):
+    """A page in byte order of names; `cursor` null: the last one."""
+
+    entries: tuple[FileInfo, ...]
+    cursor: str | None
+
+
+class Removed(Struct, frozen=True):
+    """Entries removed."""
+
+    removed: int
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """An API key as the server knows it."""
+
+    id: str
+    name: str
+    project: str
+    dialect: str | None
+    scopes: tuple[str, ...]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(Key, frozen=True):
+    """The only answer that has the key itself."""
+
+    key: str
+
+
+class KeyList(Struct, frozen=True):
+    """Keys of the caller's project, of all for an admin."""
+
+    keys: tuple[Key, ...]
+
+
+class Project(Struct, frozen=True):
+    """A tenant."""
+
+    id: str
+    created_at: str
+
+
+class ProjectList(Struct, frozen=True):
+    """All projects."""
+
+    projects: tuple[Project, ...]
+
+
+class Image(Struct, frozen=True, kw_only=True):
+    """An image; `status` is ready, building or failed."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    status: str
+
+
+class ImageList(Struct, frozen=True):
+    """Images of this server."""
+
+    images: tuple[Image, ...]
+
+
+class Driver(Struct, frozen=True):
+    """An isolation driver; `missing` says what keeps it from being usable."""
+
+    name: str
+    usable: bool
+    missing: tuple[str, ...]
+
+
+class Capacity(Struct, frozen=True, kw_only=True):
+    """Room: sandboxes at most and now, memory free, ready boxes per image."""
+
+    sandboxes: int
+    sandboxes_now: int
+    memory_free_mib: int
+    pool: dict[str, int]
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    """What this server is and has."""
+
+    version: str
+    drivers: tuple[Driver, ...]
+    default_driver: str
+    images: tuple[Image, ...]
+    capacity: Capacity
+    isolation: Isolation | None
+    public_domain: str
+
+
+class Health(Struct, frozen=True):
+    """It answers."""
+
+    status: str
+    version: str
+
+
+class ShutdownStarted(Struct, frozen=True):
+    """Sandboxes that go on without the server."""
+
+    sandboxes: int
+
+
+class StartedEvent(Struct, frozen=True):
+    """Data of `started`."""
+
+    id: str
+    pid: int
+
+
+class DataEvent(Struct, frozen=True):
+    """Data of `stdout` and `stderr`."""
+
+    data: str
+
+
+class GapEvent(Struct, frozen=True):
+    """Data of `gap`."""
+
+    lost_bytes: int
+
+
+class PausedEvent(Struct, frozen=True):
+    """Data of `paused`: the end of what there is so far."""
+
+    cursor: int
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    retryable: bool
+    field: str | UnsetType = UNSET
+    hint: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET

@@ -1,0 +1,42 @@
+"""Who is calling: a key from the headers, or the local operator over the unix socket.
+
+The core decides what a key is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cove.core.access import LOCAL
+from cove.core.facade import Core
+from cove.edge.exchange import Exchange
+from cove.model.access import Principal
+from cove.model.errors import Forbidden, Unauthorized
+
+LOCAL_MARK: Final = "cove.local"
+"""Set in the ASGI scope by the unix socket's listener alone; nothing in a request can set it."""
+
+
+def bearer_or_x_api_key(exchange: Exchange) -> str | None:
+    """The key in `Authorization: Bearer KEY`, else in `X-API-Key: KEY`."""
+    value = exchange.header(b"authorization")
+    if value is not None:
+        scheme, _, key = value.decode("latin-1").partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else None
+    other = exchange.header(b"x-api-key")
+    return None if other is None else other.decode("latin-1").strip()
+
+
+def authenticate(exchange: Exchange, core: Core, key: str | None, dialect: str) -> Principal:
+    """The caller. A presented key counts even on the unix socket, so that the operator can try one.
+
+    Raises: Unauthorized (no key, or one that nobody knows), Forbidden (a key for another dialect only).
+    """
+    if key:
+        who = core.keys.authenticate(key)
+        if who.dialect is not None and who.dialect != dialect:
+            raise Forbidden(f"this key is for the API {who.dialect} only")
+        return who
+    if exchange.scope.get(LOCAL_MARK):
+        return LOCAL
+    raise Unauthorized("no API key was sent")

@@ -1,0 +1,33 @@
+"""A dialect as data: what `dialects/NAME/routes.py` exports and `server/` mounts. No behaviour.
+
+To add a dialect: one folder, one row in the table of `dialects/__init__.py`, tests, one page of docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from cove.edge.auth import bearer_or_x_api_key
+from cove.edge.errors import ErrorTable
+from cove.edge.exchange import Exchange
+from cove.edge.ops import Op
+
+
+class Dialect(Struct, frozen=True, kw_only=True):
+    """One wire protocol.
+
+    `prefix` is where it is mounted, and `roots` the further prefixes under which the original's exact URLs work ("" for
+    the server's root). `key_prefixes` and `claims_header` (lowercase) help to tell whose request a shared path is.
+    `key_of` finds the key in a request.
+    """
+
+    name: str
+    prefix: str
+    ops: tuple[Op, ...]
+    errors: ErrorTable
+    roots: tuple[str, ...] = ()
+    key_prefixes: tuple[str, ...] = ()
+    claims_header: bytes | None = None
+    key_of: Callable[[Exchange], str | None] = bearer_or_x_api_key

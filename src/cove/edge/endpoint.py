@@ -1,0 +1,148 @@
+"""From an `Op` to an ASGI application: authenticate, decode, call the handler, deliver or report. No rule of its own.
+
+Plain ASGI on purpose: Starlette's `BaseHTTPMiddleware` breaks streaming, cancellation and 30 µs of every request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, Final
+
+from msgspec import Struct
+
+from cove.edge.auth import authenticate
+from cove.edge.decode import body_decoder, query_decoder
+from cove.edge.dialect import Dialect
+from cove.edge.errors import ClientGone, ErrorTable, MethodNotAllowed, NoSuchRoute, failure_headers
+from cove.edge.exchange import Exchange, Receive, Scope, Send
+from cove.edge.interrupt import interruptible
+from cove.edge.ops import Answer, Call, Nothing, Op, Services
+from cove.model.access import Principal
+from cove.model.errors import CoveError, EngineFailure
+
+log = logging.getLogger(__name__)
+
+EXCHANGE: Final = "cove.exchange"
+"""Where the front leaves the request's `Exchange` in the ASGI scope."""
+
+CLIENT_GONE_STATUS: Final = 499
+SERVER_FAULT: Final = 500
+NOBODY: Final = Principal(key_id="", name="", project="", scopes=frozenset())
+
+
+class Reporter:
+    """Reports failures as one dialect does."""
+
+    def __init__(self, table: ErrorTable) -> None:
+        self._table = table
+
+    def render(self, error: CoveError, request_id: str) -> bytes:
+        """The body that reports `error`, logged if it is our fault."""
+        failure = self._table.failure(error, request_id)
+        if failure.status >= SERVER_FAULT:
+            log.warning("%s: %s", error.public, error.internal, extra={"request_id": request_id, "code": failure.code})
+        return self._table.render(failure)
+
+    async def report(self, error: CoveError, exchange: Exchange) -> None:
+        """Answer with `error`; if an answer is under way already, leave it incomplete, which closes the connection."""
+        if isinstance(error, ClientGone) or exchange.gone:
+            exchange.status = exchange.status or CLIENT_GONE_STATUS
+            return
+        if exchange.has_started:
+            log.warning("an answer was cut: %s", error.public, extra={"request_id": exchange.request_id})
+            return
+        body = self.render(error, exchange.request_id)
+        headers = failure_headers(error)
+        headers.append((b"content-type", self._table.media_type))
+        await exchange.respond(self._table.row(error).status, headers, body)
+
+
+class _Prepared(Struct, frozen=True):
+    """An operation with its decoders made once."""
+
+    op: Op
+    body: Callable[[bytes], Any] | None
+    query: Callable[[bytes], Any]
+
+
+class Endpoint:
+    """All methods of one path of one dialect."""
+
+    def __init__(self, dialect: Dialect, ops: tuple[Op, ...], services: Services) -> None:
+        self._dialect = dialect
+        self._services = services
+        self._reporter = Reporter(dialect.errors)
+        self._ops: Mapping[str, _Prepared] = {op.method: _prepare(op) for op in ops}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Never raises for one that fails."""
+        del receive, send
+        exchange: Exchange = scope[EXCHANGE]
+        try:
+            try:
+                answer = await self._handle(scope, exchange)
+                await answer.deliver(exchange, self._reporter)
+            except CoveError as error:
+                await self._reporter.report(error, exchange)
+        except ClientGone:
+            exchange.status = exchange.status or CLIENT_GONE_STATUS
+        except Exception:  # the outermost frame of a request: nothing above could report it
+            log.exception("a request failed in an unforeseen way", extra={"request_id": exchange.request_id})
+            failure = EngineFailure("Cove failed on this request; its log has the reason under this request id")
+            await self._reporter.report(failure, exchange)
+
+    async def _handle(self, scope: Scope, exchange: Exchange) -> Answer:
+        method: str = scope["method"]
+        found = self._ops.get(method)
+        if found is None:
+            allowed = tuple(sorted(self._ops))
+            raise MethodNotAllowed(f"{method} is not possible here; {', '.join(allowed)} is", allowed=allowed)
+        op = found.op
+        exchange.op = op.id
+        who = NOBODY if op.public else self._caller(exchange)
+        exchange.principal = who.key_id
+        raw = b"" if op.upload else await exchange.read_body(exchange.limits.json_body_bytes)
+        call = Call(
+            services=self._services,
+            who=who,
+            path=scope["path_params"],
+            query=found.query(scope["query_string"]),
+            body=found.body(raw) if found.body is not None else None,
+            raw_body=raw,
+            exchange=exchange,
+        )
+        before = perf_counter()
+        if op.watched:
+            async with interruptible(exchange):
+                answer = await op.handler(call)
+        else:
+            answer = await op.handler(call)
+        exchange.mark("core", (perf_counter() - before) * 1000)
+        return answer
+
+    def _caller(self, exchange: Exchange) -> Principal:
+        before = perf_counter()
+        key = self._dialect.key_of(exchange)
+        who = authenticate(exchange, self._services.core, key, self._dialect.name)
+        exchange.mark("auth", (perf_counter() - before) * 1000)
+        return who
+
+
+class NotFoundEndpoint:
+    """What a dialect answers to a path that it does not have."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._reporter = Reporter(dialect.errors)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 404 in the dialect's form."""
+        del receive, send
+        exchange: Exchange = scope[EXCHANGE]
+        await self._reporter.report(NoSuchRoute("no operation has this path"), exchange)
+
+
+def _prepare(op: Op) -> _Prepared:
+    body = None if op.upload else body_decoder(op.body if op.body is not None else Nothing)
+    return _Prepared(op, body, query_decoder(op.query if op.query is not None else Nothing))

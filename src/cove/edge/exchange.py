@@ -1,0 +1,190 @@
+"""One request and its answer over ASGI: headers in, bytes out, marks for `Server-Timing`. No dialect, no routing.
+
+To add a header to every answer: `Exchange.start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from time import perf_counter
+from typing import Any, Final
+
+from cove.edge.errors import BodyStalled, BodyTooLarge, ClientGone, Malformed, Where
+from cove.edge.limits import EdgeLimits
+from cove.edge.stopping import Stopping
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+"""What we take over from a caller: nothing that could forge a log line or a header."""
+
+
+class Exchange:
+    """One request being answered. Owned by one task."""
+
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "_send",
+        "body_done",
+        "dialect",
+        "gone",
+        "limits",
+        "marks",
+        "op",
+        "principal",
+        "request_id",
+        "scope",
+        "started_at",
+        "status",
+        "stopping",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: EdgeLimits, stopping: Stopping) -> None:
+        self.scope = scope
+        self.limits = limits
+        self.stopping = stopping
+        self.started_at = perf_counter()
+        self._receive = receive
+        self._send = send
+        self._headers: dict[bytes, bytes] | None = None
+        self.status = 0
+        self.body_done = False
+        self.gone = False
+        self.marks: list[tuple[str, float]] = []
+        self.op = ""
+        self.dialect = ""
+        self.principal = ""
+        given = self.header(b"x-request-id")
+        taken = given is not None and _REQUEST_ID.fullmatch(given)
+        self.request_id = given.decode() if given is not None and taken else f"req_{secrets.token_hex(8)}"
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """Request headers by lowercase name. Of a repeated one the first counts."""
+        if self._headers is None:
+            found: dict[bytes, bytes] = {}
+            for name, value in self.scope["headers"]:
+                found.setdefault(name, value)
+            self._headers = found
+        return self._headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """One request header."""
+        return self.headers.get(name)
+
+    def text_header(self, name: str) -> str | None:
+        """One request header as text. Raises: Malformed if it is not visible ASCII."""
+        value = self.headers.get(name.lower().encode())
+        if value is None:
+            return None
+        if not value.isascii() or not value.decode("ascii").isprintable():
+            raise Malformed(
+                f"the header {name} has characters other than visible ASCII", where=Where.HEADER, field=name
+            )
+        return value.decode("ascii")
+
+    def mark(self, name: str, milliseconds: float) -> None:
+        """Add a part to `Server-Timing`. Only before the answer starts."""
+        self.marks.append((name, milliseconds))
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the answer's status line is out, so that a failure can no longer change it."""
+        return self.status != 0
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers. The body follows with `write`."""
+        await self._send(self._head(status, headers))
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send a piece of the body and wait until the client keeps up. Raises: ClientGone."""
+        if self.gone:
+            raise ClientGone("the client closed the connection")
+        try:
+            async with asyncio.timeout(self.limits.reader_stall_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        except TimeoutError:
+            self.gone = True
+            raise ClientGone("the client stopped reading") from None
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer. A HEAD request gets the headers only."""
+        headers.append((b"content-length", b"%d" % len(body)))
+        await self._send(self._head(status, headers))
+        if self.scope["method"] == "HEAD":
+            body = b""
+        await self.write(body, more=False)
+
+    def _head(self, status: int, headers: Headers) -> Message:
+        self.status = status
+        headers.append((b"x-request-id", self.request_id.encode()))
+        headers.append((b"server-timing", self._server_timing()))
+        return {"type": "http.response.start", "status": status, "headers": headers}
+
+    def _server_timing(self) -> bytes:
+        total = (perf_counter() - self.started_at) * 1000
+        parts = "".join(f"{name};dur={value:.2f}, " for name, value in self.marks)
+        return f"{parts}total;dur={total:.2f}".encode()
+
+    async def read_body(self, limit: int) -> bytes:
+        """The whole body. Raises: BodyTooLarge, BodyStalled, ClientGone."""
+        self._refuse_announced(limit)
+        first = await self._receive_body()
+        if self.body_done:
+            return first if len(first) <= limit else self._too_large(limit)
+        pieces, size = [first], len(first)
+        while not self.body_done:
+            piece = await self._receive_body()
+            size += len(piece)
+            if size > limit:
+                self._too_large(limit)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def body_chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, any size, flat memory: the next piece is read when the last one was taken.
+
+        Raises: BodyStalled, ClientGone (so that half an upload is never taken for a whole one).
+        """
+        while not self.body_done:
+            piece = await self._receive_body()
+            if piece:
+                yield piece
+
+    async def wait_gone(self) -> None:
+        """Return when the client has closed the connection. Only after the body was read."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                return
+
+    async def _receive_body(self) -> bytes:
+        try:
+            async with asyncio.timeout(self.limits.body_stall_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyStalled(f"no more of the body came for {self.limits.body_stall_s:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGone("the client closed the connection before the end of the body")
+        if not message.get("more_body", False):
+            self.body_done = True
+        body: bytes = message.get("body", b"")
+        return body
+
+    def _refuse_announced(self, limit: int) -> None:
+        announced = self.header(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced[:20]) > limit:
+            self._too_large(limit)
+
+    def _too_large(self, limit: int) -> bytes:
+        raise BodyTooLarge(f"the body is larger than {limit} bytes")

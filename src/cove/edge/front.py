@@ -1,0 +1,151 @@
+"""The server's one ASGI application: whose request it is, its id, its time, its log line. No dialect, no rule.
+
+Whose request: the longest prefix; else, at the root, one table in this order (design, section 4): a header that one
+dialect claims, a path that one dialect has, the key's prefix, the dialect that the key was minted for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Final
+
+from starlette.routing import Match, Route, Router
+from starlette.types import ASGIApp
+
+from cove.core.facade import Core
+from cove.edge.dialect import Dialect
+from cove.edge.endpoint import EXCHANGE, Endpoint, NotFoundEndpoint
+from cove.edge.exchange import Exchange, Receive, Scope, Send
+from cove.edge.limits import EdgeLimits
+from cove.edge.ops import Op, Services
+from cove.edge.stopping import Stopping
+from cove.model.errors import CoveError
+
+requests_log = logging.getLogger("cove.requests")
+
+HTTP: Final = "http"
+
+
+class _Mounted:
+    """A dialect with its routes: those below its prefixes, and those at the root."""
+
+    def __init__(self, dialect: Dialect, services: Services) -> None:
+        self.dialect = dialect
+        self.not_found = NotFoundEndpoint(dialect)
+        below = [op for op in dialect.ops if not op.at_root]
+        self.router = self._router(dialect.prefix, below, services)
+        self.roots = Router(routes=self._root_routes(below, services), redirect_slashes=False)
+
+    def has_root(self, scope: Scope) -> bool:
+        """Whether one of its root routes has this path."""
+        return any(route.matches(scope)[0] is not Match.NONE for route in self.roots.routes)
+
+    def _router(self, prefix: str, ops: Sequence[Op], services: Services) -> Router:
+        routes = _routes(self.dialect, prefix, ops, services)
+        return Router(routes=routes, redirect_slashes=False, default=self.not_found)
+
+    def _root_routes(self, below: Sequence[Op], services: Services) -> list[Route]:
+        at_root = [op for op in self.dialect.ops if op.at_root]
+        routes = _routes(self.dialect, "", at_root, services)
+        for root in self.dialect.roots:
+            routes += _routes(self.dialect, root, below, services)
+        return routes
+
+
+def _routes(dialect: Dialect, prefix: str, ops: Sequence[Op], services: Services) -> list[Route]:
+    by_path: dict[str, list[Op]] = {}
+    for op in ops:
+        by_path.setdefault(op.path, []).append(op)
+    return [Route(prefix + path, Endpoint(dialect, tuple(same), services)) for path, same in by_path.items()]
+
+
+class Front:
+    """The application. Dialects in the order of the table; the first one reports what belongs to none."""
+
+    def __init__(
+        self, dialects: Sequence[Dialect], services: Services, *, limits: EdgeLimits, stopping: Stopping
+    ) -> None:
+        self._core: Core = services.core
+        self._mounted = [_Mounted(dialect, services) for dialect in dialects]
+        self._by_prefix = sorted(self._mounted, key=lambda one: -len(one.dialect.prefix))
+        self._limits = limits
+        self._stopping = stopping
+        self._metrics = services.metrics
+        self._fallback = self._mounted[0]
+        self.log_requests = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != HTTP:
+            return
+        exchange = Exchange(scope, receive, send, self._limits, self._stopping)
+        scope[EXCHANGE] = exchange
+        self._metrics.in_flight.inc()
+        try:
+            app = self._choose(scope, exchange)
+            await app(scope, receive, send)
+        finally:
+            self._metrics.in_flight.dec()
+            elapsed = perf_counter() - exchange.started_at
+            self._metrics.observe(exchange.dialect, exchange.op, exchange.status, elapsed)
+            if self.log_requests:
+                self._log(scope, exchange, elapsed)
+
+    def _choose(self, scope: Scope, exchange: Exchange) -> ASGIApp:
+        path: str = scope["path"]
+        for one in self._by_prefix:
+            prefix = one.dialect.prefix
+            if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
+                exchange.dialect = one.dialect.name
+                return one.router
+        found = self._at_root(scope, exchange)
+        if found is None:
+            exchange.dialect = self._fallback.dialect.name
+            return self._fallback.not_found
+        exchange.dialect = found.dialect.name
+        return found.roots
+
+    def _at_root(self, scope: Scope, exchange: Exchange) -> _Mounted | None:
+        having = [one for one in self._mounted if one.has_root(scope)]
+        for one in having:
+            claim = one.dialect.claims_header
+            if claim is not None and exchange.header(claim) is not None:
+                return one
+        if len(having) <= 1:
+            return having[0] if having else None
+        return self._by_key(having, exchange)
+
+    def _by_key(self, having: list[_Mounted], exchange: Exchange) -> _Mounted | None:
+        """Whose shared path it is, by the key that each of them would read."""
+        for one in having:
+            key = one.dialect.key_of(exchange)
+            if key and key.startswith(one.dialect.key_prefixes or ("\0",)):
+                return one
+        for one in having:
+            key = one.dialect.key_of(exchange)
+            if key and self._minted_for(key) == one.dialect.name:
+                return one
+        return None
+
+    def _minted_for(self, key: str) -> str | None:
+        try:
+            return self._core.keys.authenticate(key).dialect
+        except CoveError:
+            return None
+
+    def _log(self, scope: Scope, exchange: Exchange, elapsed: float) -> None:
+        requests_log.info(
+            "request",
+            extra={
+                "request_id": exchange.request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": exchange.status,
+                "ms": round(elapsed * 1000, 2),
+                "dialect": exchange.dialect,
+                "op": exchange.op,
+                "key": exchange.principal,
+            },
+        )

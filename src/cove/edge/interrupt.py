@@ -1,0 +1,51 @@
+"""Ending a request that takes long: its client went away, or the server stops. Nothing else cancels a request.
+
+The two are told apart here once, so that a handler sees a plain cancellation and its caller a typed failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from cove.edge.errors import ClientGone, ServerStopping
+from cove.edge.exchange import Exchange
+from cove.model.errors import CoveError
+
+
+@asynccontextmanager
+async def interruptible(exchange: Exchange) -> AsyncGenerator[None]:
+    """Run the body; cancel it when the client goes or the server stops. The request's body must have been read.
+
+    Raises: ClientGone, ServerStopping.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine always runs in one
+    cause: list[CoveError] = []
+
+    def interrupt(error: CoveError) -> None:
+        if not cause:
+            cause.append(error)
+            task.cancel()
+
+    watcher = asyncio.ensure_future(exchange.wait_gone())
+    watcher.add_done_callback(lambda done: None if done.cancelled() else interrupt(ClientGone("the client went away")))
+    async with exchange.stopping.signal() as stop:
+        stop.add_done_callback(
+            lambda done: (
+                None
+                if done.cancelled()
+                else interrupt(ServerStopping("the server is stopping; the sandbox goes on", retry_after_s=2))
+            )
+        )
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not cause:
+                raise
+            task.uncancel()
+            raise cause[0] from None
+        finally:
+            watcher.cancel()
+            stop.cancel()

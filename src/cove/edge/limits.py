@@ -1,0 +1,30 @@
+"""What one request and one connection may use. One frozen struct, built by the server, passed down whole."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+MIB: Final = 1024 * 1024
+
+
+class EdgeLimits(Struct, frozen=True, kw_only=True):
+    """Sizes in bytes, times in seconds.
+
+    `json_body_bytes`: a larger JSON body is refused with 413, before it is read where its length is announced.
+    `body_stall_s`: a body of which nothing arrives for so long ends with 408.
+    `reader_stall_s`: an answer of which nothing is taken for so long is cut: no slow reader holds a buffer for ever.
+    `ping_s`: a silent event stream gets a comment that often.
+    `connections`: further ones are answered 503 and closed. `head_bytes`, `head_s`: of request line and headers.
+    """
+
+    json_body_bytes: int = 2 * MIB
+    body_stall_s: float = 60.0
+    reader_stall_s: float = 600.0
+    ping_s: float = 15.0
+    connections: int = 4096
+    head_bytes: int = 64 * 1024
+    head_s: float = 20.0
+    idle_connection_s: float = 75.0
+    stop_grace_s: float = 5.0

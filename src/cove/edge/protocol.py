@@ -1,0 +1,155 @@
+"""uvicorn's HTTP/1.1 protocol with limits on what a connection may hold: time and size of a head, idle time, how many.
+
+uvicorn has none of these for httptools (0.54: no limit of the head, no time for it). Not here: bodies (`exchange.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from cove.edge.limits import EdgeLimits
+
+LINGER_S: Final = 30.0
+"""How long the rest of a body that nobody reads any more is taken, so that its sender gets to see our answer."""
+
+_UCRED: Final = struct.Struct("iII")
+
+
+def _canned(status: bytes, code: bytes, detail: bytes) -> bytes:
+    body = b'{"type":"/docs/errors#%b","title":"%b","status":%b,"code":"%b","detail":"%b"}' % (
+        code, code, status[:3], code, detail,
+    )  # fmt: skip
+    return b"".join(
+        (
+            b"HTTP/1.1 ", status, b"\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n" % len(body),
+            b"retry-after: 1\r\n" if status.startswith(b"503") else b"", b"connection: close\r\n\r\n", body,
+        )
+    )  # fmt: skip
+
+
+FULL: Final = _canned(b"503 Service Unavailable", b"capacity", b"too many connections")
+HEAD_TOO_LARGE: Final = _canned(
+    b"431 Request Header Fields Too Large", b"too-large", b"the request's head is too large"
+)
+HEAD_TOO_SLOW: Final = _canned(b"408 Request Timeout", b"request-timeout", b"the request's head did not come in time")
+NOT_HTTP: Final = _canned(b"400 Bad Request", b"bad-request", b"this is no valid HTTP/1.1 request")
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Made by `protocol_class`, which gives it its limits."""
+
+    limits: EdgeLimits = EdgeLimits()
+    only_uids: frozenset[int] | None = None
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._head_bytes = 0
+        self._in_head = True
+        self._in_body = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take or refuse a connection, and start the clock for its first head."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections or not self._is_allowed(transport):
+            self._refuse(FULL)
+            return
+        self._arm(self.limits.head_s, HEAD_TOO_SLOW)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head, then parse."""
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.limits.head_bytes and not self.transport.is_closing():
+            self._refuse(HEAD_TOO_LARGE)
+        elif self._in_head and self._timer is None and self._is_idle():
+            self._arm(self.limits.head_s, HEAD_TOO_SLOW)  # line breaks before a head begin no message
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        del msg
+        self._refuse(NOT_HTTP)
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        if self._timer is None:
+            self._arm(self.limits.head_s, HEAD_TOO_SLOW)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: its clock stops, the application takes over."""
+        self._disarm()
+        self._in_head = False
+        self._in_body = True
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is complete; what comes next is another head."""
+        self._in_body = False
+        self._in_head = True
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._disarm()
+
+    def on_response_complete(self) -> None:
+        """The answer is out; an unread rest of the body may follow, for a while."""
+        super().on_response_complete()
+        if self._in_body and not self.transport.is_closing():
+            self._arm(LINGER_S, b"")
+
+    def _is_idle(self) -> bool:
+        # Until the first request there is no cycle, whatever its annotation says.
+        return not self.cycle or self.cycle.response_complete
+
+    def _is_allowed(self, transport: asyncio.Transport) -> bool:
+        if self.only_uids is None:
+            return True
+        sock = transport.get_extra_info("socket")
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        uid: int = _UCRED.unpack(raw)[1]
+        return uid in self.only_uids
+
+    def _arm(self, seconds: float, answer: bytes) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self._refuse, answer)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, answer: bytes) -> None:
+        self._disarm()
+        if not self.transport.is_closing():
+            if answer:
+                self.transport.write(answer)
+            self.transport.close()
+
+
+def protocol_class(limits: EdgeLimits, *, local_only: bool = False) -> type[LimitedProtocol]:
+    """The protocol with these limits. `local_only`: a unix socket for root and for the server's own user alone."""
+    uids = frozenset({0, os.geteuid()}) if local_only else None
+    return type("BoundProtocol", (LimitedProtocol,), {"limits": limits, "only_uids": uids})

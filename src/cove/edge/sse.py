@@ -1,0 +1,120 @@
+"""Server-sent events: live, unbuffered, with a heartbeat and a typed end. HTML Living Standard, section 9.2.
+
+The stream always ends with an event of the source's own or with the dialect's `error` event; a client that sees neither
+lost the connection. Leaving (client gone, server stopping) closes the source, which may kill what it streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Generic, TypeVar
+
+from cove.edge.errors import ClientGone, ServerStopping
+from cove.edge.exchange import Exchange
+from cove.edge.interrupt import interruptible
+from cove.edge.ops import ErrorWriter
+from cove.model.errors import CoveError
+
+E = TypeVar("E")
+
+HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+PING: Final = b": ping\n\n"
+
+
+def event(name: bytes, data: bytes) -> bytes:
+    """One event on the wire. `data` is one line (JSON without line breaks)."""
+    return b"event: %b\ndata: %b\n\n" % (name, data)
+
+
+class Events(Generic[E]):
+    """A source of events as a stream. The source is entered before the status goes out: what it refuses is a status.
+
+    `encode` turns one value into `event(...)` bytes.
+    """
+
+    def __init__(
+        self,
+        source: AbstractAsyncContextManager[AsyncIterator[E]],
+        encode: Callable[[E], bytes],
+    ) -> None:
+        self._source = source
+        self._encode = encode
+
+    async def deliver(self, exchange: Exchange, table: ErrorWriter) -> None:
+        """Stream until the source ends, the client goes or the server stops."""
+        encode = self._encode
+        try:
+            async with interruptible(exchange), self._source as events:
+                beat = _Heartbeat(exchange)
+                try:
+                    async for value in events:
+                        await beat.send(encode(value))
+                finally:
+                    beat.stop()
+        except ClientGone:
+            raise
+        except CoveError as error:
+            if not exchange.has_started:
+                raise
+            await exchange.write(event(b"error", table.render(error, exchange.request_id)))
+            if isinstance(error, ServerStopping):
+                await exchange.write(b"", more=False)
+                return
+        await exchange.write(b"", more=False)
+
+
+class _Heartbeat:
+    """Writes to the exchange, and a ping whenever nothing was written for a while.
+
+    The head goes out with the first write: at once when the source has an event, else with a ping after 50 ms, so that
+    a client learns that its stream is open.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._is_writing = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(0.05, self._tick)
+
+    async def send(self, data: bytes) -> None:
+        while self._is_writing:  # a ping is on its way: rare, and over as soon as the client reads
+            await asyncio.sleep(0.001)
+        await self._write(data)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        self._is_writing = True
+        try:
+            if not self._exchange.has_started:
+                await self._exchange.start(200, list(HEADERS))
+            await self._exchange.write(data)
+        finally:
+            self._is_writing = False
+            self._last = self._loop.time()
+
+    def _tick(self) -> None:
+        silent = self._loop.time() - self._last
+        due = self._exchange.limits.ping_s if self._exchange.has_started else 0.0
+        if silent >= due and not self._is_writing:
+            self._is_writing = True
+            self._task = self._loop.create_task(self._ping())
+            silent = 0.0
+        self._timer = self._loop.call_later(max(self._exchange.limits.ping_s - silent, 0.01), self._tick)
+
+    async def _ping(self) -> None:
+        try:
+            await self._write(PING)
+        except ClientGone:
+            return  # the stream's own watcher sees it too, and ends the stream

@@ -1,0 +1,79 @@
+"""Wiring: settings into the lower layers' own structs, dialects and pages into one application."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from msgspec.structs import replace
+
+from cove import dialects
+from cove.core.admission import AdmissionSettings
+from cove.core.facade import Core
+from cove.core.info import CoreSettings
+from cove.edge.front import Front
+from cove.edge.limits import MIB, EdgeLimits
+from cove.edge.metrics import Metrics
+from cove.edge.ops import Control, ServerFacts, Services
+from cove.edge.stopping import Stopping
+from cove.engine.agentbin import agent_build
+from cove.engine.config import EngineConfig
+from cove.engine.pool import PoolConfig, PoolTarget
+from cove.server.config import Settings
+from cove.web import pages
+
+
+def cove_version() -> str:
+    """The installed version."""
+    try:
+        return version("cove")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the engine is told."""
+    config = EngineConfig.at(
+        settings.data_dir,
+        quota=settings.quota,
+        pool_bytes=settings.pool_bytes,
+        drivers=settings.drivers,
+    )
+    return replace(config, run_dir=settings.run_dir / config.instance)
+
+
+def core_settings(settings: Settings) -> CoreSettings:
+    """What the core is told."""
+    driver = settings.default_driver or settings.drivers[0]
+    size = settings.pool_size
+    targets = tuple(PoolTarget(image=image, driver=driver, size=size) for image in settings.pool_images if size)
+    admission = AdmissionSettings(
+        keep_free_bytes=settings.keep_free_mib * MIB or None,
+        overcommit=settings.overcommit,
+        max_sandboxes=settings.max_sandboxes,
+        max_creates=settings.max_creates,
+    )
+    return CoreSettings(
+        version=cove_version(),
+        default_driver=driver,
+        pool=PoolConfig(targets=targets, agent_build=agent_build()),
+        admission=admission,
+        history_s=settings.history_days * 86400.0,
+    )
+
+
+def edge_limits(settings: Settings) -> EdgeLimits:
+    """What the edge is told."""
+    return EdgeLimits(json_body_bytes=settings.json_body_mib * MIB, connections=settings.max_connections)
+
+
+def build_app(core: Core, control: Control, settings: Settings, *, limits: EdgeLimits, stopping: Stopping) -> Front:
+    """The application over an open core."""
+    metrics = Metrics()
+    metrics.watch_core(core.stats)
+    facts = ServerFacts(version=cove_version(), public_domain=settings.public_domain)
+    services = Services(core=core, control=control, metrics=metrics, facts=facts)
+    mounted = dialects.load()
+    web = pages.dialect(mounted[0], facts.version)
+    front = Front((*mounted, web), services, limits=limits, stopping=stopping)
+    front.log_requests = settings.log_requests
+    return front

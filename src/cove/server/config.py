@@ -1,0 +1,297 @@
+"""Settings: flag, then environment, then TOML file, then default, into one frozen struct. Read once, at the start.
+
+`python -m cove.server.config` writes docs/reference/settings.md anew from the table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+from msgspec import Struct
+
+from cove.model.errors import BadRequest
+from cove.server.graveyard import GRAVEYARD
+from cove.server.settings_table import ELSEWHERE, TABLE, Setting
+
+SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
+PAGE: Final = "docs/reference/settings.md"
+
+
+class BadSetting(BadRequest):
+    """A setting cannot be used; `public` names it, where it came from and what it may be."""
+
+    kind = "bad-setting"
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Every setting, parsed. One field per row of `settings_table.TABLE`, which says what each means."""
+
+    data_dir: Path
+    run_dir: Path
+    host: str
+    port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    behind_proxy: bool
+    public_domain: str
+    bootstrap_keys: tuple[str, ...]
+    drivers: tuple[str, ...]
+    default_driver: str
+    images: tuple[str, ...]
+    pool_size: int
+    pool_images: tuple[str, ...]
+    overcommit: float
+    keep_free_mib: int
+    max_sandboxes: int
+    max_creates: int
+    history_days: float
+    quota: str
+    pool_bytes: int
+    json_body_mib: int
+    max_connections: int
+    debian_mirror: str
+    log_format: str
+    log_level: str
+    log_requests: bool
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the server."""
+        scheme = "https" if self.tls_cert else "http"
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def __repr__(self) -> str:
+        """Without the keys: a repr may land in a log."""
+        return f"Settings(data_dir={str(self.data_dir)!r}, host={self.host!r}, port={self.port})"
+
+
+class Loaded(Struct, frozen=True):
+    """The settings, where each came from, and what should be said about them."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def load(environ: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Loaded:
+    """Read all settings. `overrides` are flags, by the setting's name. Raises: BadSetting."""
+    flags = {name.lower().removeprefix("cove_").replace("-", "_"): text for name, text in (overrides or {}).items()}
+    for name in flags:
+        if name not in {row.name for row in TABLE}:
+            raise BadSetting(f"there is no setting {name}{_nearest(name, [row.name for row in TABLE])}", field=name)
+    file, path = _file(environ, flags)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for row in TABLE:
+        text, origin = _find(row, flags, environ, file, path)
+        values[row.name] = _parse(row, text, origin)
+        origins[row.name] = origin
+    settings = Settings(**values)
+    _check_together(settings)
+    return Loaded(settings, origins, tuple(_strays(environ)))
+
+
+def _find(
+    row: Setting, flags: Mapping[str, str], environ: Mapping[str, str], file: Mapping[str, str], path: Path | None
+) -> tuple[str, str]:
+    if row.name in flags:
+        return flags[row.name], "flag"
+    if row.variable in environ:
+        return environ[row.variable], row.variable
+    if row.name in file:
+        return file[row.name], str(path)
+    return row.default, "default"
+
+
+def _file(environ: Mapping[str, str], flags: Mapping[str, str]) -> tuple[dict[str, str], Path | None]:
+    named = environ.get("COVE_CONFIG")
+    data_dir = Path(flags.get("data_dir") or environ.get("COVE_DATA_DIR") or TABLE[0].default)
+    for path in [Path(named)] if named else [data_dir / "cove.toml", SYSTEM_FILE]:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            if named:
+                raise BadSetting(f"COVE_CONFIG names {path}, which does not exist") from error
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSetting(f"the settings file {path} cannot be read: {error}") from error
+        return _toml(text, path), path
+    return {}, None
+
+
+def _toml(text: str, path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadSetting(f"{path} is no valid TOML: {error}") from error
+    names = [row.name for row in TABLE]
+    found: dict[str, str] = {}
+    for name, value in content.items():
+        if name not in names:
+            raise BadSetting(f"{path}: there is no setting {name}{_nearest(name, names)}", field=name)
+        if isinstance(value, bool):
+            found[name] = str(int(value))
+        elif isinstance(value, list):
+            found[name] = ",".join(map(str, cast("list[object]", value)))
+        else:
+            found[name] = str(value)
+    return found
+
+
+def _parse(row: Setting, text: str, origin: str) -> object:
+    try:
+        return _PARSERS[row.name](text.strip())
+    except ValueError as error:
+        shown = "" if row.name == "bootstrap_keys" else f" ({text!r})"
+        raise BadSetting(f"{row.variable}{shown}, from {origin}: {error}", field=row.name) from error
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"", "0", "false", "no", "off"}:
+        return False
+    raise ValueError("must be 0 or 1")
+
+
+def _number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError("must be a whole number" if kind is int else "must be a number") from None
+        if not least <= value <= most:
+            raise ValueError(f"must be {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or path == Path("/"):
+        raise ValueError("must be an absolute path below /")
+    return path
+
+
+def _optional_path(text: str) -> Path | None:
+    return _absolute(text) if text else None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+_COUNT: Final = _number(int, 1, 1_000_000)
+_PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "data_dir": _absolute,
+    "run_dir": _absolute,
+    "host": str,
+    "port": _number(int, 0, 65535),
+    "tls_cert": _optional_path,
+    "tls_key": _optional_path,
+    "behind_proxy": _flag,
+    "public_domain": str,
+    "bootstrap_keys": _words,
+    "drivers": _words,
+    "default_driver": str,
+    "images": _words,
+    "pool_size": _number(int, 0, 100_000),
+    "pool_images": _words,
+    "overcommit": _number(float, 0.1, 1000),
+    "keep_free_mib": _number(int, 0, 16 * 1024 * 1024),
+    "max_sandboxes": _COUNT,
+    "max_creates": _COUNT,
+    "history_days": _number(float, 0, 3650),
+    "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
+    "pool_bytes": _number(int, 0, 2**60),
+    "json_body_mib": _number(int, 1, 1024),
+    "max_connections": _COUNT,
+    "debian_mirror": str,
+    "log_format": _one_of("line", "json"),
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_requests": _flag,
+}
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_together(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise BadSetting("COVE_TLS_CERT and COVE_TLS_KEY belong together: set both or neither", field="tls_cert")
+    if not settings.drivers:
+        raise BadSetting("COVE_DRIVERS names no driver", field="drivers")
+    if settings.default_driver and settings.default_driver not in settings.drivers:
+        raise BadSetting("COVE_DEFAULT_DRIVER must be one of COVE_DRIVERS", field="default_driver")
+    is_safe = is_this_machine(settings.host) or settings.tls_cert is not None or settings.behind_proxy
+    if not is_safe:
+        raise BadSetting(
+            f"COVE_HOST is {settings.host}: keys would cross the network in clear text. Set COVE_TLS_CERT and "
+            "COVE_TLS_KEY, or COVE_BEHIND_PROXY=1 where a proxy does TLS, or listen on 127.0.0.1",
+            field="host",
+        )
+
+
+def _strays(environ: Mapping[str, str]) -> list[str]:
+    known = [row.variable for row in TABLE] + list(ELSEWHERE)
+    found: list[str] = []
+    for name in sorted(environ):
+        if not name.startswith("COVE_") or name.startswith("COVE_TEST_") or name in known:
+            continue
+        if name in GRAVEYARD:
+            raise BadSetting(f"{name} does not exist any more: {GRAVEYARD[name]}", field=name)
+        found.append(f"{name} is set and means nothing here{_nearest(name, known)}")
+    return found
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def page() -> str:
+    """docs/reference/settings.md."""
+    lines = [
+        "# Settings of the server",
+        "",
+        "<!-- Made from src/cove/server/settings_table.py by `python -m cove.server.config`; do not edit. -->",
+        "",
+        "Each can be given, in this order of precedence, as a flag of `cove serve` (`--data-dir`), in the",
+        "environment (`COVE_DATA_DIR`), in a TOML file (`data_dir = ...`: the file that `COVE_CONFIG` names, else",
+        "`cove.toml` in the data directory, else `/etc/cove/cove.toml`), or not at all. Lists are separated by commas,",
+        "in TOML they may be arrays. A value that cannot be used stops the start with a sentence; an unknown",
+        "`COVE_*` is warned of.",
+        "",
+    ]
+    for row in TABLE:
+        default = f"`{row.default}`" if row.default else "empty"
+        lines += [f"## {row.variable}", "", row.help, "", f"Unit: {row.unit}. Default: {default}.", ""]
+    lines += ["## Not settings of the server", ""]
+    lines += [f"- `{name}`: {meaning}." for name, meaning in ELSEWHERE.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1] if len(sys.argv) > 1 else PAGE).write_text(page(), encoding="utf-8")

@@ -1,0 +1,77 @@
+"""Every setting of the server, as one table. Pure data; `config.py` reads it, docs/reference/settings.md is made of it.
+
+To add one: a row here, a field of the same name in `config.Settings`, then `python -m cove.server.config` to renew the
+page. To remove one: move its row to `graveyard.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Setting(NamedTuple):
+    """`name` is the field, the TOML key and, as COVE_NAME, the environment variable. `default` is its text form."""
+
+    name: str
+    default: str
+    unit: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"COVE_{self.name.upper()}"
+
+
+TABLE: Final = (
+    Setting("data_dir", "/var/lib/cove", "path", "Where everything that must last is kept. Two servers have two."),
+    Setting("run_dir", "/run/cove", "path", "Sockets, locks and claims; machine-wide, gone at a reboot."),
+    Setting("host", "127.0.0.1", "address", "Where to listen. Anything but this machine needs TLS or `behind_proxy`."),
+    Setting("port", "8080", "port", "TCP port."),
+    Setting("tls_cert", "", "path", "Certificate chain in PEM form; with `tls_key` the server speaks HTTPS."),
+    Setting("tls_key", "", "path", "Private key in PEM form."),
+    Setting("behind_proxy", "0", "0 or 1", "A proxy on the way does TLS, so listening on other addresses is fine."),
+    Setting(
+        "public_domain", "localhost", "name", "Under which name and its subdomains sandboxes' services are reached."
+    ),
+    Setting(
+        "bootstrap_keys",
+        "",
+        "list",
+        "Keys of any form to accept with full rights in the default project. Adds, never removes.",
+    ),
+    Setting("drivers", "runc", "list", "Isolation drivers to load, the strongest wish first."),
+    Setting("default_driver", "", "name", "The driver of a sandbox that names none; empty: the first of `drivers`."),
+    Setting("images", "base", "list", "Images that `cove setup` makes."),
+    Setting(
+        "pool_size", "64", "count", "Ready sandboxes to keep per image of `pool_images`; fewer where memory is short."
+    ),
+    Setting("pool_images", "base", "list", "Images of which ready sandboxes are kept."),
+    Setting("overcommit", "10", "factor", "The sum of all memory limits may be so many times the machine's memory."),
+    Setting("keep_free_mib", "0", "MiB", "No create while less memory is free. 0: a tenth of it, 512 MiB or more."),
+    Setting("max_sandboxes", "1000", "count", "Sandboxes at a time."),
+    Setting("max_creates", "128", "count", "Creates in progress at a time; one more is answered 503."),
+    Setting("history_days", "30", "days", "How long ended sandboxes are shown."),
+    Setting("quota", "auto", "word", "Storage of what sandboxes write: auto, btrfs, ext4 or tmpfs."),
+    Setting(
+        "pool_bytes",
+        "0",
+        "bytes",
+        "Size of the storage pool of what sandboxes write. 0: three quarters of the free space below `data_dir`.",
+    ),
+    Setting("json_body_mib", "2", "MiB", "Largest JSON body. Uploads are not limited by it."),
+    Setting("max_connections", "4096", "count", "Open connections; a further one is answered 503 and closed."),
+    Setting("debian_mirror", "", "URL", "Where `cove setup` gets packages; empty: as the machine's own apt does."),
+    Setting("log_format", "line", "word", "line (key=value) or json."),
+    Setting("log_level", "info", "word", "debug, info, warning or error."),
+    Setting(
+        "log_requests", "0", "0 or 1", "A log line for every request, not only for those that fail through our fault."
+    ),
+)
+
+ELSEWHERE: Final = {
+    "COVE_CONFIG": "the settings file, instead of DATA_DIR/cove.toml and /etc/cove/cove.toml",
+    "COVE_URL": "client: the server to use",
+    "COVE_API_KEY": "client: the key to send",
+}
+"""Variables of ours that are no settings of the server."""

@@ -1,0 +1,119 @@
+"""A server for the tests of dialects: a process of its own, over loopback HTTP, with the driver of COVE_TEST_DRIVER.
+
+The default driver is `fake`: no root, no images, no isolation. With `runc` the image `base` of `make setup` is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+DRIVER = os.environ.get("COVE_TEST_DRIVER", "fake")
+SETUP_DIR = Path(os.environ.get("COVE_DATA_DIR", "/var/lib/cove"))
+KEY = "a-test-key-of-no-form"
+START = "import sys; from cove.server.serve import main; sys.exit(main({}, False))"
+
+
+@dataclass
+class DialectServer:
+    """A running server. `client` has the key, `operator` comes over the unix socket."""
+
+    url: str
+    socket_path: Path
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    client: httpx2.Client
+    operator: httpx2.Client
+    key: str = KEY
+
+    def sandbox(self, **body: object) -> dict[str, object]:
+        answer = self.client.post("/sandboxes", json=body)
+        assert answer.status_code == 201, answer.text
+        found: dict[str, object] = answer.json()
+        return found
+
+
+def start(data_dir: Path, run_dir: Path, **more: str) -> DialectServer:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVE_")}
+    env |= {"COVE_DATA_DIR": str(data_dir), "COVE_RUN_DIR": str(run_dir), "COVE_PORT": str(port)}
+    env |= {"COVE_DRIVERS": DRIVER, "COVE_BOOTSTRAP_KEYS": KEY, "COVE_POOL_SIZE": "2", **more}
+    log = (data_dir / "log").open("ab")
+    process = subprocess.Popen([sys.executable, "-c", START], env=env, stdout=log, stderr=log)
+    log.close()
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, (data_dir / "log").read_text()
+        assert time.monotonic() < deadline, (data_dir / "log").read_text()
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(f"{url}/health").status_code == 200:
+                break
+        time.sleep(0.02)
+    found = next(run_dir.glob("*/api.sock"))
+    head = {"Authorization": f"Bearer {KEY}"}
+    client = httpx2.Client(base_url=f"{url}/api/v1", headers=head, timeout=30)
+    operator = httpx2.Client(
+        base_url="http://localhost/api/v1", transport=httpx2.HTTPTransport(uds=str(found)), timeout=30
+    )
+    return DialectServer(url, found, data_dir, process, client, operator)
+
+
+def stop(server: DialectServer) -> None:
+    if server.process.poll() is None:
+        server.operator.post("/server/shutdown", json={"all": True})
+        server.process.wait(30)
+    server.client.close()
+    server.operator.close()
+
+
+def make_data_dir(at: Path) -> Path:
+    at.mkdir()
+    if DRIVER == "fake":
+        image = at / "images" / "base" / "1"
+        (image / "rootfs").mkdir(parents=True)
+        (image / "image.json").write_text(json.dumps({"name": "base", "digest": "sha256:0", "size_bytes": 1}))
+        (image.parent / "current").symlink_to("1")
+    else:
+        for name in ("images", "runtimes"):
+            (at / name).symlink_to(SETUP_DIR / name)
+    return at
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DialectServer]:
+    top = tmp_path_factory.mktemp("d")
+    running = start(make_data_dir(top / "data"), top / "run")
+    yield running
+    stop(running)
+
+
+@pytest.fixture
+def new_server(tmp_path: Path) -> Iterator[DialectServer]:
+    running = start(make_data_dir(tmp_path / "data"), tmp_path / "run")
+    yield running
+    if running.process.poll() is not None:
+        running.client.close()
+        running.operator.close()
+        # Its sandboxes went on: a second start ends them.
+        running = start(tmp_path / "data", tmp_path / "run")
+    stop(running)
+
+
+@pytest.fixture(scope="session")
+def box(server: DialectServer) -> str:
+    """A sandbox that all tests of a session may use and none may end."""
+    return str(server.sandbox()["id"])

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cove.server.setup.images import ImageFacts, inherited_apt_conf, is_current, read_image, sweep
+from cove.server.setup.recipes import load_recipe, recipe_names
+from cove.server.setup.settings import SetupFailed, find_checkout
+from cove.server.setup.treedigest import measure_tree
+
+RECIPE = """
+description = "small"
+suites = ["bookworm"]
+packages = ["bash", "libc6"]
+[env]
+PATH = "/bin"
+"""
+
+
+def recipe(top: Path, name: str = "small", text: str = RECIPE) -> Path:
+    (top / name / "hooks").mkdir(parents=True)
+    (top / name / "recipe.toml").write_text(text)
+    return top
+
+
+def test_a_recipe_is_read_with_its_executable_hooks_in_order(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    for name, mode in (("20-b", 0o755), ("10-a", 0o755), ("notes", 0o644)):
+        path = tmp_path / "small" / "hooks" / name
+        path.touch()
+        path.chmod(mode)
+    loaded = load_recipe(tmp_path, "small")
+    assert [hook.name for hook in loaded.hooks] == ["10-a", "20-b"]
+    assert loaded.recipe.packages == ("bash", "libc6")
+
+
+def test_any_change_in_a_recipes_directory_changes_its_digest(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    before = load_recipe(tmp_path, "small").digest
+    (tmp_path / "small" / "hooks" / "10-a").write_text("x")
+    assert load_recipe(tmp_path, "small").digest != before
+
+
+def test_an_unknown_recipe_names_the_known_ones(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    with pytest.raises(SetupFailed, match="no recipe 'smal'") as failure:
+        load_recipe(tmp_path, "smal")
+    assert "small" in failure.value.cure
+
+
+@pytest.mark.parametrize("name", ["../small", "", "Small", "a/b", "a\0b"])
+def test_a_name_that_is_no_name_finds_no_recipe(tmp_path: Path, name: str) -> None:
+    recipe(tmp_path)
+    with pytest.raises(SetupFailed, match="no recipe"):
+        load_recipe(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RECIPE.replace('"libc6"', '"--evil"'),
+        RECIPE.replace('"libc6"', '"a,b"'),
+        RECIPE.replace('["bookworm"]', "[]"),
+        RECIPE + "[surprise]\n",
+        "not toml",
+    ],
+)
+def test_a_malformed_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    recipe(tmp_path, text=text)
+    with pytest.raises(SetupFailed, match=r"recipe\.toml"):
+        load_recipe(tmp_path, "small")
+
+
+def test_the_recipes_of_this_checkout_are_well_formed() -> None:
+    checkout = find_checkout()
+    assert checkout is not None
+    names = recipe_names(checkout / "images")
+    assert "base" in names
+    for name in names:
+        assert load_recipe(checkout / "images", name).recipe.description
+
+
+def facts(home: Path, digest: str) -> None:
+    rootfs = home / "abc" / "rootfs"
+    (rootfs / "etc").mkdir(parents=True)
+    image = ImageFacts(
+        name="small",
+        digest="abc",
+        rootfs=str(rootfs),
+        env={},
+        workdir="/",
+        size_bytes=1,
+        created_at=0,
+        recipe_digest=digest,
+        suite="bookworm",
+    )
+    (home / "abc" / "image.json").write_bytes(msgspec.json.encode(image))
+    (home / "current").symlink_to("abc")
+
+
+def test_an_image_is_current_until_its_recipe_changes(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path / "recipes"), "small")
+    facts(tmp_path / "images" / "small", loaded.digest)
+    assert is_current(tmp_path / "images", loaded)
+    (tmp_path / "recipes" / "small" / "recipe.toml").write_text(RECIPE + "# changed\n")
+    assert not is_current(tmp_path / "images", load_recipe(tmp_path / "recipes", "small"))
+
+
+def test_an_image_that_is_not_there_has_no_facts(tmp_path: Path) -> None:
+    assert read_image(tmp_path, "small") is None
+
+
+def test_an_interrupted_build_is_swept_and_the_image_stays(tmp_path: Path) -> None:
+    facts(tmp_path, "x")
+    (tmp_path / ".building-7" / "rootfs").mkdir(parents=True)
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["abc", "current"]
+
+
+def test_only_how_to_reach_mirrors_is_inherited_from_the_machines_apt() -> None:
+    dump = 'APT::Architecture "amd64";\nAcquire::http::Proxy "http://p:1";\nAcquire::IndexTargets::deb "";\nDir "/";\n'
+    text = inherited_apt_conf(dump)
+    assert 'Acquire::http::Proxy "http://p:1";' in text
+    assert "IndexTargets" not in text
+    assert "APT::Architecture" not in text
+    assert "netrc" in text
+
+
+def test_a_tree_is_named_by_content_mode_and_path_and_not_by_time(tmp_path: Path) -> None:
+    top = tmp_path / "t"
+    (top / "d").mkdir(parents=True)
+    (top / "d" / "f").write_text("x")
+    (top / "l").symlink_to("d/f")
+    first = measure_tree(top)
+    os.utime(top / "d" / "f", (1, 1))
+    assert measure_tree(top).digest == first.digest
+    assert (first.files, first.size_bytes, first.special) == (1, 1, ())
+    (top / "d" / "f").chmod(0o755)
+    assert measure_tree(top).digest != first.digest
+
+
+@pytest.mark.parametrize("change", ["content", "name", "target"])
+def test_every_difference_changes_the_digest(tmp_path: Path, change: str) -> None:
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir(mode=0o755)
+        (tmp_path / side / "f").write_text("x")
+        (tmp_path / side / "l").symlink_to("f")
+    assert measure_tree(tmp_path / "a").digest == measure_tree(tmp_path / "b").digest
+    other = tmp_path / "b"
+    if change == "content":
+        (other / "f").write_text("y")
+    elif change == "name":
+        (other / "f").rename(other / "g")
+    else:
+        (other / "l").unlink()
+        (other / "l").symlink_to("g")
+    assert measure_tree(tmp_path / "a").digest != measure_tree(other).digest
+
+
+def test_pipes_and_devices_in_a_tree_are_reported(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert measure_tree(tmp_path).special == ("pipe",)
+
+
+def test_names_that_are_not_utf8_have_a_digest_too(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
+    assert measure_tree(tmp_path).files == 1

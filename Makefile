@@ -1,0 +1,84 @@
+# Cove's developer and operator commands; `make help` lists them. Recipes stay under 25 lines: what is longer is a
+# program in src/cove/server/setup. CI calls the same recipes (.ci/run).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip -qq
+COVE_VARIABLES := $(shell (echo COVE_DATA_DIR; compgen -e | grep '^COVE_') | sort -u | paste -sd,)
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=$(COVE_VARIABLES))
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
+T ?=
+
+.PHONY: help run setup setup-dev test soak check lint mypy pyright contracts unit bench format clean
+
+help: ## List these commands.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t16
+
+run: setup ## Install what is missing, start the server here, run a command in a sandbox; Ctrl-C leaves sandboxes running.
+	@exec $(SUDO) $(BIN)/cove serve --welcome $(ARGS)
+
+setup: .venv/.run ## Install what is missing: packages, runtimes, agent, image. Asks nothing (but sudo's password).
+	@$(SUDO) $(BIN)/python -m cove.server.setup
+
+setup-dev: setup .venv/.dev
+
+test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
+	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests) $(ARGS) </dev/null
+
+soak: setup-dev ## The same tests at full size: hours of cycles, floods and kills.
+	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m soak $(or $(T),tests) $(ARGS) </dev/null
+
+check: .venv/.dev ## All that needs no sandbox: lint, format, types, layers, policy and unit tests. Under a minute.
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going lint mypy pyright unit contracts
+
+lint:
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+mypy:
+	@$(BIN)/mypy
+
+pyright:
+	@$(BIN)/pyright
+
+contracts:
+	@$(BIN)/lint-imports --no-cache >.venv/contracts.log 2>&1 || { cat .venv/contracts.log; exit 1; }
+
+unit:
+	@$(BIN)/python -m pytest --quiet -m "not real" tests/policy tests/unit $(ARGS) </dev/null
+
+format: .venv/.dev ## Format the code and repair what the linter can.
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
+
+bench: setup-dev ## Measure this machine, peers beside Cove, as in docs/benchmarks.md.
+	@$(SUDO) $(BIN)/python -m bench $(ARGS)
+
+# Two lines, and no recursive make beside the removal: make runs a line that calls itself even under `make -n`.
+clean: ## Remove all that Cove made on this machine (COVE_DATA_DIR set: that server's alone) and check that it is gone.
+	@if [ -e "$${COVE_DATA_DIR:-/run/cove}" ] || [ -e "$${COVE_DATA_DIR:-/var/lib/cove}" ]; then $(MAKE) .venv/.run; fi
+	@if [ -x $(BIN)/python ]; then $(SUDO) $(BIN)/python -m cove.server.setup clean $(if $(COVE_DATA_DIR),,--every); fi
+	@$(SUDO) find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+	@$(SUDO) rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	@$(SUDO) rm -f src/cove/engine/agentbin/agent-*
+
+# Debian and Ubuntu split the venv module off; without it `python3 -m venv` makes a directory without pip.
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Installing python3-venv" >&2; $(SUDO) env $(APT) update; $(SUDO) env $(APT) install -y python3-venv; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Cove needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv .venv
+
+.venv/.run: pyproject.toml requirements/run.txt | .venv/bin/python
+	@echo "Installing Cove into .venv" >&2
+	@$(PIP) install --requirement requirements/run.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.run
+	@echo "Installing the tools of check and test into .venv" >&2
+	@$(PIP) install --requirement requirements/dev.txt
+	@touch $@

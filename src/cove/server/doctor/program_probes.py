@@ -1,0 +1,150 @@
+"""What Cove itself needs installed: runtimes, criu, libnftables, agent, images; and whether a server runs."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+from cove.engine import kernel
+from cove.engine.agentbin import agent_build, agent_path
+from cove.engine.config import instance_of
+from cove.model.errors import CoveError
+from cove.server.doctor.report import Line, missing, ok, warn
+from cove.server.doctor.trial import attempt
+from cove.server.setup.clean import server_pid
+from cove.server.setup.images import read_image
+from cove.server.setup.runtimes import REQUIRED, Required, altered_programs, parse_version, read_manifest
+from cove.server.setup.settings import SetupSettings
+
+_SETUP = "make setup (or: cove setup)"
+_LOSSES = {
+    "runc": "no sandboxes: it is the default driver",
+    "crun": "no fast driver for sandboxes without memory snapshots",
+    "criu": "no memory snapshots, forks or hibernation",
+    "runsc": "no gVisor tier",
+}
+
+
+def probe_runc(settings: SetupSettings) -> Line:
+    """The default runtime."""
+    return _probe_runtime(settings, "runc")
+
+
+def probe_crun(settings: SetupSettings) -> Line:
+    """The fast runtime."""
+    return _probe_runtime(settings, "crun")
+
+
+def probe_runsc(settings: SetupSettings) -> Line:
+    """GVisor."""
+    return _probe_runtime(settings, "runsc")
+
+
+def _probe_runtime(settings: SetupSettings, name: str) -> Line:
+    need = next(need for need in REQUIRED if need.name == name)
+    manifest = read_manifest(settings.runtimes_dir)
+    entry = next((entry for entry in manifest.programs if entry.name == name), None) if manifest else None
+    absent = missing if name == "runc" else warn
+    if entry is None:
+        return absent(name, _elsewhere(need), cost=_LOSSES[name], cure=_SETUP)
+    if parse_version(entry.version) < need.least:
+        return absent(name, f"{entry.version}; {need.because}", cost=_LOSSES[name], cure=_SETUP)
+    if name in altered_programs(settings.runtimes_dir, only=name):
+        return absent(
+            name,
+            f"{entry.path} is not the file that was verified",
+            cost="a program that runs as root was changed",
+            cure="find out by whom, then " + _SETUP,
+        )
+    return ok(name, f"{entry.version}, {'from this system' if entry.origin == 'system' else 'from ' + entry.origin}")
+
+
+def _elsewhere(need: Required) -> str:
+    """Where a runtime was not set up: what the machine itself has."""
+    least = ".".join(map(str, need.least))
+    found = shutil.which(need.name)
+    return f"only {found}, not verified to be {least} or newer" if found else "not installed"
+
+
+def probe_criu(settings: SetupSettings) -> Line:
+    """Checkpoints: the program, and what it says about this kernel."""
+    runtime = _probe_runtime(settings, "criu")
+    if runtime.cost:
+        return runtime
+    program = settings.runtimes_dir / "current" / "bin" / "criu"
+    checked = attempt(lambda: _criu_check(program), limit_s=30)
+    if not checked.worked:
+        return warn(
+            "criu",
+            f"{runtime.fact}; criu check: {checked.text}",
+            cost=_LOSSES["criu"],
+            cure="a distribution's kernel; criu names what it misses",
+        )
+    tracks = attempt(lambda: _criu_check(program, "--feature", "mem_dirty_track"), limit_s=30)
+    note = "" if tracks.worked else "; no MEM_SOFT_DIRTY, so each snapshot is a full one"
+    return ok("criu", f"{runtime.fact}; criu check is content{note}")
+
+
+def _criu_check(program: Path, *options: str) -> str:
+    done = subprocess.run(
+        [program, "check", *options], capture_output=True, check=False, text=True, timeout=25, cwd="/"
+    )
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise OSError(1, lines[-1] if lines else f"exit {done.returncode}")
+    return ""
+
+
+def probe_nftables(_settings: SetupSettings) -> Line:
+    """Network policy: a table made through libnftables, in a network namespace of its own."""
+    tried = attempt(_make_table)
+    if not tried.worked:
+        return warn(
+            "nftables",
+            tried.text,
+            cost="no network policy, so sandboxes have no network",
+            cure="apt-get install libnftables1, and a kernel with nf_tables",
+        )
+    return ok("nftables", "libnftables made a table")
+
+
+def _make_table() -> str:
+    library = ctypes.CDLL("libnftables.so.1", use_errno=True)
+    kernel.unshare(kernel.CLONE_NEWNET)
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(library.nft_ctx_new(0))
+    library.nft_ctx_buffer_error(context)
+    if library.nft_run_cmd_from_buffer(context, b"add table inet cove_doctor") != 0:
+        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        said: bytes = library.nft_ctx_get_error_buffer(context) or b"refused"
+        raise OSError(1, said.decode(errors="replace").strip().splitlines()[0])
+    return ""
+
+
+def probe_agent(_settings: SetupSettings) -> Line:
+    """The program that is process 1 of every sandbox."""
+    try:
+        path, build = agent_path(), agent_build()
+    except CoveError as error:
+        return missing("agent", error.public, cost="no sandbox can start", cure=_SETUP)
+    return ok("agent", f"{path.name}, build {build}")
+
+
+def probe_images(settings: SetupSettings) -> Line:
+    """The default image, and what else there is."""
+    homes = sorted(path for path in settings.images_dir.glob("*") if path.is_dir())
+    found = [facts for home in homes if (facts := read_image(settings.images_dir, home.name)) is not None]
+    if not any(facts.name == "base" for facts in found):
+        return missing("images", "no image base", cost="it is what every sandbox starts from", cure=_SETUP)
+    return ok("images", ", ".join(f"{f.name} ({f.suite}, {f.size_bytes >> 20} MiB, {f.digest[:12]})" for f in found))
+
+
+def probe_server(settings: SetupSettings) -> Line:
+    """The server of this data directory, if one listens."""
+    path = settings.run_dir / instance_of(settings.data_dir) / "api.sock"
+    pid = server_pid(path)
+    if pid is None:
+        return warn("server", f"nobody listens on {path}", cost="nothing to talk to", cure="make run (or: cove serve)")
+    return ok("server", f"process {pid} listens on {path}")

@@ -1,0 +1,376 @@
+"""`make bench`: the numbers of docs/benchmarks.md, measured in one run beside the peers that this machine has.
+
+Whole HTTP requests over loopback from one Python client with keep-alive; "ready" means that a command runs. Starts a
+server of its own (a temporary data directory, a free port) from what `make setup` made, and leaves nothing. Peers:
+`runc run` and `crun run` of a shell in a bundle of the same image, `bwrap`, `docker run`, each where installed.
+Run it on an idle machine; `--write` puts the table into docs/benchmarks.md, `--quick` takes a tenth of the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Row:
+    """One line of the table: what, the bar, what was seen."""
+
+    what: str
+    bar: str
+    seen: str
+    ok: bool | None = None
+
+
+@dataclass
+class Report:
+    """All lines of a run."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, what: str, bar: str, seen: str, *, ok: bool | None = None) -> None:
+        """Add a line and show it at once."""
+        self.rows.append(Row(what, bar, seen, ok))
+        mark = {None: " ", True: "ok", False: "MISSED"}[ok]
+        print(f"{what:52} {seen:34} bar {bar:22} {mark}", flush=True)
+
+
+class Api:
+    """A keep-alive client as thin as Python has, so that the server is what is measured."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        self.headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
+        """One request; its JSON answer. A status of 400 or more ends the run."""
+        payload = None if body is None else json.dumps(body)
+        self.link.request(method, "/api/v1" + path, payload, self.headers)
+        answer = self.link.getresponse()
+        raw = answer.read()
+        if answer.status >= 400:
+            sys.exit(f"{method} {path}: {answer.status} {raw[:500]!r}")
+        return dict(json.loads(raw)) if raw else {}
+
+
+def quantiles(samples: list[float]) -> tuple[float, float]:
+    """p50 and p99 in milliseconds."""
+    ordered = sorted(samples)
+    return statistics.median(ordered) * 1000, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1000
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` took."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def wait_pool(api: Api, size: int) -> None:
+    """Wait until the warm pool has `size` members."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        capacity = api.call("GET", "/server")["capacity"]
+        if dict(capacity["pool"]).get("base", 0) >= size:  # type: ignore[index,call-overload]
+            return
+        time.sleep(0.05)
+    sys.exit("the warm pool does not fill")
+
+
+def bench_warm(report: Report, api: Api, pool: int, rounds: int) -> None:
+    """Creates from the pool, first exec, exec, destroy."""
+    create, first, execs = [], [], []
+    for _ in range(rounds):
+        wait_pool(api, pool // 2)
+        start = time.perf_counter()
+        box = api.call("POST", "/sandboxes", {})
+        create.append(time.perf_counter() - start)
+        api.call("POST", f"/sandboxes/{box['id']}/exec", {"command": ["true"]})
+        first.append(time.perf_counter() - start)
+        if box["source"] != "warm":
+            create.pop()
+            first.pop()
+        execs += [
+            timed(lambda box=box: api.call("POST", f"/sandboxes/{box['id']}/exec", {"command": ["true"]}))  # type: ignore[misc]
+            for _ in range(5)
+        ]
+        api.call("DELETE", f"/sandboxes/{box['id']}")
+    for what, samples, p50, p99 in (
+        ("create, warm", create, 3.0, 9.0),
+        ("create to first exec result, warm", first, 8.0, 25.0),
+        ("exec `true`", execs, 3.0, 8.0),
+    ):
+        seen = quantiles(samples)
+        bar = f"p50 <= {p50:g}, p99 <= {p99:g} ms"
+        report.add(what, bar, f"p50 {seen[0]:.2f}  p99 {seen[1]:.2f} ms", ok=seen[0] <= p50 and seen[1] <= p99)
+
+
+def bench_cold(report: Report, server: RunningServer, rounds: int) -> None:
+    """Creates that the pool cannot serve: a server without one."""
+    server.env["COVE_POOL_SIZE"] = "0"
+    server.start()
+    api = Api(server)
+    samples = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        box = api.call("POST", "/sandboxes", {})
+        samples.append(time.perf_counter() - start)
+        api.call("DELETE", f"/sandboxes/{box['id']}")
+    seen = quantiles(samples)
+    report.add("create, cold (runc)", "p50 <= 70 ms", f"p50 {seen[0]:.1f}  p99 {seen[1]:.1f} ms", ok=seen[0] <= 70)
+
+
+async def _raw(port: int, key: str, method: str, path: str, body: bytes) -> tuple[int, dict[str, object]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"{method} /api/v1{path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    raw = await reader.read()
+    writer.close()
+    status, _, rest = raw.partition(b"\r\n\r\n")
+    return int(status.split()[1]), dict(json.loads(rest)) if rest else {}
+
+
+def bench_burst(report: Report, server: RunningServer, api: Api, pool: int) -> None:
+    """100 creates at once, each usable; and the rate until the last one was ready."""
+    wait_pool(api, pool)
+
+    async def one() -> tuple[int, str]:
+        status, box = await _raw(server.port, server.key, "POST", "/sandboxes", b"{}")
+        if status != 201:
+            return status, str(box)
+        ran, result = await _raw(
+            server.port, server.key, "POST", f"/sandboxes/{box['id']}/exec", b'{"command":["true"]}'
+        )
+        return (status if ran == 200 and result["exit_code"] == 0 else 500), str(box["id"])
+
+    async def burst() -> list[tuple[int, str]]:
+        return await asyncio.gather(*(one() for _ in range(100)))
+
+    start = time.perf_counter()
+    answers = asyncio.run(burst())
+    took = time.perf_counter() - start
+    failed = [a for a in answers if a[0] != 201]
+    report.add(
+        "100 creates at once, all usable",
+        "<= 2 s, none failed",
+        f"{took:.2f} s, {len(failed)} failed",
+        ok=took <= 2 and not failed,
+    )
+    report.add("creates per second in that burst", ">= 30 /s", f"{100 / took:.0f} /s", ok=100 / took >= 30)
+    for status, name in answers:
+        if status == 201:
+            api.call("DELETE", f"/sandboxes/{name}")
+
+
+def bench_sustained(report: Report, server: RunningServer, seconds: float) -> None:
+    """Create and destroy as fast as four clients can, long after the pool is empty."""
+
+    async def worker(until: float) -> int:
+        done = 0
+        while time.perf_counter() < until:
+            status, box = await _raw(server.port, server.key, "POST", "/sandboxes", b"{}")
+            if status == 201:
+                await _raw(server.port, server.key, "DELETE", f"/sandboxes/{box['id']}", b"")
+                done += 1
+        return done
+
+    async def all_workers() -> int:
+        until = time.perf_counter() + seconds
+        return sum(await asyncio.gather(*(worker(until) for _ in range(4))))
+
+    start = time.perf_counter()
+    done = asyncio.run(all_workers())
+    rate = done / (time.perf_counter() - start)
+    report.add("create + destroy, sustained", ">= 20 /s", f"{rate:.1f} /s over {seconds:.0f} s", ok=rate >= 20)
+
+
+def bench_files(report: Report, server: RunningServer, api: Api, size: int) -> None:
+    """Upload and download of one file by curl, and the server's memory meanwhile."""
+    box = api.call("POST", "/sandboxes", {"memory_mib": 1024, "disk_mib": 8192})
+    assert server.process is not None
+    pid = server.process.pid
+    before = _rss(pid)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        source = Path(folder) / "source"
+        with source.open("wb") as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+        url = f"{server.url}/api/v1/sandboxes/{box['id']}/files/content?path=/dev/shm/f"
+        auth = ["-sS", "-f", "-H", f"Authorization: Bearer {server.key}", "-o"]
+        up = timed(lambda: subprocess.run(["curl", *auth, "/dev/null", "-T", str(source), url], check=True))
+        down = timed(lambda: subprocess.run(["curl", *auth, "/dev/null", url], check=True))
+    grown = (_rss(pid) - before) / MIB
+    for what, took in (("upload", up), ("download", down)):
+        rate = size / MIB / took
+        seen = f"{rate:.0f} MB/s, server +{grown:.0f} MiB"
+        report.add(f"file {what} ({size // MIB} MiB)", ">= 300 MB/s, flat", seen, ok=rate >= 300 and grown < 64)
+    api.call("DELETE", f"/sandboxes/{box['id']}")
+
+
+def _rss(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def _available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def bench_memory(report: Report, api: Api, count: int) -> None:
+    """What an idle sandbox costs in all: the fall of MemAvailable by `count` of them."""
+    time.sleep(3)
+    before = _available()
+    boxes = [api.call("POST", "/sandboxes", {})["id"] for _ in range(count)]
+    time.sleep(3)
+    wait_pool(api, 1)
+    each = (before - _available()) / count / MIB
+    report.add("an idle sandbox, all memory it costs", "<= 5 MB", f"{each:.2f} MB (n={count})", ok=each <= 5)
+    for box in boxes:
+        api.call("DELETE", f"/sandboxes/{box}")
+
+
+def bench_pause(report: Report, api: Api, rounds: int) -> None:
+    """Pause and resume with memory kept."""
+    box = api.call("POST", "/sandboxes", {})
+    pause, resume = [], []
+    for _ in range(rounds):
+        pause.append(timed(lambda: api.call("POST", f"/sandboxes/{box['id']}/pause")))
+        resume.append(timed(lambda: api.call("POST", f"/sandboxes/{box['id']}/resume")))
+    api.call("DELETE", f"/sandboxes/{box['id']}")
+    for what, samples in (("pause", pause), ("resume", resume)):
+        seen = quantiles(samples)
+        report.add(f"{what} (memory kept)", "p50 <= 5 ms", f"p50 {seen[0]:.2f}  p99 {seen[1]:.2f} ms", ok=seen[0] <= 5)
+
+
+@contextlib.contextmanager
+def bundle(image: Path) -> Iterator[Path]:
+    """A plain OCI bundle of the same root file system for the peers."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = {
+            "ociVersion": "1.0.2",
+            "root": {"path": str(image), "readonly": True},
+            "process": {"cwd": "/", "args": ["/bin/true"], "env": ["PATH=/usr/bin:/bin"], "user": {"uid": 0, "gid": 0}},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": t} for t in ("pid", "ipc", "uts", "mount", "network")]},
+        }
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        yield Path(folder)
+
+
+def bench_peers(report: Report, server: RunningServer, rounds: int) -> None:
+    """A command in a fresh container of each peer that is here: their create to first result."""
+    image = (server.data_dir / "images" / "base" / "current").resolve() / "rootfs"
+    runtimes = server.data_dir / "runtimes" / "current" / "bin"
+    peers: dict[str, list[str]] = {}
+    with bundle(image) as folder:
+        for name in ("crun", "runc"):
+            if (runtimes / name).exists():
+                state = str(folder / name)
+                peers[f"{name} run /bin/true"] = [
+                    str(runtimes / name),
+                    "--root",
+                    state,
+                    "run",
+                    "--bundle",
+                    str(folder),
+                    "bench",
+                ]
+        if shutil.which("bwrap"):
+            peers["bwrap /bin/true"] = [
+                "bwrap",
+                "--ro-bind",
+                str(image),
+                "/",
+                "--proc",
+                "/proc",
+                "--unshare-all",
+                "/bin/true",
+            ]
+        if (
+            shutil.which("docker")
+            and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+        ):
+            peers["docker run base true"] = ["docker", "run", "--rm", "debian", "true"]
+        for name, argv in peers.items():
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            if subprocess.run(argv, check=False, **quiet).returncode != 0:  # type: ignore[call-overload]
+                report.add(f"peer: {name}", "-", "cannot run here")
+                continue
+            seen = quantiles(
+                [timed(lambda argv=argv, quiet=quiet: subprocess.run(argv, check=True, **quiet)) for _ in range(rounds)]
+            )  # type: ignore[call-overload,misc]
+            report.add(f"peer: {name}", "-", f"p50 {seen[0]:.1f}  p99 {seen[1]:.1f} ms")
+
+
+def write(report: Report) -> None:
+    """Put the table into docs/benchmarks.md, between its two marks."""
+    page = ROOT / "docs" / "benchmarks.md"
+    text = page.read_text()
+    head, _, rest = text.partition("<!-- table -->")
+    tail = rest.partition("<!-- end -->")[2]
+    lines = [
+        f"Measured {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, kernel {platform.release().split('-')[0]}.",
+        "",
+    ]
+    lines += ["| What | Bar | Measured | |", "|---|---|---|---|"]
+    marks = {None: "", True: "met", False: "**missed**"}
+    lines += [f"| {r.what} | {r.bar} | {r.seen} | {marks[r.ok]} |" for r in report.rows]
+    page.write_text(head + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->" + tail)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    scale = 10 if given.quick else 1
+    report, pool = Report(), 64
+    with tempfile.TemporaryDirectory() as folder:
+        server = make_server(Path(folder), COVE_POOL_SIZE=str(pool))
+        server.start()
+        try:
+            api = Api(server)
+            bench_warm(report, api, pool, 200 // scale)
+            bench_burst(report, server, api, pool)
+            bench_pause(report, api, 50 // scale)
+            bench_files(report, server, api, (1024 if not given.quick else 128) * MIB)
+            bench_memory(report, api, 40)
+            bench_sustained(report, server, 20.0 / scale)
+            server.stop()
+            bench_cold(report, server, 60 // scale)
+            bench_peers(report, server, 30 // scale)
+        finally:
+            server.down()
+    if given.write:
+        write(report)
+    return 0 if all(row.ok is not False for row in report.rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -82,11 +82,12 @@ def release(run_dir: Path, origin: int) -> None:
         try:
             kernel.setns(origin, kernel.CLONE_NEWNS)
             _unbind(namespace_file(run_dir))
+            # In the first namespace too: in ours `ns` still is a mount point.
+            shutil.rmtree(run_dir, ignore_errors=True)
             code = 0
         finally:
             os._exit(code)
     os.waitpid(pid, 0)
-    shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _unbind(target: Path) -> None:

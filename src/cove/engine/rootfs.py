@@ -94,24 +94,24 @@ def mount_box(  # noqa: PLR0913 (six facts of one box)
         (dirs.home / name).mkdir(mode=0o711)
     for name in ("u", "w"):
         (layer / name).mkdir(mode=0o755, exist_ok=True)
-    userns = users.fd(base)
-    attached: list[Path] = []
-    try:
-        for source, name, attributes in (
-            (skeleton, "l0", kernel.MOUNT_ATTR_RDONLY),
-            (image, "l1", kernel.MOUNT_ATTR_RDONLY),
-            (layer, "lu", 0),
-        ):
+    layers = (
+        (skeleton, "l0", kernel.MOUNT_ATTR_RDONLY),
+        (image, "l1", kernel.MOUNT_ATTR_RDONLY),
+        (layer, "lu", 0),
+    )
+    with users.fd(base) as userns, contextlib.ExitStack() as attached:
+        for source, name, attributes in layers:
             _mount_mapped(source, dirs.home / name, attributes, userns)
-            attached.append(dirs.home / name)
+            # The overlay holds its own clones of the layers.
+            attached.callback(_unmount_layer, dirs.home / name)
         _mount_overlay(dirs, base)
-    finally:
-        # The overlay holds its own clones of the layers.
-        for path in attached:
-            kernel.umount(path, kernel.MNT_DETACH)
-            path.rmdir()
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("agent", dirs.socket_dir, "tmpfs", flags, f"size=64k,nr_inodes=16,mode=0700,uid={base},gid={base}")
+
+
+def _unmount_layer(path: Path) -> None:
+    kernel.umount(path, kernel.MNT_DETACH)
+    path.rmdir()
 
 
 def _mount_mapped(source: Path, target: Path, attributes: int, userns: int) -> None:

@@ -67,7 +67,7 @@ class OciBox(Box):
         self._ground.write_facts(self.facts)
 
     async def set_hostname(self, hostname: str) -> None:
-        def work(_: object) -> None:
+        def work() -> None:
             own = os.open("/proc/thread-self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
             theirs = os.open(f"/proc/{self.facts.init_pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -83,7 +83,7 @@ class OciBox(Box):
         if not self.is_alive:
             raise SandboxGone("the sandbox has ended")
         try:
-            await self._ground.mounts.run(work)
+            await self._ground.quickly(work)
         except OSError as error:
             raise EngineFailure("the kernel refused the host name", internal=str(error)) from error
 
@@ -96,7 +96,7 @@ class OciBox(Box):
     async def usage(self) -> Usage:
         if not self._is_freed:
             used = self._group.usage()
-            disk = await self._ground.mounts.run(lambda _: self._ground.layers.used_bytes(self.facts.id))
+            disk = await self._ground.quickly(lambda: self._ground.layers.used_bytes(self.facts.id))
             self._last_usage = msgspec.structs.replace(used, disk_bytes=disk)
         return self._last_usage
 

@@ -1,11 +1,13 @@
-"""A server for the tests of dialects: a process of its own, over loopback HTTP, with the driver of COVE_TEST_DRIVER.
+"""A server for the tests of dialects: a process of its own, over loopback HTTP, once for each driver.
 
-The default driver is `fake`: no root, no images, no isolation. With `runc` the image `base` of `make setup` is used.
+`fake` needs no root, no image and gives no isolation; `runc` uses the image `base` of `make setup`. COVE_TEST_DRIVER
+names one of them to run with it alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -19,7 +21,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-DRIVER = os.environ.get("COVE_TEST_DRIVER", "fake")
+DRIVERS = os.environ.get("COVE_TEST_DRIVER", "fake,runc").split(",")
 SETUP_DIR = Path(os.environ.get("COVE_DATA_DIR", "/var/lib/cove"))
 KEY = "a-test-key-of-no-form"
 START = "import sys; from cove.server.serve import main; sys.exit(main({}, False))"
@@ -44,13 +46,17 @@ class DialectServer:
         return found
 
 
-def start(data_dir: Path, run_dir: Path, **more: str) -> DialectServer:
+def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVE_")}
+    # A sandbox's root must reach its root file system below the run directory, and pytest's own are private.
+    run_dir = data_dir.parent / "run" if driver == "fake" else Path("/run/cove")
+    instance = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
     env |= {"COVE_DATA_DIR": str(data_dir), "COVE_RUN_DIR": str(run_dir), "COVE_PORT": str(port)}
-    env |= {"COVE_DRIVERS": DRIVER, "COVE_BOOTSTRAP_KEYS": KEY, "COVE_POOL_SIZE": "2", **more}
+    env |= {"COVE_DRIVERS": driver, "COVE_BOOTSTRAP_KEYS": KEY, "COVE_POOL_SIZE": "2", **more}
+    env |= {"COVE_POOL_BYTES": str(8 * 1024**3)}
     log = (data_dir / "log").open("ab")
     process = subprocess.Popen([sys.executable, "-c", START], env=env, stdout=log, stderr=log)
     log.close()
@@ -63,7 +69,7 @@ def start(data_dir: Path, run_dir: Path, **more: str) -> DialectServer:
             if httpx2.get(f"{url}/health").status_code == 200:
                 break
         time.sleep(0.02)
-    found = next(run_dir.glob("*/api.sock"))
+    found = run_dir / instance / "api.sock"
     head = {"Authorization": f"Bearer {KEY}"}
     client = httpx2.Client(base_url=f"{url}/api/v1", headers=head, timeout=30)
     operator = httpx2.Client(
@@ -80,9 +86,9 @@ def stop(server: DialectServer) -> None:
     server.operator.close()
 
 
-def make_data_dir(at: Path) -> Path:
-    at.mkdir()
-    if DRIVER == "fake":
+def make_data_dir(at: Path, driver: str) -> Path:
+    at.mkdir(parents=True)
+    if driver == "fake":
         image = at / "images" / "base" / "1"
         (image / "rootfs").mkdir(parents=True)
         (image / "image.json").write_text(json.dumps({"name": "base", "digest": "sha256:0", "size_bytes": 1}))
@@ -93,23 +99,28 @@ def make_data_dir(at: Path) -> Path:
     return at
 
 
+@pytest.fixture(scope="session", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """The driver of a run over all tests."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DialectServer]:
-    top = tmp_path_factory.mktemp("d")
-    running = start(make_data_dir(top / "data"), top / "run")
+def server(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Iterator[DialectServer]:
+    running = start(make_data_dir(tmp_path_factory.mktemp("d") / "data", driver), driver)
     yield running
     stop(running)
 
 
 @pytest.fixture
-def new_server(tmp_path: Path) -> Iterator[DialectServer]:
-    running = start(make_data_dir(tmp_path / "data"), tmp_path / "run")
+def new_server(tmp_path: Path, driver: str) -> Iterator[DialectServer]:
+    running = start(make_data_dir(tmp_path / "data", driver), driver)
     yield running
     if running.process.poll() is not None:
         running.client.close()
         running.operator.close()
         # Its sandboxes went on: a second start ends them.
-        running = start(tmp_path / "data", tmp_path / "run")
+        running = start(tmp_path / "data", driver)
     stop(running)
 
 

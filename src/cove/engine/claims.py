@@ -1,8 +1,8 @@
 """What two servers on one machine could both take, claimed machine-wide under /run/cove with a lock.
 
-Today: blocks of uid ranges. A claim is a file named after the thing, holding the instance that owns it; it is made and
-freed under one flock. A claim whose instance's directory is gone is free again. To claim another kind (veth names,
-host ports, ...): one more directory name passed to `Claims`.
+Today: blocks of uid ranges. A claim is a file named after the thing, holding the run directory of the server that owns
+it; it is made and freed under one flock. A claim whose run directory is gone is free again. To claim another kind (veth
+names, host ports, ...): one more directory name passed to `Claims`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ _BLOCK: Final = 64
 
 
 class Claims:
-    """Numbered things of one kind, owned by instances. Safe between processes; each call holds the machine's lock."""
+    """Numbered things of one kind. Safe between processes; each call holds the machine's lock.
 
-    def __init__(self, kind: str, instance: str, *, count: int, root: Path = RUN_ROOT) -> None:
+    `owner` is the run directory of the server that claims; `root` is the same for every server, whatever its settings.
+    """
+
+    def __init__(self, kind: str, owner: Path, *, count: int, root: Path = RUN_ROOT) -> None:
         self._root = root
         self._dir = root / kind
-        self._instance = instance
+        self._owner = str(owner)
         self._count = count
 
     def held(self) -> list[int]:
-        """What this instance owns already (from before a restart)."""
+        """What this server owns already (from before a restart)."""
         with self._locked():
-            return sorted(n for n, owner in self._owners().items() if owner == self._instance)
+            return sorted(n for n, owner in self._owners().items() if owner == self._owner)
 
     def take(self) -> int:
         """Claim the lowest free number. Raises: CapacityExceeded when all are taken."""
@@ -45,22 +48,22 @@ class Claims:
             owners = self._owners()
             for number in range(self._count):
                 if number not in owners:
-                    (self._dir / str(number)).write_text(self._instance)
+                    (self._dir / str(number)).write_text(self._owner)
                     return number
         raise CapacityExceeded("all uid ranges of this machine are in use", retry_after_s=30)
 
     def give_back_all(self) -> None:
-        """Free everything this instance owns."""
+        """Free everything this server owns."""
         with self._locked():
             for number, owner in self._owners().items():
-                if owner == self._instance:
+                if owner == self._owner:
                     (self._dir / str(number)).unlink(missing_ok=True)
 
     def _owners(self) -> dict[int, str]:
         owners: dict[int, str] = {}
         for entry in self._dir.iterdir():
             owner = entry.read_text()
-            if (self._root / owner).is_dir() and owner:
+            if owner and Path(owner).is_dir():
                 owners[int(entry.name)] = owner
             else:
                 entry.unlink(missing_ok=True)
@@ -91,9 +94,9 @@ class UidRanges:
             self._free += self._bases(block)
 
     @classmethod
-    def of(cls, instance: str, root: Path = RUN_ROOT) -> UidRanges:
-        """The ranges of `instance` on this machine."""
-        return cls(Claims("uid", instance, count=(_LAST_RANGE - _FIRST_RANGE + 1) // _BLOCK, root=root))
+    def of(cls, owner: Path, root: Path = RUN_ROOT) -> UidRanges:
+        """The ranges of the server with run directory `owner`."""
+        return cls(Claims("uid", owner, count=(_LAST_RANGE - _FIRST_RANGE + 1) // _BLOCK, root=root))
 
     @property
     def used(self) -> int:

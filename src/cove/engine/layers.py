@@ -293,7 +293,7 @@ def open_layers(kind: str, data_dir: Path, pool_bytes: int) -> tuple[LayerStore,
         try:
             store.open()
         except (OSError, EngineFailure) as error:
-            missing.append(f"disk limits by {name}: {error}")
+            missing.append(f"disk limits by {name}: {error.strerror if isinstance(error, OSError) else error}")
             continue
         return store, tuple(missing)
     raise EngineFailure("no storage for writable layers can be had", internal="; ".join(missing))

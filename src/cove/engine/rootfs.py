@@ -53,11 +53,17 @@ def make_skeleton(directory: Path) -> None:
     directory.chmod(0o755)
 
 
+def _set_apart() -> None:
+    """Once, on the mount thread: keep capabilities when it changes its ids, and have a working directory of its own."""
+    kernel.keep_capabilities_across_setuid()
+    kernel.unshare(kernel.CLONE_FS)
+
+
 class MountThread:
     """Runs mount work on a thread of its own. `close` waits for what runs."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, "cove-mount", initializer=kernel.keep_capabilities_across_setuid)
+        self._executor = ThreadPoolExecutor(1, "cove-mount", initializer=_set_apart)
         self._users: UserNamespaces | None = None
 
     async def run(self, work: Callable[[UserNamespaces], T]) -> T:
@@ -125,13 +131,16 @@ def _mount_mapped(source: Path, target: Path, attributes: int, userns: int) -> N
 
 
 def _mount_overlay(dirs: BoxDirs, base: int) -> None:
-    home = dirs.home
-    options = f"lowerdir={home}/l0:{home}/l1,upperdir={home}/lu/u,workdir={home}/lu/w"
+    # Relative, from the thread's own working directory: the options stand in the sandbox's mount table, and a path of
+    # the host is none of its business.
+    os.chdir(dirs.home)
     kernel.set_thread_ids(base)
     try:
+        options = "lowerdir=l0:l1,upperdir=lu/u,workdir=lu/w"
         kernel.mount("cove", dirs.rootfs, "overlay", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     finally:
         kernel.set_thread_ids(0)
+        os.chdir("/")
 
 
 def unmount_box(dirs: BoxDirs) -> None:

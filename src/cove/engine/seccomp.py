@@ -34,12 +34,12 @@ _PROCESSES: Final = """
 arch_prctl capget capset execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv futex_wake
 get_robust_list get_thread_area getcpu getegid geteuid getgid getgroups getpgid getpgrp getpid getppid getpriority
 getresgid getresuid getrlimit getrusage getsid gettid getuid ioprio_get ioprio_set kill landlock_add_rule
-landlock_create_ruleset landlock_restrict_self pause pidfd_open pidfd_send_signal prctl prlimit64 process_vm_readv
+landlock_create_ruleset landlock_restrict_self pause pidfd_open pidfd_send_signal prctl process_vm_readv
 process_vm_writev ptrace restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
 rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
 sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam
 sched_setscheduler sched_yield seccomp set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid
-setgroups setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sigaltstack signalfd
+setgroups setpgid setpriority setregid setresgid setresuid setreuid setsid setuid sigaltstack signalfd
 signalfd4 sysinfo tgkill time times tkill uname vfork wait4 waitid
 """
 _EVENTS: Final = """
@@ -70,6 +70,28 @@ _EPERM: Final = 1
 _ARCHITECTURES: Final = {"x86_64": ["SCMP_ARCH_X86_64"], "aarch64": ["SCMP_ARCH_AARCH64"]}
 
 
+_RLIMIT_CORE: Final = 4
+_EINVAL: Final = 22
+_IS_CORE: Final = {"value": _RLIMIT_CORE, "op": "SCMP_CMP_EQ"}
+_NOT_CORE: Final = {"value": _RLIMIT_CORE, "op": "SCMP_CMP_NE"}
+_READS: Final = {"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}
+_WRITES: Final = {"index": 2, "value": 0, "op": "SCMP_CMP_NE"}
+# A limit of exactly 1 stops core dumps into a pipe of the host (oci/bundle.py), so it may be read but not changed.
+# EINVAL, because gpg and others end themselves when switching dumps off is refused by anything else.
+_CORE_LIMIT_STAYS: Final[tuple[dict[str, Any], ...]] = (
+    {"names": ["prlimit64"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, **_NOT_CORE}]},
+    {"names": ["prlimit64"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, **_IS_CORE}, _READS]},
+    {
+        "names": ["prlimit64"],
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": _EINVAL,
+        "args": [{"index": 1, **_IS_CORE}, _WRITES],
+    },
+    {"names": ["setrlimit"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, **_NOT_CORE}]},
+    {"names": ["setrlimit"], "action": "SCMP_ACT_ERRNO", "errnoRet": _EINVAL, "args": [{"index": 0, **_IS_CORE}]},
+)
+
+
 def profile() -> dict[str, Any]:
     """The `linux.seccomp` object of an OCI config (runtime-spec, config-linux, "Seccomp") for this machine.
 
@@ -90,6 +112,7 @@ def profile() -> dict[str, Any]:
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": no_namespaces},
             # personality(2): reading it (0xffffffff) and the default (0), which debuggers and shells ask for.
             *_any_of("personality", (0, 0xFFFFFFFF)),
+            *_CORE_LIMIT_STAYS,
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
             {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": netlink},
             *_any_of("socket", _FAMILIES),

@@ -124,7 +124,7 @@ def test_a_second_server_on_the_same_data_is_refused_with_the_pid(server):
     assert f"pid {server.process.pid}" in done.stderr
 
 
-def test_sigterm_ends_streams_with_a_reason_and_leaves_sandboxes(new_server):
+def test_sigterm_ends_streams_with_a_reason_and_leaves_sandboxes(new_server, driver):
     made = new_server.sandbox()
     command = new_server.client.post(f"/sandboxes/{made['id']}/commands", json={"command": ["sleep", "60"]}).json()
     path = f"/sandboxes/{made['id']}/commands/{command['id']}/output"
@@ -137,5 +137,6 @@ def test_sigterm_ends_streams_with_a_reason_and_leaves_sandboxes(new_server):
     assert '"code":"server-stopping"' in text
     assert new_server.process.wait(15) == 0
     assert "1 sandbox goes on" in (new_server.data_dir / "log").read_text()
-    os.kill(command["pid"], 0)
-    os.kill(command["pid"], signal.SIGKILL)
+    if driver == "fake":  # elsewhere the pid is one inside
+        os.kill(command["pid"], 0)
+        os.kill(command["pid"], signal.SIGKILL)

@@ -10,9 +10,9 @@ from cove.engine.claims import RANGE_SIZE, Claims, UidRanges
 from cove.model.errors import CapacityExceeded
 
 
-def instance(root: Path, name: str) -> str:
+def instance(root: Path, name: str) -> Path:
     (root / name).mkdir(exist_ok=True)
-    return name
+    return root / name
 
 
 def test_two_instances_never_hold_the_same_number(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ CAPABILITIES: Final = (
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
     "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kallsyms",
     "/proc/kcore",
@@ -42,9 +44,11 @@ MASKED_PATHS: Final = (
     "/proc/latency_stats",
     "/proc/modules",
     "/proc/pagetypeinfo",
+    "/proc/partitions",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/slabinfo",
+    "/proc/swaps",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
@@ -121,7 +125,9 @@ def _process() -> dict[str, Any]:
 
 def _rlimits() -> list[dict[str, Any]]:
     # Above our own hard limit the runtime's setrlimit fails without CAP_SYS_RESOURCE (measured), so never ask for more.
-    wanted = {"NOFILE": (65536, resource.RLIMIT_NOFILE), "CORE": (0, resource.RLIMIT_CORE)}
+    # CORE 1: a limit of 0 does not stop a dump into a pipe, which would start the host's handler with a hostile core as
+    # its input; exactly 1 does (core(5)). The seccomp profile keeps it there.
+    wanted = {"NOFILE": (65536, resource.RLIMIT_NOFILE), "CORE": (1, resource.RLIMIT_CORE)}
     limits: list[dict[str, Any]] = []
     for name, (value, number) in wanted.items():
         hard = resource.getrlimit(number)[1]

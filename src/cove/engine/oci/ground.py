@@ -41,9 +41,9 @@ class Ground:
         self.layers = layers
         self.missing = missing
         self.mounts = rootfs.MountThread()
-        # A thread of its own for what takes 0.1 ms: a claim must not wait behind the mounts (3 ms) of the pool's filling.
+        # A thread of its own for what takes 0.1 ms: a claim must not wait behind the mounts of the pool's filling.
         self._quick = ThreadPoolExecutor(1, "cove-quick")
-        self.uids = UidRanges.of(config.instance, config.run_dir.parent)
+        self.uids = UidRanges.of(config.run_dir)
         self.cgroups = cgroup.detect(config.instance)
         self.skeleton = config.data_dir / "skeleton"
         self.agent_build = agent_build()

@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the table has x86_64 numbers"),
 ]
 
-EPERM, ENOSYS = 1, 38
+EPERM, EINVAL, ENOSYS = 1, 22, 38
 CLONE_NEWUSER, CLONE_NEWNS, SIGCHLD = 0x10000000, 0x00020000, 17
 
 # name: (number, arguments, expected errno). Arguments are harmless: were the call let through, it would fail otherwise.
@@ -82,6 +82,10 @@ DENIED = {
     "socket netlink netfilter": (41, (16, 3, 12), EPERM),
     "socket netlink audit": (41, (16, 3, 9), EPERM),
     "socket raw": (41, (2, 3, 1), EPERM),
+    "setrlimit of core dumps": (160, (4, "buffer"), EINVAL),
+    "setrlimit of core dumps, high bits set": (160, (0x100000004, "buffer"), EINVAL),
+    "prlimit64 of core dumps": (302, (0, 4, "buffer", 0), EINVAL),
+    "prlimit64 of core dumps, high bits set": (302, (0, 0x100000004, "buffer", 0), EINVAL),
 }
 ALLOWED = {
     "getpid": (39, ()),
@@ -94,6 +98,8 @@ ALLOWED = {
     "eventfd2": (290, (0, 0)),
     "inotify_init1": (294, (0,)),
     "getrandom": (318, ("buffer", 1, 0)),
+    "prlimit64 read of core dumps": (302, (0, 4, 0, "buffer")),
+    "prlimit64 read of open files": (302, (0, 7, 0, "buffer")),
 }
 
 PROBE = """

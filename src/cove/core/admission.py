@@ -6,6 +6,7 @@ reserves synchronously, so no two creates can take the last place.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from cove.model.errors import CapacityExceeded
 from cove.model.sandbox import MIB, Limits
 
 RETRY_AFTER_S: Final = 2
+GIB: Final = 1024 * MIB
 MEMINFO: Final = Path("/proc/meminfo")
 READING_S: Final = 0.05
 """How long one reading of the free memory serves: it costs 60 µs, and idle sandboxes take 1-5 MiB each."""
@@ -26,10 +28,12 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True):
     """Where the machine is full.
 
     `keep_free_bytes` None: 10 % of the memory and at least 512 MiB, but never more than a quarter. `overcommit` bounds
-    the sum of all memory limits, in multiples of the machine's memory.
+    the sum of all memory limits, in multiples of the machine's memory. `keep_free_disk_bytes` None: 5 % of the data
+    directory's file system and at most 1 GiB; below it writes of running sandboxes would soon fail for everybody.
     """
 
     keep_free_bytes: int | None = None
+    keep_free_disk_bytes: int | None = None
     overcommit: float = 10.0
     max_sandboxes: int = 1000
     max_creates: int = 128
@@ -42,6 +46,13 @@ class Memory(Struct, frozen=True):
     available: int
 
 
+class Disk(Struct, frozen=True):
+    """The data directory's file system in bytes: all, and what is free."""
+
+    total: int
+    free: int
+
+
 class AdmissionStats(Struct, frozen=True, kw_only=True):
     """What is reserved and what is free now, and how often a create was refused."""
 
@@ -49,6 +60,7 @@ class AdmissionStats(Struct, frozen=True, kw_only=True):
     creating: int
     memory_promised_bytes: int
     memory_free_bytes: int
+    disk_free_bytes: int
     refused: int
 
 
@@ -59,14 +71,28 @@ def read_memory(path: Path = MEMINFO) -> Memory:
     return Memory(kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024)
 
 
+def read_disk(path: Path) -> Disk:
+    """The kernel's numbers, statvfs(3)."""
+    usage = shutil.disk_usage(path)
+    return Disk(usage.total, usage.free)
+
+
 class Admission:
     """The machine's places. Every admitted sandbox holds one until it is released."""
 
-    def __init__(self, settings: AdmissionSettings, clock: Clock, memory: Callable[[], Memory] = read_memory) -> None:
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        clock: Clock,
+        memory: Callable[[], Memory] = read_memory,
+        disk: Callable[[], Disk] = lambda: Disk(1, 1),
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._read = memory
         self._memory = memory()
+        self._read_disk = disk
+        self._disk = disk()
         self._read_at = clock.monotonic()
         self._reserved: dict[str, int] = {}
         self._creating: set[str] = set()
@@ -80,7 +106,8 @@ class Admission:
         if len(self._creating) >= self._settings.max_creates:
             self._refuse(f"{len(self._creating)} sandboxes are being created, the limit at one time")
         if not self.has_room():
-            self._refuse("this machine has too little free memory now")
+            what = "memory" if self._has_disk() else "disk space"
+            self._refuse(f"this machine has too little free {what} now")
         self._refuse_promise(limits.memory_bytes)
 
     def admit(self, sandbox_id: str, limits: Limits, *, is_new: bool = True) -> None:
@@ -111,14 +138,14 @@ class Admission:
             self._reserved[sandbox_id] = memory_bytes
 
     def has_room(self) -> bool:
-        """Whether free memory is above the watermark."""
-        return self.memory().available > self.keep_free_bytes()
+        """Whether free memory and free disk space are above their watermarks."""
+        return self.memory().available > self.keep_free_bytes() and self._has_disk()
 
     def memory(self) -> Memory:
         """The machine's memory, at most READING_S old."""
         now = self._clock.monotonic()
         if now - self._read_at > READING_S:
-            self._memory, self._read_at = self._read(), now
+            self._memory, self._disk, self._read_at = self._read(), self._read_disk(), now
         return self._memory
 
     def keep_free_bytes(self) -> int:
@@ -127,6 +154,10 @@ class Admission:
         wanted = self._settings.keep_free_bytes
         return wanted if wanted is not None else min(max(total // 10, 512 * MIB), total // 4)
 
+    def _has_disk(self) -> bool:
+        wanted = self._settings.keep_free_disk_bytes
+        return self._disk.free > (wanted if wanted is not None else min(GIB, self._disk.total // 20))
+
     def stats(self) -> AdmissionStats:
         """Numbers for the metrics."""
         return AdmissionStats(
@@ -134,6 +165,7 @@ class Admission:
             creating=len(self._creating),
             memory_promised_bytes=self._promised,
             memory_free_bytes=self.memory().available,
+            disk_free_bytes=self._disk.free,
             refused=self._refused,
         )
 

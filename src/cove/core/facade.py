@@ -17,7 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from cove.core.access import require
-from cove.core.admission import Admission, Memory, read_memory
+from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
 from cove.core.execs import Execs
@@ -100,13 +100,14 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
+    disk: Callable[[], Disk] = lambda: Disk(1, 1),
 ) -> AsyncGenerator[Core]:
     """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
 
     Raises: EngineFailure when the store cannot be read or written at all.
     """
     clock = clock or SystemClock()
-    admission = Admission(settings.admission, clock, memory)
+    admission = Admission(settings.admission, clock, memory, disk)
     journal = StoreJournal(store, clock)
 
     def ended(sandbox: Sandbox) -> None:

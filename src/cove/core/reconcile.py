@@ -117,10 +117,20 @@ async def _place(facts: BoxFacts, machine: Machine) -> str:
     driver = machine.drivers[facts.driver]
     if machine.keep_unknown:
         box = await _adopted(driver, facts)
-        if box is not None and machine.pool.adopt_member(box):
+        if box is not None and await _connected(box) and machine.pool.adopt_member(box):
             return "pooled"
     await _quietly(driver.reap(facts), f"box {facts.id}")
     return "reaped"
+
+
+async def _connected(box: Box) -> bool:
+    """Whether its agent answers. Only asked of boxes that ran nobody's code yet, so nobody makes a start wait."""
+    try:
+        await bounded(box.reconnect())
+    except CoveError as error:
+        log.info("box %s is of no use to the pool: %s %s", box.facts.id, error, error.internal)
+        return False
+    return True
 
 
 async def _adopted(driver: Driver, facts: BoxFacts) -> Box | None:

@@ -17,6 +17,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
+
 from cove.agentlink.client import AgentClient
 from cove.model.errors import AgentTimeout, AgentViolation, SandboxGone
 
@@ -24,24 +26,39 @@ SOCKET_NAME: Final = "a.sock"
 _POLL_S: Final = 0.001
 
 
-async def connect(directory: Path, *, pid: int, uid: int, timeout_s: float) -> AgentClient:
-    """A client of the agent whose socket lies in `directory`, waiting up to `timeout_s` for it to appear.
+class Peer(Struct, frozen=True):
+    """Who must be listening: the box's init, by its pid and its uid outside."""
+
+    pid: int
+    uid: int
+
+
+async def connect(directory: Path, peer: Peer, *, is_new: bool, timeout_s: float) -> AgentClient:
+    """A client of the agent whose socket lies in `directory`.
+
+    Args:
+        directory: the host's side of the sandbox's socket directory.
+        peer: who must be listening.
+        is_new: the box was just made, so the socket may take a moment to appear; otherwise its absence is final.
+        timeout_s: for the socket to appear, and again for the agent's greeting.
 
     Raises: AgentTimeout (it did not), AgentViolation (something else is there), SandboxGone (it closed on us).
     """
     try:
         async with asyncio.timeout(timeout_s):
-            while (found := _try_connect(directory, pid=pid, uid=uid)) is None:
-                if not _is_alive(pid):
+            while (found := _try_connect(directory, peer)) is None:
+                if not _is_alive(peer.pid):
                     raise SandboxGone("the sandbox ended while it started")
+                if not is_new:
+                    raise AgentViolation("the sandbox removed its agent's socket", internal=f"pid {peer.pid}")
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
-        raise AgentTimeout("the sandbox's agent did not come up", internal=f"pid {pid}") from error
+        raise AgentTimeout("the sandbox's agent did not come up", internal=f"pid {peer.pid}") from error
     return await AgentClient.connect(found, timeout_s=timeout_s)
 
 
-def _require_peer(found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    if found != wanted:
+def _require_peer(found: tuple[int, int], wanted: Peer) -> None:
+    if found != (wanted.pid, wanted.uid):
         raise AgentViolation("the sandbox replaced its agent's socket", internal=f"peer {found}")
 
 
@@ -49,7 +66,7 @@ def _is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def _try_connect(directory: Path, *, pid: int, uid: int) -> socket.socket | None:
+def _try_connect(directory: Path, peer: Peer) -> socket.socket | None:
     """A connected socket; None: not there yet. Raises: AgentViolation."""
     with contextlib.ExitStack() as stack:
         try:
@@ -61,15 +78,15 @@ def _try_connect(directory: Path, *, pid: int, uid: int) -> socket.socket | None
             return None
         if not stat.S_ISSOCK(os.fstat(node).st_mode):
             raise AgentViolation("the sandbox replaced its agent's socket", internal="not a socket")
-        return _connect_checked(f"/proc/self/fd/{node}", pid=pid, uid=uid)
+        return _connect_checked(f"/proc/self/fd/{node}", peer)
 
 
-def _connect_checked(path: str, *, pid: int, uid: int) -> socket.socket | None:
+def _connect_checked(path: str, peer: Peer) -> socket.socket | None:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         link.connect(path)
         peer_pid, peer_uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        _require_peer((peer_pid, peer_uid), (pid, uid))
+        _require_peer((peer_pid, peer_uid), peer)
     except (ConnectionRefusedError, BlockingIOError):
         # Bound but not listening yet, or its backlog is full: both pass.
         link.close()

@@ -82,10 +82,6 @@ class BoxCgroup(ABC):
         """Let them go on."""
 
     @abstractmethod
-    async def is_frozen(self) -> bool:
-        """Whether its processes are stopped by `freeze`."""
-
-    @abstractmethod
     def kill(self) -> None:
         """Send SIGKILL to every process where the kernel can do that for a cgroup (v2); otherwise nothing."""
 
@@ -212,12 +208,6 @@ class BoxCgroupV1(BoxCgroup):
             while state.read_text().strip() != "THAWED":
                 await asyncio.sleep(0.001)
 
-    async def is_frozen(self) -> bool:
-        try:
-            return (self._paths["freezer"] / "freezer.state").read_text().strip() != "THAWED"
-        except OSError:
-            return False
-
     def kill(self) -> None:
         # v1 has no kill of a group: the death of the pid namespace's init takes everything with it.
         return
@@ -294,9 +284,6 @@ class BoxCgroupV2(BoxCgroup):
         async with _limit(_FREEZE_LIMIT_S, "freeze or thaw"):
             while _keyed(self._path / "cgroup.events", "frozen") != wanted:
                 await asyncio.sleep(0.001)
-
-    async def is_frozen(self) -> bool:
-        return _keyed(self._path / "cgroup.events", "frozen") == 1
 
     def kill(self) -> None:
         try:

@@ -243,6 +243,7 @@ async def check_a_box_is_adopted_after_its_server_is_gone(bench: Bench) -> None:
     await box.agent.start("c1", ExecSpec(shell="sleep 60"), keep_bytes=4096, stdin_open=False)
     await box.agent.close()
     again = await bench.driver.adopt(box.facts)
+    await again.reconnect()
     command = await again.agent.command("c1")
     await again.destroy()
     _require(command.running, command)

@@ -134,7 +134,7 @@ class Driver(ABC):
 
     @abstractmethod
     async def adopt(self, facts: BoxFacts) -> Box:
-        """Take over a box that outlived the server; a paused one without its agent, until `Box.reconnect`.
+        """Take over a box that outlived the server, perhaps without its agent until `Box.reconnect`.
 
         Raises: SandboxGone if it is dead, AgentViolation, AgentTimeout.
         """

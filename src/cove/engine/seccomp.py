@@ -71,25 +71,35 @@ _ARCHITECTURES: Final = {"x86_64": ["SCMP_ARCH_X86_64"], "aarch64": ["SCMP_ARCH_
 
 
 _RLIMIT_CORE: Final = 4
+_RLIMITS: Final = 16  # RLIM_NLIMITS (asm-generic/resource.h)
+_LOW_32: Final = 0xFFFFFFFF
 _EINVAL: Final = 22
-_IS_CORE: Final = {"value": _RLIMIT_CORE, "op": "SCMP_CMP_EQ"}
-_NOT_CORE: Final = {"value": _RLIMIT_CORE, "op": "SCMP_CMP_NE"}
-_READS: Final = {"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}
-_WRITES: Final = {"index": 2, "value": 0, "op": "SCMP_CMP_NE"}
-# A limit of exactly 1 stops core dumps into a pipe of the host (oci/bundle.py), so it may be read but not changed.
-# EINVAL, because gpg and others end themselves when switching dumps off is refused by anything else.
-_CORE_LIMIT_STAYS: Final[tuple[dict[str, Any], ...]] = (
-    {"names": ["prlimit64"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, **_NOT_CORE}]},
-    {"names": ["prlimit64"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, **_IS_CORE}, _READS]},
-    {
-        "names": ["prlimit64"],
-        "action": "SCMP_ACT_ERRNO",
-        "errnoRet": _EINVAL,
-        "args": [{"index": 1, **_IS_CORE}, _WRITES],
-    },
-    {"names": ["setrlimit"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, **_NOT_CORE}]},
-    {"names": ["setrlimit"], "action": "SCMP_ACT_ERRNO", "errnoRet": _EINVAL, "args": [{"index": 0, **_IS_CORE}]},
-)
+
+
+def _resource_is(index: int, number: int) -> dict[str, Any]:
+    """The kernel takes the resource as 32 bits: only the low half of the register counts."""
+    return {"index": index, "value": _LOW_32, "valueTwo": number, "op": "SCMP_CMP_MASKED_EQ"}
+
+
+def _core_limit_stays() -> list[dict[str, Any]]:
+    """Every resource limit may be set but that of core dumps, which may only be read.
+
+    Exactly 1 stops dumps into a pipe of the host (oci/bundle.py). The refusal is EINVAL, because gpg and others end
+    themselves when switching dumps off is refused by anything else.
+    """
+    reads = {"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}
+    writes = {"index": 2, "value": 0, "op": "SCMP_CMP_NE"}
+    allow, refuse = {"action": "SCMP_ACT_ALLOW"}, {"action": "SCMP_ACT_ERRNO", "errnoRet": _EINVAL}
+    rules: list[dict[str, Any]] = [
+        {"names": ["prlimit64"], **allow, "args": [_resource_is(1, _RLIMIT_CORE), reads]},
+        {"names": ["prlimit64"], **refuse, "args": [_resource_is(1, _RLIMIT_CORE), writes]},
+        {"names": ["setrlimit"], **refuse, "args": [_resource_is(0, _RLIMIT_CORE)]},
+    ]
+    for number in range(_RLIMITS):
+        if number != _RLIMIT_CORE:
+            rules.append({"names": ["prlimit64"], **allow, "args": [_resource_is(1, number)]})
+            rules.append({"names": ["setrlimit"], **allow, "args": [_resource_is(0, number)]})
+    return rules
 
 
 def profile() -> dict[str, Any]:
@@ -112,7 +122,7 @@ def profile() -> dict[str, Any]:
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": no_namespaces},
             # personality(2): reading it (0xffffffff) and the default (0), which debuggers and shells ask for.
             *_any_of("personality", (0, 0xFFFFFFFF)),
-            *_CORE_LIMIT_STAYS,
+            *_core_limit_stays(),
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
             {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": netlink},
             *_any_of("socket", _FAMILIES),

@@ -48,6 +48,7 @@ def core_settings(settings: Settings) -> CoreSettings:
     targets = tuple(PoolTarget(image=image, driver=driver, size=size) for image in settings.pool_images if size)
     admission = AdmissionSettings(
         keep_free_bytes=settings.keep_free_mib * MIB or None,
+        keep_free_disk_bytes=settings.keep_free_disk_mib * MIB or None,
         overcommit=settings.overcommit,
         max_sandboxes=settings.max_sandboxes,
         max_creates=settings.max_creates,

@@ -48,6 +48,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pool_images: tuple[str, ...]
     overcommit: float
     keep_free_mib: int
+    keep_free_disk_mib: int
     max_sandboxes: int
     max_creates: int
     history_days: float
@@ -216,6 +217,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "pool_images": _words,
     "overcommit": _number(float, 0.1, 1000),
     "keep_free_mib": _number(int, 0, 16 * 1024 * 1024),
+    "keep_free_disk_mib": _number(int, 0, 1024 * 1024 * 1024),
     "max_sandboxes": _COUNT,
     "max_creates": _COUNT,
     "history_days": _number(float, 0, 3650),

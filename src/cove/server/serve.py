@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -21,6 +22,7 @@ import uvloop
 from msgspec.structs import replace
 
 from cove.core.access import LOCAL, require
+from cove.core.admission import read_disk
 from cove.core.facade import Core, open_core
 from cove.edge.limits import EdgeLimits
 from cove.edge.stopping import Stopping
@@ -117,7 +119,14 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         engine = await stack.enter_async_context(open_engine(engine_settings))
         stack.push_async_callback(_free_machine, engine, control)
         store = await stack.enter_async_context(open_store(settings.data_dir / "cove.db"))
-        opened = open_core(core_settings(settings), drivers=engine.drivers, images=engine.images, store=store)
+        opened = open_core(
+            core_settings(settings),
+            drivers=engine.drivers,
+            images=engine.images,
+            store=store,
+            unusable={one.name: one.missing for one in engine.status if not one.usable},
+            disk=partial(read_disk, settings.data_dir),
+        )
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)
         key = await ensure_admin_key(core, settings.data_dir)

@@ -49,6 +49,12 @@ TABLE: Final = (
     Setting("pool_images", "base", "list", "Images of which ready sandboxes are kept."),
     Setting("overcommit", "10", "factor", "The sum of all memory limits may be so many times the machine's memory."),
     Setting("keep_free_mib", "0", "MiB", "No create while less memory is free. 0: a tenth of it, 512 MiB or more."),
+    Setting(
+        "keep_free_disk_mib",
+        "0",
+        "MiB",
+        "No create while `data_dir` has less free. 0: a twentieth of it, 1 GiB at most.",
+    ),
     Setting("max_sandboxes", "1000", "count", "Sandboxes at a time."),
     Setting("max_creates", "128", "count", "Creates in progress at a time; one more is answered 503."),
     Setting("history_days", "30", "days", "How long ended sandboxes are shown."),

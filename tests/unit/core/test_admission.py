@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cove.core.admission import READING_S, Admission, AdmissionSettings, Memory, read_memory
+from cove.core.admission import READING_S, Admission, AdmissionSettings, Disk, Memory, read_memory
 from cove.engine.clock import ManualClock
 from cove.model.errors import CapacityExceeded
 from cove.model.sandbox import MIB, Limits
@@ -114,3 +114,22 @@ def test_the_books_always_balance(operations: list[tuple[str, int, int]]) -> Non
         assert stats.sandboxes == len(held) <= 5
         assert stats.creating == len(creating) <= 3
     assert all(error.retry_after_s is not None for error in refused)
+
+
+def test_a_full_disk_refuses_creates_until_space_is_back() -> None:
+    free = [10 * 1024**3]
+    clock = ManualClock()
+    admission = Admission(
+        AdmissionSettings(),
+        clock,
+        lambda: Memory(16 * 1024**3, 15 * 1024**3),
+        lambda: Disk(100 * 1024**3, free[0]),
+    )
+    admission.check(Limits())
+    free[0] = 900 * 1024**2
+    clock.advance(1)
+    with pytest.raises(CapacityExceeded, match="disk space"):
+        admission.check(Limits())
+    free[0] = 2 * 1024**3
+    clock.advance(1)
+    admission.check(Limits())

@@ -27,9 +27,9 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-async def connect(folder: Path, *, pid: int | None = None, uid: int | None = None) -> None:
-    pid = os.getpid() if pid is None else pid
-    await agentsocket.connect(folder, pid=pid, uid=os.geteuid() if uid is None else uid, timeout_s=0.3)
+async def connect(folder: Path, *, pid: int | None = None, uid: int | None = None, is_new: bool = True) -> None:
+    peer = agentsocket.Peer(os.getpid() if pid is None else pid, os.geteuid() if uid is None else uid)
+    await agentsocket.connect(folder, peer, is_new=is_new, timeout_s=0.3)
 
 
 async def test_a_link_to_another_socket_is_not_followed(folder: Path, tmp_path: Path) -> None:
@@ -80,3 +80,8 @@ async def test_a_socket_that_never_appears_ends_in_a_timeout(folder: Path) -> No
 async def test_a_dead_init_ends_the_wait(folder: Path) -> None:
     with pytest.raises(SandboxGone):
         await connect(folder, pid=2**22 + 1)
+
+
+async def test_a_socket_that_an_older_box_removed_is_final_at_once(folder: Path) -> None:
+    with pytest.raises(AgentViolation):
+        await asyncio.wait_for(connect(folder, is_new=False), 0.2)

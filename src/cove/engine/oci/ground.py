@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from cove.engine.layers import LayerStore, open_layers
 from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KILL_LIMIT_S: Final = 15.0
@@ -140,11 +142,28 @@ class Ground:
             found |= {d.name for d in state.iterdir()} if state.is_dir() else set()
         lost = sorted(box for box in found - self.live if is_core_id(box))
         for box in lost:
-            await self.free(box, None, None)
+            base = self._uid_base_of(box)
+            if base is not None:
+                self.uids.mark(base)
+            try:
+                await self.free(box, base, None)
+            except (EngineFailure, OSError):
+                # Its range stays marked, so it is not given to another while one of its processes may live.
+                log.exception("box %s could not be freed, the next start tries again", box)
         for old in self.agents.iterdir():
             if old != self.agent:
                 old.unlink()
         return lost
+
+    def note_uid_base(self, box: str, base: int) -> None:
+        """Write down the range before a process of it can exist; `write_facts` comes when the box is complete."""
+        (self.dirs(box).home / "uid").write_text(str(base))
+
+    def _uid_base_of(self, box: str) -> int | None:
+        try:
+            return int((self.dirs(box).home / "uid").read_text())
+        except (OSError, ValueError):
+            return None
 
     def _kill_runtimes(self) -> None:
         """End runtime calls that a killed server left behind: one could still make a box while we sweep."""

@@ -61,11 +61,10 @@ def test_a_thread_bomb_stays_inside(client: httpx2.Client, neighbour: str) -> No
     ids=["pipe", "shm", "memfd", "heap"],
 )
 def test_a_memory_bomb_is_stopped_inside_and_reported(client: httpx2.Client, neighbour: str, bomb: str) -> None:
-    box = make(client, memory_mib=64)
+    # /dev/shm holds 64 MiB at most, and what lies in it stays charged after its writer was killed.
+    box = make(client, memory_mib=128)
     result = run(client, box, bomb)
     assert result["exit_code"] != 0, result
-    # What lies in /dev/shm stays charged; the agent can remove it even when no command has room to start.
-    client.delete(f"/sandboxes/{box}/files", params={"path": "/dev/shm/f"})
     assert run(client, box, "echo alive")["stdout"] == "alive\n"
     assert run(client, neighbour, "true")["exit_code"] == 0
     client.delete(f"/sandboxes/{box}")

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from cove.engine import seccomp
 from cove.engine.cgroup import CPU_PERIOD_US
-from cove.model.sandbox import Limits
+from cove.model.sandbox import MIB, Limits
 
 CAPABILITIES: Final = (
     "CAP_CHOWN",
@@ -141,6 +141,8 @@ def _rlimits() -> list[dict[str, Any]]:
 
 def _mounts(spec: BundleSpec) -> list[dict[str, Any]]:
     plain = ["nosuid", "noexec", "nodev"]
+    # What lies there is charged to the box and freed by no kill: never enough to leave the agent no memory.
+    shm = min(64 * MIB, spec.limits.memory_bytes // 2)
 
     def of(target: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
         return {"destination": target, "type": kind, "source": source, "options": options}
@@ -154,7 +156,7 @@ def _mounts(spec: BundleSpec) -> list[dict[str, Any]]:
             "devpts",
             ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"],
         ),
-        of("/dev/shm", "tmpfs", "shm", [*plain, "mode=1777", "size=64m"]),  # noqa: S108 (inside the sandbox)
+        of("/dev/shm", "tmpfs", "shm", [*plain, "mode=1777", f"size={shm}"]),  # noqa: S108 (inside the sandbox)
         of("/dev/mqueue", "mqueue", "mqueue", plain),
         of("/sys", "sysfs", "sysfs", [*plain, "ro"]),
         of(AGENT_TARGET, "bind", str(spec.agent), ["bind", "ro", "nosuid", "nodev"]),

@@ -6,7 +6,6 @@ reserves synchronously, so no two creates can take the last place.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -28,8 +27,8 @@ class AdmissionSettings(Struct, frozen=True, kw_only=True):
     """Where the machine is full.
 
     `keep_free_bytes` None: 10 % of the memory and at least 512 MiB, but never more than a quarter. `overcommit` bounds
-    the sum of all memory limits, in multiples of the machine's memory. `keep_free_disk_bytes` None: 5 % of the data
-    directory's file system and at most 1 GiB; below it writes of running sandboxes would soon fail for everybody.
+    the sum of all memory limits, in multiples of the machine's memory. `keep_free_disk_bytes` None: 5 % of the
+    storage pool and at most 1 GiB; below it writes of running sandboxes would soon fail for everybody.
     """
 
     keep_free_bytes: int | None = None
@@ -47,7 +46,7 @@ class Memory(Struct, frozen=True):
 
 
 class Disk(Struct, frozen=True):
-    """The data directory's file system in bytes: all, and what is free."""
+    """Where sandboxes write, in bytes: all, and what is free."""
 
     total: int
     free: int
@@ -69,12 +68,6 @@ def read_memory(path: Path = MEMINFO) -> Memory:
     fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines()[:8])
     kib = {name: int(value.split()[0]) for name, value in fields.items()}
     return Memory(kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024)
-
-
-def read_disk(path: Path) -> Disk:
-    """The kernel's numbers, statvfs(3)."""
-    usage = shutil.disk_usage(path)
-    return Disk(usage.total, usage.free)
 
 
 class Admission:

@@ -63,6 +63,10 @@ class LayerStore(ABC):
     def close(self) -> None:
         """Unmount everything (the layers are gone already)."""
 
+    def space(self) -> tuple[int, int]:
+        """Bytes in all and free where layers lie; (0, 0): each layer has its own."""
+        return (0, 0)
+
     @property
     def device(self) -> str | None:
         """`major:minor` of the block device under the layers, for io limits; None: there is none to limit."""
@@ -157,6 +161,10 @@ class BtrfsLayers(LayerStore):
 
     def names(self) -> set[str]:
         return {entry.name for entry in self._root.iterdir()}
+
+    def space(self) -> tuple[int, int]:
+        info = os.statvfs(self._root)
+        return info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
 
     def close(self) -> None:
         if self._fd >= 0:

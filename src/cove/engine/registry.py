@@ -5,6 +5,7 @@ To add one: its file in `drivers/` ending in `driver_factory = ...`, and a row h
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
@@ -42,12 +43,23 @@ class Engine:
     """The usable drivers, the images, and what could not be had. Made by `open_engine`."""
 
     def __init__(
-        self, drivers: Mapping[str, Driver], images: Images, status: tuple[DriverStatus, ...], ground: Ground | None
+        self,
+        config: EngineConfig,
+        drivers: Mapping[str, Driver],
+        status: tuple[DriverStatus, ...],
+        ground: Ground | None,
     ) -> None:
         self.drivers = drivers
-        self.images = images
+        self.images = Images(config.images_dir)
         self.status = status
+        self._data_dir = config.data_dir
         self._ground = ground
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes in all and free where sandboxes write, or on the data directory's disk below: the tighter of both."""
+        host = shutil.disk_usage(self._data_dir)
+        total, free = (0, 0) if self._ground is None else self._ground.layers.space()
+        return (total, min(free, host.free)) if total else (host.total, host.free)
 
     def release(self) -> None:
         """Unmount everything of this instance; every box must be gone."""
@@ -76,7 +88,7 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
         if not drivers:
             reasons = "; ".join(reason for s in status for reason in s.missing)
             raise EngineFailure(f"no isolation driver can be used on this machine: {reasons}")
-        yield Engine(drivers, Images(config.images_dir), tuple(status), ground)
+        yield Engine(config, drivers, tuple(status), ground)
 
 
 def _load(name: str, config: EngineConfig, ground: Ground | None) -> Driver:

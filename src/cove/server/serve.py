@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -22,7 +21,7 @@ import uvloop
 from msgspec.structs import replace
 
 from cove.core.access import LOCAL, require
-from cove.core.admission import read_disk
+from cove.core.admission import Disk
 from cove.core.facade import Core, open_core
 from cove.edge.limits import EdgeLimits
 from cove.edge.stopping import Stopping
@@ -125,7 +124,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             images=engine.images,
             store=store,
             unusable={one.name: one.missing for one in engine.status if not one.usable},
-            disk=partial(read_disk, settings.data_dir),
+            disk=lambda: Disk(*engine.disk()),
         )
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)

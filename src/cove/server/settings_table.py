@@ -53,7 +53,7 @@ TABLE: Final = (
         "keep_free_disk_mib",
         "0",
         "MiB",
-        "No create while `data_dir` has less free. 0: a twentieth of it, 1 GiB at most.",
+        "No create while the storage pool or its disk has less free. 0: a twentieth, at most 1024.",
     ),
     Setting("max_sandboxes", "1000", "count", "Sandboxes at a time."),
     Setting("max_creates", "128", "count", "Creates in progress at a time; one more is answered 503."),

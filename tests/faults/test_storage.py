@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -51,116 +53,131 @@ def stored_state(server: RunningServer, box: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-# A small disk of its own for what the data directory holds, but not for the sandboxes' layers.
+# A small disk of its own for the server's state. What sandboxes write lies elsewhere.
 
 
-@pytest.fixture
-def cramped(tmp_path: Path) -> Iterator[RunningServer]:
-    """A running server whose data directory is a file system of 2 MiB; images and layers lie elsewhere."""
+@dataclass(frozen=True)
+class Cramped:
+    """A running server, and the file system of 2 MiB below it."""
+
+    server: RunningServer
+    disk: Path
+
+    def fill_up(self) -> None:
+        with (self.disk / "filler").open("wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"x" * size)
+
+    def free_space(self) -> None:
+        (self.disk / "filler").unlink(missing_ok=True)
+
+
+@pytest.fixture(params=["directory", "database"])
+def cramped(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cramped]:
+    """The whole data directory on a small disk, as admission sees it, or the database alone, as only a write finds."""
     server = make_server(tmp_path)
-    links = {path.name: path.readlink() for path in server.data_dir.iterdir()}
+    is_all = request.param == "directory"
+    disk = server.data_dir if is_all else tmp_path / "disk"
     layers = tmp_path / "layers"
-    layers.mkdir(mode=0o700)
+    links = {path.name: path.readlink() for path in server.data_dir.iterdir()}
+    for directory in (disk, layers):
+        directory.mkdir(mode=0o700, exist_ok=True)
     (tmp_path / "log").touch()
-    kernel.mount("tiny", server.data_dir, "tmpfs", 0, "size=2m,mode=0711")
+    kernel.mount("tiny", disk, "tmpfs", 0, "size=2m,mode=0711")
     try:
-        for name, target in links.items():
-            (server.data_dir / name).symlink_to(target)
-        server.log.symlink_to(tmp_path / "log")
-        (server.data_dir / "layers").mkdir(mode=0o700)
-        kernel.mount(layers, server.data_dir / "layers", None, kernel.MS_BIND)
+        if is_all:
+            for name, target in links.items():
+                (disk / name).symlink_to(target)
+            server.log.symlink_to(tmp_path / "log")
+            (disk / "layers").mkdir(mode=0o700)
+            kernel.mount(layers, disk / "layers", None, kernel.MS_BIND)
+        else:
+            (server.data_dir / "cove.db").symlink_to(disk / "cove.db")
         server.start()
-        yield server
-        free_space(server)
+        it = Cramped(server, disk)
+        yield it
+        it.free_space()
         server.down()
         assert not server.run_dir.exists()
     finally:
         if server.process is not None and server.process.poll() is None:
             server.kill()
-        for point in (server.data_dir / "layers", server.data_dir):
+        for point in (disk / "layers", disk):
             if os.path.ismount(point):
                 kernel.umount(point, kernel.MNT_DETACH)
 
 
-def fill_up(server: RunningServer) -> None:
-    with (server.data_dir / "filler").open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
-
-
-def free_space(server: RunningServer) -> None:
-    (server.data_dir / "filler").unlink(missing_ok=True)
-
-
-def test_a_full_disk_under_the_database_refuses_creates_and_nothing_else(cramped: RunningServer) -> None:
-    with cramped.client() as client:
+def test_a_full_disk_under_the_database_refuses_creates_and_nothing_else(cramped: Cramped) -> None:
+    server = cramped.server
+    with server.client() as client:
         kept, doomed = create(client), create(client)
-        fill_up(cramped)
-        refused = refuse_creates(client)
-        assert refused.headers["content-type"] == "application/problem+json"
-        problem = refused.json()
-        assert (refused.status_code, problem["code"]) == (503, "capacity"), problem
-        assert "full" in problem["detail"]
-        assert problem["retryable"] is True
-        assert int(refused.headers["retry-after"]) > 0
-        assert str(cramped.data_dir) not in refused.text
+        cramped.fill_up()
+        refused = first_refusal(client, kept)
+        for answer in refused:
+            assert answer.headers["content-type"] == "application/problem+json"
+            problem = answer.json()
+            assert (answer.status_code, problem["code"]) == (503, "capacity"), problem
+            assert "disk" in problem["detail"]
+            assert problem["retryable"] is True
+            assert int(answer.headers["retry-after"]) > 0
+            assert str(server.data_dir) not in answer.text
 
         assert said(client, kept, "echo on > /root/f; cat /root/f") == "on\n"
         assert client.put(f"/sandboxes/{kept}/files/content?path=/root/g", content=b"g" * 100_000).status_code == 200
         gone = client.delete(f"/sandboxes/{doomed}")
         assert (gone.status_code, gone.json()["state"]) == (200, "terminated"), gone.text
         assert client.get(f"/sandboxes/{doomed}").json()["state"] == "terminated"
-        listed = [one["id"] for one in client.get("/sandboxes").json()["sandboxes"]]
-        assert listed.count(kept) == 1
+        assert stored_state(server, doomed) != "terminated", "the disk is not full: this test shows nothing"
 
-        free_space(cramped)
-        fresh = create(client)
-        assert said(client, fresh, "echo yes") == "yes\n"
+        cramped.free_space()
+        wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
+        assert said(client, "fresh", "echo yes") == "yes\n"
         # What could not be written then is written now, without anybody asking.
-        wait_until(lambda: stored_state(cramped, doomed) == "terminated", "the end was never written")
-    cramped.kill()
-    cramped.start()
-    with cramped.client() as client:
+        wait_until(lambda: stored_state(server, doomed) == "terminated", "the end was never written")
+    server.kill()
+    server.start()
+    with server.client() as client:
         assert said(client, kept, "cat /root/f") == "on\n"
-        assert said(client, fresh, "echo yes") == "yes\n"
+        assert said(client, "fresh", "echo yes") == "yes\n"
         assert client.get(f"/sandboxes/{doomed}").json()["state"] == "terminated"
-        assert {one["id"] for one in client.get("/sandboxes").json()["sandboxes"]} == {kept, fresh}
-        for box in (kept, fresh):
-            client.delete(f"/sandboxes/{box}")
-    Footprint.of(cramped).assert_only_pool(cramped)
+        assert len(client.get("/sandboxes").json()["sandboxes"]) == 2
+        for box in (kept, "fresh"):
+            assert client.delete(f"/sandboxes/{box}").status_code == 200
+    Footprint.of(server).assert_only_pool(server)
 
 
-def refuse_creates(client: httpx2.Client) -> httpx2.Response:
-    """The first refusal: a few creates still fit into what the write-ahead log has taken already."""
-    for _ in range(200):
-        answer = client.post("/sandboxes", json={})
-        if answer.status_code != 201:
-            return answer
-        client.delete(f"/sandboxes/{answer.json()['id']}")
+def first_refusal(client: httpx2.Client, box: str) -> tuple[httpx2.Response, httpx2.Response]:
+    """Of a create and of a change, once what the write-ahead log has taken already is used up."""
+    for number in range(500):
+        changed = client.patch(f"/sandboxes/{box}", json={"metadata": {"try": str(number) + "x" * 1000}})
+        made = client.post("/sandboxes", json={})
+        if made.status_code == 201:
+            client.delete(f"/sandboxes/{made.json()['id']}")
+        elif changed.status_code != 200:
+            return made, changed
     pytest.fail("the full disk refused nothing")
 
 
-def test_a_crash_on_a_full_disk_loses_no_sandbox(cramped: RunningServer) -> None:
-    with cramped.client() as client:
+def test_a_crash_on_a_full_disk_loses_no_sandbox(cramped: Cramped) -> None:
+    server = cramped.server
+    with server.client() as client:
         kept, doomed = create(client), create(client)
-        fill_up(cramped)
-        refuse_creates(client)
-        client.delete(f"/sandboxes/{doomed}")
-    cramped.kill()
-    cramped.start()
-    with cramped.client() as client:
+        cramped.fill_up()
+        first_refusal(client, kept)
+        assert client.delete(f"/sandboxes/{doomed}").status_code == 200
+    server.kill()
+    server.start()
+    with server.client() as client:
         assert said(client, kept, "echo on") == "on\n"
-        assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code in {404, 410}
-        free_space(cramped)
-        fresh = create(client)
-        assert said(client, fresh, "echo yes") == "yes\n"
-        for box in (kept, fresh):
+        assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code == 410
+        cramped.free_space()
+        wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
+        assert said(client, "fresh", "echo yes") == "yes\n"
+        for box in (kept, "fresh"):
             assert client.delete(f"/sandboxes/{box}").status_code == 200
-    Footprint.of(cramped).assert_only_pool(cramped)
+    Footprint.of(server).assert_only_pool(server)
 
 
 # Another process that holds the database.

@@ -17,6 +17,9 @@ from cove.model.sandbox import Sandbox, Source
 
 log = logging.getLogger(__name__)
 
+FIT_TIMEOUT_S: Final = 3.0
+"""A claim takes 1 ms. A warm box that does not answer by then is given up for a cold one."""
+
 BOX_TIMEOUT_S: Final = 60.0
 """For any one action of a box but its creation: each takes milliseconds, so past this the machine has failed."""
 
@@ -58,7 +61,7 @@ async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, S
     """
     if birth.box is not None:
         try:
-            await bounded(_fit(birth.box, sandbox, birth))
+            await bounded(_fit(birth.box, sandbox, birth), FIT_TIMEOUT_S)
         except CoveError as error:
             log.warning("warm box %s could not be claimed: %s %s", sandbox.id, error, error.internal)
             await bounded(birth.box.destroy())
@@ -86,10 +89,10 @@ async def _claim(box: Box, birth: Birth) -> None:
     await box.agent.claim({**birth.image.env, **birth.env}, birth.image.workdir, birth.hostname)
 
 
-async def bounded(action: Awaitable[T]) -> T:
-    """Await one action of a box, for BOX_TIMEOUT_S at most. Raises: EngineFailure beyond it, and for an OSError."""
+async def bounded(action: Awaitable[T], timeout_s: float = BOX_TIMEOUT_S) -> T:
+    """Await one action of a box, for `timeout_s` at most. Raises: EngineFailure beyond it, and for an OSError."""
     try:
-        async with asyncio.timeout(BOX_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await action
     except TimeoutError as error:
         raise EngineFailure("the machine did not answer in time", internal="a box action timed out") from error

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import kernel
-from cove.engine.config import instance_of
+from cove.engine.config import RUN_ROOT, instance_of
 from cove.server.setup import aptroot
 from cove.server.setup.datadir import is_ours
 from cove.server.setup.packages import read_installed
@@ -288,9 +288,11 @@ def _processes(names: list[str]) -> Iterator[int]:
 
 def _free_claims(run_root: Path, names: list[str]) -> None:
     """Free what the instances had claimed machine-wide, then the root itself when nobody is left in it."""
-    for claim in run_root.glob("*/*"):
+    # Claims lie in one place whatever the run directory is, and hold the run directory of their owner.
+    owners = {str(run_root / name) for name in names}
+    for claim in [*RUN_ROOT.glob("uid/*"), *run_root.glob("uid/*")]:
         with contextlib.suppress(OSError):
-            if claim.is_file() and claim.stat().st_size < 64 and claim.read_text() in names:  # noqa: PLR2004 - a name
+            if claim.read_text() in owners:
                 claim.unlink()
     for directory in _listed(run_root):
         with contextlib.suppress(OSError):

@@ -1,0 +1,130 @@
+"""Cove: sandboxes for agents and untrusted code. This is the Python client; `import cove` loads nothing but this file.
+
+::
+
+    import cove
+
+    with cove.create(memory="512m") as box:
+        r = box.run("echo hello")
+        print(r.ok, r.exit, r.why, r.out)
+
+`cove.aio` has the same names, awaited. Where the server is: COVE_URL, `.cove.toml`, the user's file, or the local
+socket. Names are loaded at first use (PEP 562), so that `from cove import Sandbox` takes milliseconds. To add a public
+name: a row in `_HOME`, the import under TYPE_CHECKING, an entry in `__all__`; a test compares the three.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cove import aio
+    from cove.sdk.api import close, connect, create, get, images, list  # noqa: A004 - `cove.list` is the public name
+    from cove.sdk.client import Client
+    from cove.sdk.errors import (
+        AgentTimeout,
+        AgentViolation,
+        BadAnswer,
+        BadRequest,
+        CapacityExceeded,
+        CommandFailed,
+        Conflict,
+        EngineFailure,
+        Error,
+        FileError,
+        FileMissing,
+        FilePresent,
+        FileRefused,
+        Forbidden,
+        Gone,
+        IdempotencyConflict,
+        NotFound,
+        QuotaExceeded,
+        SandboxError,
+        SandboxGone,
+        TooLarge,
+        Unauthorized,
+        Unreachable,
+        Unsupported,
+    )
+    from cove.sdk.files import Files
+    from cove.sdk.jobs import Job, Running
+    from cove.sdk.results import Chunk, Exit, Result
+    from cove.sdk.sandbox import Sandbox
+    from cove.sdk.units import UNSET
+
+__version__: Final = "0.1.0"
+
+__all__ = [
+    "UNSET",
+    "AgentTimeout",
+    "AgentViolation",
+    "BadAnswer",
+    "BadRequest",
+    "CapacityExceeded",
+    "Chunk",
+    "Client",
+    "CommandFailed",
+    "Conflict",
+    "EngineFailure",
+    "Error",
+    "Exit",
+    "FileError",
+    "FileMissing",
+    "FilePresent",
+    "FileRefused",
+    "Files",
+    "Forbidden",
+    "Gone",
+    "IdempotencyConflict",
+    "Job",
+    "NotFound",
+    "QuotaExceeded",
+    "Result",
+    "Running",
+    "Sandbox",
+    "SandboxError",
+    "SandboxGone",
+    "TooLarge",
+    "Unauthorized",
+    "Unreachable",
+    "Unsupported",
+    "__version__",
+    "aio",
+    "close",
+    "connect",
+    "create",
+    "get",
+    "images",
+    "list",
+]
+
+_HOME: Final = {
+    **dict.fromkeys(("close", "connect", "create", "get", "images", "list"), "api"),
+    "Client": "client",
+    "Files": "files",
+    **dict.fromkeys(("Job", "Running"), "jobs"),
+    **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
+    "Sandbox": "sandbox",
+    "UNSET": "units",
+}
+"""Public name -> module below `cove.sdk`; every other name of `__all__` is an error."""
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module 'cove' has no attribute {name!r}")
+    from importlib import import_module
+
+    if name == "aio":
+        return import_module("cove.aio")
+    value: object = getattr(import_module(f"cove.sdk.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> builtins.list[str]:
+    """Return the public names."""
+    return __all__

@@ -1,0 +1,118 @@
+"""The module-level functions of `cove.aio`: the same as a client's, on this event loop's default client."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from cove.sdk.aio.client import Client, close_default, default_client
+from cove.sdk.aio.opening import Opening
+from cove.sdk.aio.sandbox import Sandbox
+from cove.sdk.models import Image
+from cove.sdk.units import UNSET, Duration, Size, Unset
+
+
+def connect(url: str | None = None, api_key: str | None = None) -> Client:
+    """Return a client for another server than the configured one, or to hold one of your own."""
+    return Client(url, api_key)
+
+
+def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
+    image: str = "base",
+    *,
+    name: str | None = None,
+    cpus: float | None = None,
+    memory: Size | None = None,
+    disk: Size | None = None,
+    pids: int | None = None,
+    env: Mapping[str, str] | None = None,
+    hostname: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    timeout: Duration | None = None,
+    idle_timeout: Duration | Unset | None = UNSET,
+    idle_action: str | None = None,
+    driver: str | None = None,
+    io_read: Size | None = None,
+    io_write: Size | None = None,
+    keep: bool = False,
+    idempotency_key: str | None = None,
+) -> Opening[Sandbox]:
+    """Make a sandbox: `await` it, or `async with` it; then a command can run in it.
+
+    In an `async with` it is deleted at the end, unless `keep=True`. What is None is the server's default: 1 cpu,
+    512 MiB of memory, 4 GiB of disk, no end, paused after 30 idle minutes.
+
+    Args:
+        image: name of an image (`cove image ls`).
+        name: a name of your own; None: two words.
+        cpus: processor cores, fractions allowed.
+        memory: a hard limit, `"512m"` or bytes.
+        disk: a hard limit for what the sandbox writes, likewise.
+        pids: most processes and threads at a time.
+        env: environment of every command.
+        hostname: the host name inside; None: the name.
+        metadata: labels of your own, for `cove.list(metadata=…)`.
+        timeout: life from now, seconds or `"2h"`; None: no end.
+        idle_timeout: after so long without a command or file operation, `idle_action` happens; None or `"never"`:
+            never.
+        idle_action: `pause`, `terminate` or `none`.
+        driver: the isolation driver; None: the operator's choice.
+        io_read: bytes per second from the disk.
+        io_write: bytes per second to the disk.
+        keep: do not delete at the end of a `with`.
+        idempotency_key: None: made for you, and used again when the connection breaks or the machine is full for the
+            moment (three further attempts at most), so that one call never makes two sandboxes.
+
+    Cancelling it drops the request; a sandbox that the server had made by then is deleted by its idle timer or by you.
+
+    Raises: CapacityExceeded, QuotaExceeded, NotFound (image), BadRequest, Unreachable.
+    """
+    return default_client().create(
+        image,
+        name=name,
+        cpus=cpus,
+        memory=memory,
+        disk=disk,
+        pids=pids,
+        env=env,
+        hostname=hostname,
+        metadata=metadata,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        idle_action=idle_action,
+        driver=driver,
+        io_read=io_read,
+        io_write=io_write,
+        keep=keep,
+        idempotency_key=idempotency_key,
+    )
+
+
+async def get(ref: str) -> Sandbox:
+    """Return the sandbox with this id or name. Raises: NotFound."""
+    return await default_client().get(ref)
+
+
+def list(  # noqa: A001, PLR0913 - `cove.list` is the name people expect; one keyword for each filter
+    *,
+    state: str | Sequence[str] | None = None,
+    image: str | None = None,
+    driver: str | None = None,
+    name: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    page_size: int = 100,
+) -> AsyncIterator[Sandbox]:
+    """Yield the sandboxes that match, newest first. `state` None: all that have not ended."""
+    return default_client().list(
+        state=state, image=image, driver=driver, name=name, metadata=metadata, page_size=page_size
+    )
+
+
+async def images() -> builtins.list[Image]:
+    """Return the images that sandboxes can be made from."""
+    return await default_client().images()
+
+
+async def close() -> None:
+    """Close the idle connections of this event loop's default client; best before the loop ends."""
+    await close_default()

@@ -1,0 +1,219 @@
+"""Commands whose output is read as it is written: `Job` (kept by the sandbox) and `Running` (tied to a connection)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Final, Self
+
+from cove.sdk import calls
+from cove.sdk.errors import Error
+from cove.sdk.output import OutputReader, read_output
+from cove.sdk.transport import Call, Lost, Retries, Retry
+from cove.sdk.units import Duration, parse_seconds
+from cove.sdk.wire import raw
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cove.sdk.client import Client
+    from cove.sdk.models import CommandInfo
+    from cove.sdk.results import Chunk, Exit, Result
+    from cove.sdk.transport import Response
+
+ENDED: Final = frozenset({"conflict", "gone", "not-found", "sandbox-gone"})
+"""Codes that answer "kill it" for what has ended already."""
+
+
+class Running:
+    """A command tied to this connection: iterate it to its end; when you stop reading, it is killed.
+
+    Use it in a `with` to say when that is; without one it is when the iteration is dropped.
+    """
+
+    def __init__(self, client: Client, call: Call[None]) -> None:
+        self._client = client
+        self._call = call
+        self._reader = OutputReader(keep=True)
+        self._opened: AbstractContextManager[Response] | None = None
+        self._chunks: Generator[Chunk] | None = None
+
+    @property
+    def result(self) -> Result | None:
+        """What `run` would have returned, with the last 10 MiB of each stream; None before the end was read."""
+        return self._reader.result()
+
+    @property
+    def exit(self) -> Exit | None:
+        """How the command ended; None before the end was read."""
+        return self._reader.exit
+
+    @property
+    def id(self) -> str:
+        """The command's id in the sandbox; empty before the first event."""
+        return self._reader.id
+
+    def __enter__(self) -> Self:
+        """Start the command. Raises: RuntimeError (started already: one `Running` is one command)."""
+        if self._opened is not None:
+            raise RuntimeError("this command was started already: call box.stream again for another one")
+        self._opened = self._client.open(self._call, events=True)
+        self._chunks = self._read(self._opened.__enter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection, which kills the command if it still runs."""
+        if self._opened is not None:
+            self._opened.__exit__(kind, error, trace)
+        if self._chunks is not None:
+            self._chunks.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the output as it is written, to the command's end; in a `with`, a second iteration goes on.
+
+        Raises: Unreachable (the connection broke: the command was killed), SandboxGone and other sandbox errors.
+        """
+        return self._alone() if self._chunks is None else self._chunks
+
+    def _alone(self) -> Iterator[Chunk]:
+        with self:
+            yield from self
+
+    def _read(self, response: Response) -> Generator[Chunk]:
+        for piece in response.chunks():
+            yield from self._reader.feed(piece)
+        if self.exit is None:
+            raise Lost("the stream ended before the command did")
+
+
+class Job:
+    """A background command. It and its output outlive this client, and the server's restarts.
+
+    Iterating yields the output from `seen` on and ends with the command; after a broken connection it goes on where it
+    was. Leaving a `with` kills the command if it still runs. Get one from `box.start`, `box.attach` or `box.jobs`.
+    """
+
+    def __init__(
+        self, ref: str, job_id: str, *, client: Client, seen: int = 0, info: CommandInfo | None = None
+    ) -> None:
+        self._id = job_id
+        self._ref = ref
+        self._client = client
+        self._reader = OutputReader(seen)
+        self._info = info
+
+    @property
+    def id(self) -> str:
+        """For `box.attach(id)`, from anywhere."""
+        return self._id
+
+    @property
+    def seen(self) -> int:
+        """Cursor in bytes behind the last chunk yielded: `box.attach(job.id, after=job.seen)` goes on there."""
+        return self._reader.seen
+
+    @property
+    def info(self) -> CommandInfo:
+        """The command as it was when the server last answered."""
+        return self._info or self.refresh()
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, as far as we know; None while it runs."""
+        return self._reader.exit or (calls.exit_of(self._info) if self._info else None)
+
+    def refresh(self) -> CommandInfo:
+        """Ask the server again.
+
+        Raises: NotFound (forgotten), Gone (the sandbox has ended).
+        """
+        self._info = self._client.call(calls.job(self._ref, self._id))
+        return self._info
+
+    def output(self, *, limit: int = 1 << 20) -> list[Chunk]:
+        """Return what has been written since `seen`, at most `limit` bytes, without waiting."""
+        wire = self._client.call(calls.output(self._ref, self._id, cursor=self.seen, limit=limit))
+        return read_output(self._reader, wire)
+
+    def wait(self, timeout: Duration | None = None) -> Exit | None:
+        """Wait for the end and return it; None: `timeout` is over and the command still runs.
+
+        Args:
+            timeout: seconds or text such as `"5m"`; None: for as long as it takes.
+        """
+        self._info = self._client.call(calls.wait(self._ref, self._id, parse_seconds(timeout, "timeout")))
+        return calls.exit_of(self._info)
+
+    def write(self, data: str | bytes | Iterable[bytes], *, close: bool = False) -> int:
+        """Write to the command's standard input (start it with `stdin=True`); returns the bytes taken.
+
+        Waits while the command does not read. `close` ends its input afterwards.
+
+        Raises: Conflict (its input is closed, or it has ended).
+        """
+        return self._client.call(calls.write_stdin(self._ref, self._id, raw(data), close=close))
+
+    def close_stdin(self) -> None:
+        """End the command's standard input."""
+        self.write(b"", close=True)
+
+    def signal(self, signal: str | int = "TERM") -> None:
+        """Send a signal, by name or number, to the command's process group.
+
+        Raises: Conflict (it has ended).
+        """
+        self._client.call(calls.signal(self._ref, self._id, signal))
+
+    def kill(self) -> None:
+        """Kill the command's process group; ended already: nothing happens. Its output stays."""
+        try:
+            self.signal("KILL")
+        except Error as error:
+            if error.code not in ENDED:
+                raise
+
+    def forget(self) -> None:
+        """Kill the command if it runs, and drop its output."""
+        self._client.call(calls.forget(self._ref, self._id))
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the output from `seen` on, to the command's end.
+
+        Raises: Unreachable (the connection broke and could not be made again), Gone, SandboxGone, NotFound.
+        """
+        retries, seen = Retries(Retry.LOST), self.seen
+        while self._reader.exit is None:
+            try:
+                yield from self._follow()
+            except Error as error:
+                if self.seen > seen:  # it worked in between: this is another break
+                    retries, seen = Retries(Retry.LOST), self.seen
+                delay = retries.delay_s(error)
+                if delay is None:
+                    raise
+                time.sleep(delay)
+
+    def _follow(self) -> Iterator[Chunk]:
+        call = calls.follow(self._ref, self._id, cursor=self.seen)
+        self._reader.restart()
+        with self._client.open(call, events=True) as response:
+            for piece in response.chunks():
+                yield from self._reader.feed(piece)
+        if self._reader.exit is None:
+            raise Lost("the stream ended before the command did")
+
+    def __enter__(self) -> Self:
+        """Return the job itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill the command if it still runs. Its output stays."""
+        if self.exit is None:
+            self.kill()
+
+    def __repr__(self) -> str:
+        """Return id and what is known of the end."""
+        return f"<Job {self._id} {self.exit.why if self.exit else 'running'}>"

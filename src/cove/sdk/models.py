@@ -1,0 +1,263 @@
+"""Facts about objects as the server reports them: frozen values, no I/O.
+
+Read leniently: an unknown field is ignored and a missing one has a default, so that client and server may differ by a
+version. Times are aware `datetime`s in UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """The isolation that a sandbox really has; `missing` says in a sentence each what this machine could not give."""
+
+    driver: str
+    driver_version: str
+    user_namespace: bool
+    seccomp: str
+    quota: str
+    cgroup: str
+    network: str
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sandbox has used so far."""
+
+    cpu_ms: float
+    memory_bytes: int
+    memory_peak_bytes: int
+    disk_bytes: int
+    oom_kills: int
+    pids: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """A sandbox as it was when the server answered. `Sandbox.refresh()` asks again."""
+
+    id: str
+    name: str
+    project: str
+    state: str
+    image: str
+    driver: str
+    isolation: Isolation | None
+    cpus: float
+    memory_mib: int
+    disk_mib: int
+    pids: int
+    metadata: dict[str, str]
+    dialect: str
+    created_by: str
+    created_at: datetime | None
+    expires_at: datetime | None
+    idle_timeout_s: float | None
+    idle_action: str
+    last_active_at: datetime | None
+    create_ms: float | None
+    source: str | None
+    ended_at: datetime | None
+    end_reason: str | None
+    end_detail: str | None
+    usage: Usage
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandInfo:
+    """A background command. `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept."""
+
+    id: str
+    pid: int
+    command: tuple[str, ...]
+    started_at: datetime | None
+    running: bool
+    exit: dict[str, Any] | None
+    cursor: int
+    oldest_cursor: int
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One directory entry; a link is shown as itself. `mode` is permission bits, owners are ids inside."""
+
+    path: str
+    name: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: datetime | None
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that sandboxes can be made from."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key. `key`, the secret itself, is there only in the answer that made it, and not in `repr`."""
+
+    id: str
+    name: str
+    project: str
+    scopes: tuple[str, ...]
+    dialect: str | None
+    created_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    key: str | None
+
+    def __repr__(self) -> str:
+        """Return a text that can be logged."""
+        return f"Key(id={self.id!r}, name={self.name!r}, project={self.project!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A tenant."""
+
+    id: str
+    created_at: datetime | None
+
+
+def time_of(value: object) -> datetime | None:
+    """Read an RFC 3339 time; None for none."""
+    return datetime.fromisoformat(value) if isinstance(value, str) and value else None
+
+
+def isolation(wire: dict[str, Any] | None) -> Isolation | None:
+    """Read the isolation object."""
+    if not wire:
+        return None
+    return Isolation(
+        driver=str(wire.get("driver", "")),
+        driver_version=str(wire.get("driver_version", "")),
+        user_namespace=bool(wire.get("user_namespace")),
+        seccomp=str(wire.get("seccomp", "")),
+        quota=str(wire.get("quota", "")),
+        cgroup=str(wire.get("cgroup", "")),
+        network=str(wire.get("network", "")),
+        missing=tuple(wire.get("missing") or ()),
+    )
+
+
+def usage(wire: dict[str, Any] | None) -> Usage:
+    """Read the usage object; what is not there counts as 0."""
+    wire = wire or {}
+    return Usage(
+        cpu_ms=float(wire.get("cpu_ms") or 0),
+        **{
+            name: int(wire.get(name) or 0)
+            for name in ("memory_bytes", "memory_peak_bytes", "disk_bytes", "oom_kills", "pids")
+        },
+    )
+
+
+def sandbox(wire: dict[str, Any]) -> SandboxInfo:
+    """Read a sandbox."""
+    return SandboxInfo(
+        id=str(wire["id"]),
+        name=str(wire.get("name") or ""),
+        project=str(wire.get("project") or ""),
+        state=str(wire.get("state") or ""),
+        image=str(wire.get("image") or ""),
+        driver=str(wire.get("driver") or ""),
+        isolation=isolation(wire.get("isolation")),
+        cpus=float(wire.get("cpus") or 0),
+        memory_mib=int(wire.get("memory_mib") or 0),
+        disk_mib=int(wire.get("disk_mib") or 0),
+        pids=int(wire.get("pids") or 0),
+        metadata=dict(wire.get("metadata") or {}),
+        dialect=str(wire.get("dialect") or ""),
+        created_by=str(wire.get("created_by") or ""),
+        created_at=time_of(wire.get("created_at")),
+        expires_at=time_of(wire.get("expires_at")),
+        idle_timeout_s=wire.get("idle_timeout_s"),
+        idle_action=str(wire.get("idle_action") or ""),
+        last_active_at=time_of(wire.get("last_active_at")),
+        create_ms=wire.get("create_ms"),
+        source=wire.get("source"),
+        ended_at=time_of(wire.get("ended_at")),
+        end_reason=wire.get("end_reason"),
+        end_detail=wire.get("end_detail"),
+        usage=usage(wire.get("usage")),
+        raw=wire,
+    )
+
+
+def command(wire: dict[str, Any]) -> CommandInfo:
+    """Read a background command."""
+    return CommandInfo(
+        id=str(wire["id"]),
+        pid=int(wire.get("pid") or 0),
+        command=tuple(wire.get("command") or ()),
+        started_at=time_of(wire.get("started_at")),
+        running=bool(wire.get("running")),
+        exit=wire.get("exit"),
+        cursor=int(wire.get("cursor") or 0),
+        oldest_cursor=int(wire.get("oldest_cursor") or 0),
+        raw=wire,
+    )
+
+
+def file(wire: dict[str, Any]) -> FileInfo:
+    """Read a directory entry."""
+    return FileInfo(
+        path=str(wire["path"]),
+        name=str(wire.get("name") or ""),
+        kind=str(wire.get("kind") or "other"),
+        size=int(wire.get("size") or 0),
+        mode=int(str(wire.get("mode") or "0"), 8),
+        uid=int(wire.get("uid") or 0),
+        gid=int(wire.get("gid") or 0),
+        mtime=time_of(wire.get("mtime")),
+        target=wire.get("target"),
+    )
+
+
+def image(wire: dict[str, Any]) -> Image:
+    """Read an image."""
+    return Image(
+        name=str(wire["name"]),
+        digest=str(wire.get("digest") or ""),
+        size_bytes=int(wire.get("size_bytes") or 0),
+        status=str(wire.get("status") or ""),
+    )
+
+
+def key(wire: dict[str, Any]) -> Key:
+    """Read a key."""
+    return Key(
+        id=str(wire["id"]),
+        name=str(wire.get("name") or ""),
+        project=str(wire.get("project") or ""),
+        scopes=tuple(wire.get("scopes") or ()),
+        dialect=wire.get("dialect"),
+        created_at=time_of(wire.get("created_at")),
+        expires_at=time_of(wire.get("expires_at")),
+        revoked_at=time_of(wire.get("revoked_at")),
+        last_used_at=time_of(wire.get("last_used_at")),
+        key=wire.get("key"),
+    )
+
+
+def project(wire: dict[str, Any]) -> Project:
+    """Read a project."""
+    return Project(id=str(wire["id"]), created_at=time_of(wire.get("created_at")))

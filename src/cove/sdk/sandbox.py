@@ -1,0 +1,256 @@
+"""One sandbox, synchronous. Its awaited twin is `aio/sandbox.py`; a test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from cove.sdk import calls
+from cove.sdk.calls import Command
+from cove.sdk.errors import CommandFailed, Error, Gone, NotFound
+from cove.sdk.units import UNSET, Duration, Size, Unset
+
+if TYPE_CHECKING:
+    from cove.sdk.client import Client
+    from cove.sdk.files import Files
+    from cove.sdk.jobs import Job, Running
+    from cove.sdk.models import Isolation, SandboxInfo, Usage
+    from cove.sdk.results import Result
+
+
+class Sandbox:
+    """A sandbox on the server. Get one from `cove.create`, `cove.get` or `cove.list`.
+
+    In a `with`, one from `create` is deleted at the end unless `keep=True`; one from `get` or `list` stays. Properties
+    are as of the last answer: `refresh()` asks again. Every method raises `cove.Error`s; `Gone` says that it has ended.
+    """
+
+    def __init__(
+        self, ref: str, *, client: Client | None = None, info: SandboxInfo | None = None, keep: bool = True
+    ) -> None:
+        if client is None:
+            from cove.sdk.client import default_client
+
+            client = default_client()
+        self.keep = keep
+        self._ref = ref
+        self._client = client
+        self._info = info
+
+    @classmethod
+    def create(cls, image: str = "base", **settings: Any) -> Sandbox:
+        """Make a sandbox: the same as `cove.create`, which has the settings."""
+        from cove.sdk.client import default_client
+
+        return default_client().create(image, **settings)
+
+    # ---- facts
+
+    @property
+    def info(self) -> SandboxInfo:
+        """All facts, as of the last answer."""
+        return self._info or self.refresh()
+
+    @property
+    def id(self) -> str:
+        """The id, such as `sb_0123456789abcdef`."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """The name, such as `brave-otter`."""
+        return self.info.name
+
+    @property
+    def state(self) -> str:
+        """`pending`, `running`, `paused`, `stopping`, `terminated` or `failed`, as of the last answer."""
+        return self.info.state
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """The isolation it really has; `.missing` says what this machine could not give."""
+        return self.info.isolation
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Your own labels."""
+        return self.info.metadata
+
+    @property
+    def files(self) -> Files:
+        """Its files."""
+        from cove.sdk.files import Files
+
+        return Files(self._ref, self._client)
+
+    def refresh(self) -> SandboxInfo:
+        """Ask the server again."""
+        self._info = self._client.call(calls.get(self._ref))
+        return self._info
+
+    def usage(self) -> Usage:
+        """Return what it has used up to now."""
+        return self.refresh().usage
+
+    # ---- commands
+
+    def run(  # noqa: PLR0913 - one keyword for each property of a command
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: Duration | None = None,
+        stdin: str | bytes | None = None,
+        check: bool = False,
+    ) -> Result:
+        """Run a command to its end and return its result. A str goes through `/bin/sh -c`, a list is an argv.
+
+        An exit code never raises, unless `check=True`: then CommandFailed carries the result. `timeout` None means what
+        it says: no limit. Each output stream keeps its last 10 MiB (`r.out_dropped`): `stream` has no such limit.
+        """
+        body = calls.exec_body(command, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin)
+        result = self._client.call(calls.run(self._ref, body))
+        return checked(result) if check else result
+
+    def stream(  # noqa: PLR0913 - one keyword for each property of a command
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: Duration | None = None,
+        stdin: str | bytes | None = None,
+    ) -> Running:
+        """Run a command and read its output as it is written, all of it; it is killed when you stop reading.
+
+        `with box.stream("make") as running: for chunk in running: …`, then `running.result`. The command starts when
+        the `with`, or without one the iteration, begins.
+        """
+        from cove.sdk.jobs import Running
+
+        body = calls.exec_body(command, env=env, cwd=cwd, user=user, timeout=timeout, stdin=stdin)
+        return Running(self._client, calls.stream(self._ref, body))
+
+    def start(  # noqa: PLR0913 - one keyword for each property of a command
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: Duration | None = None,
+        stdin: bool = False,
+        keep_bytes: int | None = None,
+    ) -> Job:
+        """Start a background command that outlives this program. `stdin=True` keeps its input open for `job.write`.
+
+        The sandbox keeps the last `keep_bytes` of its output (4 KiB to 16 MiB, 1 MiB if None), both streams together.
+        """
+        from cove.sdk.jobs import Job
+
+        body = calls.exec_body(command, env=env, cwd=cwd, user=user, timeout=timeout)
+        if stdin:
+            body["stdin_open"] = True
+        if keep_bytes is not None:
+            body["keep_bytes"] = keep_bytes
+        info = self._client.call(calls.start(self._ref, body))
+        return Job(self._ref, info.id, client=self._client, info=info)
+
+    def attach(self, job_id: str, *, after: int = 0) -> Job:
+        """Return a background command by its id; iterating it yields the output from cursor `after` on.
+
+        Raises: NotFound.
+        """
+        from cove.sdk.jobs import Job
+
+        info = self._client.call(calls.job(self._ref, job_id))
+        return Job(self._ref, job_id, client=self._client, seen=after, info=info)
+
+    def jobs(self) -> list[Job]:
+        """Return the background commands that the sandbox still knows, running or ended."""
+        from cove.sdk.jobs import Job
+
+        infos = self._client.call(calls.jobs(self._ref))
+        return [Job(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- life
+
+    def update(  # noqa: PLR0913 - one keyword for each property that can change
+        self,
+        *,
+        timeout: Duration | Unset | None = UNSET,
+        idle_timeout: Duration | Unset | None = UNSET,
+        idle_action: str | Unset = UNSET,
+        name: str | Unset = UNSET,
+        metadata: Mapping[str, str | None] | Unset = UNSET,
+        cpus: float | Unset = UNSET,
+        memory: Size | Unset = UNSET,
+        pids: int | Unset = UNSET,
+    ) -> SandboxInfo:
+        """Change what is given. `timeout` counts from now, None is never; `metadata` is merged, None removes a key."""
+        call = calls.update(
+            self._ref,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            idle_action=idle_action,
+            name=name,
+            metadata=metadata,
+            cpus=cpus,
+            memory=memory,
+            pids=pids,
+        )
+        self._info = self._client.call(call)
+        return self._info
+
+    def pause(self) -> SandboxInfo:
+        """Freeze it: memory and processes stay, no processor time is used. Paused already: nothing happens."""
+        self._info = self._client.call(calls.pause(self._ref))
+        return self._info
+
+    def resume(self) -> SandboxInfo:
+        """Let a paused sandbox go on. Running already: nothing happens."""
+        self._info = self._client.call(calls.resume(self._ref))
+        return self._info
+
+    def destroy(self) -> SandboxInfo:
+        """Delete it, now; returns its last facts with the final usage. Deleted already: the same answer."""
+        self._info = self._client.call(calls.destroy(self._ref))
+        return self._info
+
+    def __enter__(self) -> Self:
+        """Return the sandbox itself."""
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Delete the sandbox unless `keep`; one that has ended by itself is no error.
+
+        An error on its way out of the `with` is not replaced by a failure to delete: that becomes a note of it.
+        """
+        if self.keep:
+            return
+        try:
+            self.destroy()
+        except (Gone, NotFound):
+            pass
+        except Error as failure:
+            if error is None:
+                raise
+            error.add_note(f"sandbox {self._ref} was not deleted: {failure}")
+
+    def __repr__(self) -> str:
+        """Name, id and last known state."""
+        if self._info is None:
+            return f"<Sandbox {self._ref}>"
+        return f"<Sandbox {self._info.name} {self._info.id} {self._info.state}>"
+
+
+def checked(result: Result) -> Result:
+    """Return a result that is ok. Raises: CommandFailed."""
+    if result.ok:
+        return result
+    tail = result.err.strip()[-2000:]
+    how = f"exit code {result.exit}" if result.why == "exited" else f"{result.why}, exit code {result.exit}"
+    raise CommandFailed(f"the command failed: {how}{': ' if tail else ''}{tail}", result=result)

@@ -1,0 +1,95 @@
+"""The requests about the server, its keys, projects and images, as data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cove.sdk.transport import Call, Retry
+from cove.sdk.units import Duration, parse_seconds
+from cove.sdk.wire import API, checked, items_of, nothing, quoted
+
+if TYPE_CHECKING:  # its dataclasses cost 7 ms, which `cove exec` does not have
+    from cove.sdk.models import Image, Key, Project
+
+
+def server() -> Call[dict[str, Any]]:
+    """GET /server."""
+    return Call("GET", f"{API}/server", checked, retry=Retry.LOST)
+
+
+def shutdown(*, destroy_all: bool) -> Call[dict[str, Any]]:
+    """POST /server/shutdown. Not repeated: a second one would find the next server."""
+    return Call("POST", f"{API}/server/shutdown", checked, json={"all": destroy_all})
+
+
+def health() -> Call[dict[str, Any]]:
+    """GET /health."""
+    return Call("GET", "/health", checked, retry=Retry.LOST)
+
+
+def images() -> Call[list[Image]]:
+    """GET /images."""
+
+    def parse(wire: Any) -> list[Image]:
+        from cove.sdk import models
+
+        return [models.image(each) for each in checked(wire).get("images") or ()]
+
+    return Call("GET", f"{API}/images", parse, retry=Retry.LOST)
+
+
+def _key(wire: Any) -> Key:
+    from cove.sdk import models
+
+    return models.key(checked(wire))
+
+
+def create_key(
+    name: str, *, project: str | None, scopes: Sequence[str] | None, timeout: Duration | None, dialect: str | None
+) -> Call[Key]:
+    """POST /keys. Not repeated: each one makes another key."""
+    body: dict[str, Any] = {"name": name, "timeout_s": parse_seconds(timeout, "timeout")}
+    if project is not None:
+        body["project"] = project
+    if scopes is not None:
+        body["scopes"] = list(scopes)
+    if dialect is not None:
+        body["dialect"] = dialect
+    return Call("POST", f"{API}/keys", _key, json=body)
+
+
+def list_keys() -> Call[list[Key]]:
+    """GET /keys."""
+    return Call(
+        "GET",
+        f"{API}/keys",
+        items_of("keys", _key),
+        retry=Retry.LOST,
+    )
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    """DELETE /keys/{key}."""
+    return Call("DELETE", f"{API}/keys/{quoted(key_id)}", nothing, retry=Retry.LOST)
+
+
+def _project(wire: Any) -> Project:
+    from cove.sdk import models
+
+    return models.project(checked(wire))
+
+
+def create_project(project_id: str) -> Call[Project]:
+    """POST /projects."""
+    return Call("POST", f"{API}/projects", _project, json={"id": project_id})
+
+
+def list_projects() -> Call[list[Project]]:
+    """GET /projects."""
+    return Call(
+        "GET",
+        f"{API}/projects",
+        items_of("projects", _project),
+        retry=Retry.LOST,
+    )

@@ -29,8 +29,8 @@ setup-dev: setup .venv/.dev
 test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
 	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests) $(ARGS) </dev/null
 
-soak: setup-dev ## The same tests at full size: hours of cycles, floods and kills.
-	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m soak $(or $(T),tests) $(ARGS) </dev/null
+soak: setup-dev ## The same tests at full size: 1000 cycles, 20 kills, 1 GiB files, 10000 races. About 15 minutes.
+	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m real --timeout 1800 $(or $(T),tests) $(ARGS) </dev/null
 
 check: .venv/.dev ## All that needs no sandbox: lint, format, types, layers, policy and unit tests. Under a minute.
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going lint mypy pyright unit contracts

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
+from tests_support import RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
 
 MIB = 1024 * 1024
 

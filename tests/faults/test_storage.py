@@ -19,9 +19,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from conftest import make_server
 from cove.engine import kernel
-from tests_support import Footprint, NewServer, RunningServer
+from tests_support import Footprint, NewServer, RunningServer, make_server
 
 pytestmark = pytest.mark.real
 

@@ -17,7 +17,7 @@ import cove
 from cove import aio
 
 if TYPE_CHECKING:
-    from conftest import NewServer, RunningServer
+    from tests_support import NewServer, RunningServer
 
 pytestmark = pytest.mark.real
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from conftest import free_port
 from cove.engine.claims import RANGE_SIZE
-from tests_support import Footprint, NewServer, RunningServer, loop_devices
+from tests_support import Footprint, NewServer, RunningServer, free_port, loop_devices
 
 pytestmark = pytest.mark.real
 BOXES = 4

@@ -51,7 +51,7 @@ async def show_first_command(settings: Settings, key: AdminKey) -> None:
         f'  curl -s -H "Authorization: Bearer $(cat {key.path})" {settings.url}/api/v1/sandboxes '
         '-d \'{"metadata":{"made":"by hand"}}\''
     )
-    say("  python3 -c 'from cove import Sandbox; print(Sandbox.create().run(\"python3 -V\").out)'")
+    say("  .venv/bin/python -c 'from cove import Sandbox; print(Sandbox.create().run(\"python3 -V\").out)'")
     say()
     say("Ctrl-C stops the server; sandboxes go on. `cove down` does the same, `cove down --all` ends them too.")
 

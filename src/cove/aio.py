@@ -1,0 +1,19 @@
+"""`cove.aio`: the same names as `cove`, awaited.
+
+::
+
+    async with cove.aio.create() as box:
+        r = await box.run("echo hello")
+        async for chunk in box.start("ls -R /"):
+            print(chunk.text, end="")
+
+Errors and results are those of `cove` itself.
+"""
+
+from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: A004 - the same name as `cove.list`
+from cove.sdk.aio.client import Client
+from cove.sdk.aio.files import Files
+from cove.sdk.aio.jobs import Job, Running
+from cove.sdk.aio.sandbox import Sandbox
+
+__all__ = ["Client", "Files", "Job", "Running", "Sandbox", "close", "connect", "create", "get", "images", "list"]

@@ -1,0 +1,100 @@
+"""Options and arguments that several commands share, and how they become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cove.cli.failures import usage
+from cove.cli.tree import complete_box
+from cove.sdk.errors import NotFound
+
+if TYPE_CHECKING:
+    from cove.sdk.client import Client
+    from cove.sdk.sandbox import Sandbox
+
+F = TypeVar("F", bound=Callable[..., Any])
+SANDBOX_FIELDS = (
+    "id", "name", "project", "state", "image", "driver", "isolation", "cpus", "memory_mib", "disk_mib", "pids",
+    "io_read_mbps", "io_write_mbps", "metadata", "dialect", "created_by", "created_at", "expires_at", "idle_timeout_s",
+    "idle_action", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "usage",
+)  # fmt: skip
+"""Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
+
+
+def box_argument(*, required: bool = True, nargs: int = 1) -> Callable[[F], F]:
+    """Add the argument BOX, completed from the live sandboxes."""
+    name = "box" if nargs == 1 else "boxes"
+    return click.argument(name, metavar="BOX", required=required, nargs=nargs, shell_complete=complete_box)
+
+
+def create_options(function: Any) -> Any:
+    """Add the options of a new sandbox."""
+    for option in reversed(
+        (
+            click.option("--image", metavar="IMAGE", default="base", show_default=True, help="See cove image ls."),
+            click.option("--name", metavar="NAME", help="A name of your own. Default: two words."),
+            click.option("--cpus", type=float, metavar="N", help="Processor cores, fractions allowed. Default: 1."),
+            click.option("--memory", metavar="SIZE", help="Memory limit: 512m, 4g. Default: 512m."),
+            click.option("--disk", metavar="SIZE", help="Limit of what it writes. Default: 4g."),
+            click.option("--pids", type=int, metavar="N", help="Most processes at a time. Default: 512."),
+            click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable. May be repeated."),
+            click.option("--hostname", metavar="NAME", help="The host name inside. Default: the sandbox's name."),
+            click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label. May be repeated."),
+            click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
+            click.option("--idle", metavar="TIME", help="Idle for so long, it is paused. never: never. Default: 30m."),
+            click.option(
+                "--idle-action",
+                type=click.Choice(["pause", "terminate", "none"]),
+                metavar="ACTION",
+                help="What happens when it is idle: pause, terminate or none. Default: pause.",
+            ),
+            click.option("--driver", metavar="NAME", help="The isolation driver. Default: the server's."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def sandbox_of(client: Client, **properties: Any) -> Sandbox:
+    """Create the sandbox that `create_options` describe."""
+    from cove.sdk.units import UNSET
+
+    idle = properties.pop("idle")
+    life = properties.pop("life")
+    env, metadata = properties.pop("env"), properties.pop("metadata")
+    image = properties.pop("image")
+    try:
+        return client.create(
+            image,
+            env=pairs(env, "--env"),
+            metadata=pairs(metadata, "--metadata"),
+            timeout=life,
+            idle_timeout=UNSET if idle is None else idle,
+            keep=True,
+            **properties,
+        )
+    except NotFound as error:
+        if error.field == "image":
+            error.hint = _nearest_image(client, image)
+        raise
+
+
+def _nearest_image(client: Client, image: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(image, [one.name for one in client.images()], 1)
+    return f"did you mean {near[0]}?  cove image ls" if near else "cove image ls"
+
+
+def pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    """Read `NAME=VALUE` words. Raises: Failure."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise usage(f'{option}: "{word}" is not NAME=VALUE')
+        found[name] = value
+    return found

@@ -1,5 +1,3 @@
-
-
 # ruff: noqa: ANN001, ANN201 - fixtures and stand-ins are typed where they are defined
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,15 +115,18 @@ def server(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Iterator[Di
 
 
 @pytest.fixture
-def new_server(tmp_path: Path, driver: str) -> Iterator[DialectServer]:
-    running = start(make_data_dir(tmp_path / "data", driver), driver)
+def new_server(driver: str) -> Iterator[DialectServer]:
+    # A short path: the fake driver's sockets lie below it, and a unix socket's path has 107 bytes.
+    top = Path(tempfile.mkdtemp(prefix="cove-"))
+    running = start(make_data_dir(top / "data", driver), driver)
     yield running
     if running.process.poll() is not None:
         running.client.close()
         running.operator.close()
         # Its sandboxes went on: a second start ends them.
-        running = start(tmp_path / "data", driver)
+        running = start(top / "data", driver)
     stop(running)
+    shutil.rmtree(top)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ class Channel:
         self._allowed = INITIAL_CREDIT_BYTES  # what the agent may still send
         self._unspent = 0  # consumed, not yet given back
         self._sendable = INITIAL_CREDIT_BYTES  # what we may still send
+        self._has_ended = False
         self._feed: memoryview | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._result: bytes | None = None
@@ -65,13 +66,20 @@ class Channel:
             return
         if not self._takes_output:
             raise violation(f"{kind.name} on a call that has no output")
+        # Frames that cost no credit must not be repeatable: each would be an object here and a turn of the loop.
+        if self._has_ended:
+            raise violation(f"{kind.name} after EOF")
+        if kind is Kind.EOF:
+            self._has_ended = True
+        elif not payload:
+            raise violation(f"an empty {kind.name}")
         self._allowed -= len(payload)
         if self._allowed < 0:
             raise violation("more output than it had credit for")
         if self._sink is not None:
             self._sink(kind, payload)
             self.consumed(len(payload))
-        elif payload or kind is Kind.EOF:
+        else:
             self._enqueue(kind, payload)
 
     def on_event(self, payload: bytes) -> None:
@@ -86,8 +94,10 @@ class Channel:
             self._wake()
 
     def on_credit(self, count: int) -> None:
-        """CREDIT."""
+        """CREDIT: room for what it has taken in, and never more than there was. Raises: AgentViolation."""
         self._sendable += count
+        if count == 0 or self._sendable > INITIAL_CREDIT_BYTES:
+            raise violation("credit for nothing")
         self._push_feed()
         self._wake()
 

@@ -10,6 +10,7 @@ from cove.agentlink.channel import Channel, Refusal
 from cove.agentlink.connection import Connection
 from cove.agentlink.frames import Kind
 from cove.agentlink.refusals import command_error, shell_code, start_error
+from cove.agentlink.room import STEP_BYTES, Share
 from cove.agentlink.wire import (
     CommandReply,
     CommandsReply,
@@ -48,16 +49,23 @@ _STREAMS: Final = {Kind.DATA: Stream.STDOUT, Kind.DATA_ERR: Stream.STDERR}
 
 
 class _Tail:
-    """The last `limit` bytes of a stream. Cutting the front of a bytearray moves a pointer, not the bytes."""
+    """The last `limit` bytes of a stream, fewer while the share has no room for them.
 
-    def __init__(self, limit: int) -> None:
+    Cutting the front of a bytearray moves a pointer, not the bytes.
+    """
+
+    def __init__(self, limit: int, share: Share | None) -> None:
         self._limit = limit
+        self._share = share
+        self._granted = limit if share is None else STEP_BYTES
         self.data = bytearray()
         self.dropped = 0
 
     def add(self, chunk: bytes) -> None:
         self.data += chunk
-        excess = len(self.data) - self._limit
+        while self._granted < min(len(self.data), self._limit) and self._share is not None and self._share.grow():
+            self._granted += STEP_BYTES
+        excess = len(self.data) - min(self._limit, self._granted)
         if excess > 0:
             del self.data[:excess]
             self.dropped += excess
@@ -69,13 +77,15 @@ class CommandCalls:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def exec(self, spec: ExecSpec) -> ExecResult:
+    async def exec(self, spec: ExecSpec, share: Share | None = None) -> ExecResult:
         """Run `spec` to its end. Output is kept to `output_limit_bytes` per stream, the tail wins.
+
+        `share` bounds it further, by what the server may hold in all; the caller releases it.
 
         A program that cannot be started is a result: code 127 or 126, the reason on stderr. Cancelling kills the
         process group. Raises: SandboxGone, AgentTimeout (no answer 2 s after `timeout_s`), AgentViolation, BadRequest.
         """
-        out, err = _Tail(spec.output_limit_bytes), _Tail(spec.output_limit_bytes)
+        out, err = _Tail(spec.output_limit_bytes, share), _Tail(spec.output_limit_bytes, share)
 
         def collect(kind: Kind, payload: bytes) -> None:
             if kind is Kind.EOF:

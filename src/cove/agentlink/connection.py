@@ -14,9 +14,9 @@ from typing import Final, TypeVar, cast
 import msgspec
 
 from cove.agentlink.channel import Channel, Sink
-from cove.agentlink.frames import Decoder, Frame, Kind, encode, encode_header
+from cove.agentlink.frames import MAX_PAYLOAD_BYTES, Decoder, Frame, Kind, encode, encode_header
 from cove.agentlink.wire import AgentHello, decode, violation
-from cove.model.errors import AgentViolation, Conflict, CoveError, SandboxGone
+from cove.model.errors import AgentViolation, Conflict, CoveError, SandboxGone, TooLarge
 
 T = TypeVar("T")
 
@@ -106,14 +106,20 @@ class Connection(asyncio.BufferedProtocol):
         return hello
 
     def open(self, call: Mapping[str, object], *, takes_output: bool = False, sink: Sink | None = None) -> Channel:
-        """Start a call. Raises: SandboxGone or AgentViolation (closed), Conflict (1024 calls are open)."""
+        """Start a call.
+
+        Raises: SandboxGone or AgentViolation (closed), Conflict (1024 calls are open), TooLarge (beyond one frame).
+        """
         if self._reason is not None:
             raise self._reason.with_traceback(None)
         if len(self._channels) >= _MAX_CHANNELS:
             raise Conflict("too many calls at once in this sandbox")
+        payload = msgspec.json.encode(call)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            # Escaped, a control character is six bytes: only here it is known what a command comes to.
+            raise TooLarge("the command and its environment together are too large", field="command")
         self._last += 1
         channel = Channel(self, self._last, takes_output=takes_output, sink=sink)
-        payload = msgspec.json.encode(call)
         message = encode(Kind.CALL, self._last, payload)
         self._channels[self._last] = channel
         self._write(message)

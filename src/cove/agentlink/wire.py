@@ -20,7 +20,8 @@ MAX_TEXT: Final = 1024
 _MAX_PATH_TEXT: Final = 8192
 """A path of 4096 bytes under a directory of as many: more is not shown."""
 
-_FAR_FUTURE_S: Final = 1e12
+_FAR_FUTURE_S: Final = 253_402_300_799.0
+"""The end of the year 9999, beyond which no formatter behind us goes."""
 
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Identifier = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -233,4 +234,4 @@ def exec_fields(spec: ExecSpec) -> dict[str, object]:
 
 def _seconds(value: float) -> float:
     # A year of 10^300 would break every formatter behind us; the file is then simply of 1970.
-    return value if math.isfinite(value) and abs(value) < _FAR_FUTURE_S else 0.0
+    return value if math.isfinite(value) and 0 <= value < _FAR_FUTURE_S else 0.0

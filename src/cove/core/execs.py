@@ -6,44 +6,63 @@ does not, so an idle timer may pause it in mid-work (it goes on at the next use)
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from msgspec.structs import replace
 
+from cove.agentlink.room import OutputRoom, Share
 from cove.core.access import require
 from cove.core.directory import Directory
 from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
 from cove.core.verdict import GONE, judged
 from cove.engine.driver import Box
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, SandboxGone
+from cove.model.errors import BadRequest, CoveError, SandboxGone
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
 
 SIGNALS = (1, 64)
 
 
+log = logging.getLogger(__name__)
+
+OUTPUT_ROOM_BYTES: Final = 256 * 1024 * 1024
+"""Output of buffered commands that the server holds at once. Past it results are cut to 64 KiB a stream, and say so."""
+
+
 class Execs:
     """Every operation on commands. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, tasks: asyncio.TaskGroup) -> None:
         self._directory = directory
+        self._tasks = tasks
+        self._room = OutputRoom(OUTPUT_ROOM_BYTES)
 
-    async def run(self, who: Principal, ref: str, spec: ExecSpec) -> ExecResult:
-        """Run a command to its end.
+    def output_share(self) -> Share:
+        """Room for the output of one `run`, for a caller who holds it longer than the call; who asks, releases."""
+        return self._room.share()
+
+    async def run(self, who: Principal, ref: str, spec: ExecSpec, *, share: Share | None = None) -> ExecResult:
+        """Run a command to its end. `share`: what its output counts against, released by the caller.
 
         A non-zero exit, a time-out, a command that cannot be started and a sandbox that dies under it are results, not
         errors. Cancelling kills the command. Raises: BadRequest.
         """
         require(who, Scope.EXEC)
         check_exec(spec)
+        own = self._room.share()
         async with self._directory.live(who, ref).lease() as box:
             before = box.oom_kills()
             try:
-                result = await box.agent.exec(spec)
+                result = await box.agent.exec(spec, share or own)
             except SandboxGone:
                 return ExecResult(exit=GONE, stdout=b"", stderr=b"")
+            finally:
+                own.release()
             return replace(result, exit=judged(result.exit, was_memory=box.oom_kills() > before))
 
     @asynccontextmanager
@@ -74,7 +93,9 @@ class Execs:
             command_id = f"c{new_core_id()[:12]}"
             started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
             if spec.stdin is not None:
-                await box.agent.stdin(started.id, _once(spec.stdin), close=not stdin_open)
+                # The command may read it late or never; the answer does not wait for that, nor does a lease.
+                feed = _feed(box, started.id, spec.stdin, close=not stdin_open)
+                self._tasks.create_task(feed, name=f"stdin of {started.id}")
             return _judged_command(await box.agent.command(started.id), box)
 
     async def list(self, who: Principal, ref: str) -> list[Command]:
@@ -141,6 +162,16 @@ class Execs:
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.forget(command_id)
+
+
+async def _feed(box: Box, command_id: str, data: bytes, *, close: bool) -> None:
+    """Until the command has read it or either is gone. A task of its own, so it reports to the log only."""
+    try:
+        await box.agent.stdin(command_id, _once(data), close=close)
+    except CoveError as error:
+        log.info("stdin of command %s was not all read: %s", command_id, error)
+    except Exception:  # the task's outermost frame: a bug here must not end the server
+        log.exception("stdin of command %s failed", command_id)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

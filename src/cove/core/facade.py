@@ -170,7 +170,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
             store=parts.store,
             clock=parts.clock,
         ),
-        execs=Execs(parts.directory),
+        execs=Execs(parts.directory, tasks),
         files=Files(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock),

@@ -92,6 +92,9 @@ class Endpoint:
             log.exception("a request failed in an unforeseen way", extra={"request_id": exchange.request_id})
             failure = EngineFailure("Cove failed on this request; its log has the reason under this request id")
             await self._reporter.report(failure, exchange)
+        finally:
+            for release in exchange.releases:
+                release()
 
     async def _handle(self, scope: Scope, exchange: Exchange) -> Answer:
         method: str = scope["method"]

@@ -40,6 +40,7 @@ class Exchange:
         "marks",
         "op",
         "principal",
+        "releases",
         "request_id",
         "scope",
         "started_at",
@@ -62,6 +63,7 @@ class Exchange:
         self.op = ""
         self.dialect = ""
         self.principal = ""
+        self.releases: list[Callable[[], None]] = []
         given = self.header(b"x-request-id")
         taken = given is not None and _REQUEST_ID.fullmatch(given)
         self.request_id = given.decode() if given is not None and taken else f"req_{secrets.token_hex(8)}"

@@ -13,7 +13,16 @@ import pytest
 from cove.agentlink import files
 from cove.agentlink.client import AgentClient
 from cove.agentlink.frames import HEADER, INITIAL_CREDIT_BYTES, Kind
-from cove.model.errors import AgentTimeout, AgentViolation, BadRequest, CoveError, FileError, NotFound, SandboxGone
+from cove.model.errors import (
+    AgentTimeout,
+    AgentViolation,
+    BadRequest,
+    CoveError,
+    FileError,
+    NotFound,
+    SandboxGone,
+    TooLarge,
+)
 from cove.model.execs import Chunk, ExecSpec
 
 if TYPE_CHECKING:
@@ -226,3 +235,34 @@ async def test_an_absurd_time_is_no_time(lied_to: tuple[AgentClient, Liar]) -> N
         await liar.hear_call()
         await liar.say(Kind.RESULT, 1, {**STAT, "mtime": 1e300})
     assert asked.result().mtime == 0.0
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [(Kind.EOF, b""), (Kind.EOF, b"")],
+        [(Kind.EOF, b""), (Kind.DATA, b"x")],
+        [(Kind.DATA, b"")],
+        [(Kind.DATA_ERR, b"")],
+        [(Kind.CREDIT, (0).to_bytes(4, "big"))],
+        [(Kind.CREDIT, (1).to_bytes(4, "big"))],
+    ],
+    ids=["second-eof", "data-after-eof", "empty-data", "empty-data-err", "no-credit", "credit-for-nothing"],
+)
+async def test_frames_that_cost_nothing_cannot_be_repeated(lied_to: tuple[AgentClient, Liar], frames: list) -> None:
+    client, liar = lied_to
+    async with client.exec_stream(TRUE) as events:
+        await liar.hear_call()
+        for kind, payload in frames:
+            await liar.say(kind, 1, payload)
+        with pytest.raises(AgentViolation):
+            async for _ in events:
+                pass
+
+
+async def test_a_command_beyond_one_frame_is_too_large_and_hurts_nothing(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, _ = lied_to
+    with pytest.raises(TooLarge) as caught:
+        await client.exec(ExecSpec(argv=("echo", "\x01" * 200_000)))
+    assert caught.value.field == "command"
+    assert not client.is_closed

@@ -10,7 +10,7 @@ from cove.dialects.native.translate import (
     event_encoder,
     exec_of,
     output_view,
-    result_view,
+    result_answer,
     sandbox_ref,
     signal_of,
 )
@@ -25,10 +25,13 @@ ERRORS: Final = (NotFound, Gone, SandboxGone, AgentTimeout, AgentViolation)
 EVENT_STREAM: Final = "text/event-stream"
 
 
-async def run_command(call: Call[wire.Exec, Nothing]) -> Json:
+async def run_command(call: Call[wire.Exec, Nothing]) -> Answer:
     """Run to the end."""
-    result = await call.core.execs.run(call.who, sandbox_ref(call.path["id"]), exec_of(call.body))
-    return Json(result_view(result, call.body.encoding))
+    execs = call.core.execs
+    share = execs.output_share()
+    call.exchange.releases.append(share.release)
+    result = await execs.run(call.who, sandbox_ref(call.path["id"]), exec_of(call.body), share=share)
+    return result_answer(result, call.body.encoding)
 
 
 async def stream_command(call: Call[wire.Exec, Nothing]) -> Answer:

@@ -13,11 +13,14 @@ from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from cove.core.info import ServerInfo
 from cove.dialects.native import wire
 from cove.edge.errors import Malformed, Where
+from cove.edge.ops import Answer, Json
 from cove.edge.sse import event
+from cove.edge.texts import PIECE_BYTES, TextsJson
 from cove.model.access import Key, Project, Scope
 from cove.model.errors import NotFound
 from cove.model.execs import Chunk, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec, Gap, Paused, Started
@@ -246,6 +249,14 @@ def result_view(result: ExecResult, encoding: wire.Encoding) -> wire.ExecResult:
         cpu_ms=round(result.exit.cpu_ms, 3),
         memory_peak_bytes=result.exit.max_rss_bytes,
     )
+
+
+def result_answer(result: ExecResult, encoding: wire.Encoding) -> Answer:
+    """A finished command as an answer: large output goes out in pieces."""
+    texts = {"stdout": result.stdout, "stderr": result.stderr}
+    if len(result.stdout) + len(result.stderr) <= PIECE_BYTES:
+        return Json(result_view(result, encoding))
+    return TextsJson(result_view(replace(result, stdout=b"", stderr=b""), encoding), texts, encoding)
 
 
 def command_view(command: Command) -> wire.Command:

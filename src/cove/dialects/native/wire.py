@@ -160,7 +160,7 @@ class OutputQuery(Request, frozen=True):
     """Which part of a command's kept output. `follow`: as server-sent events, until the command ends."""
 
     cursor: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    limit: Annotated[int, Meta(ge=1, le=16777216)] = 1048576
+    limit: Annotated[int, Meta(ge=1, le=1048576)] = 1048576
     follow: bool = False
     encoding: Encoding = "utf-8"
 

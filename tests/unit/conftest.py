@@ -51,7 +51,7 @@ class StubAgent:
             raise Conflict("claimed already")
         self.claimed = (env, workdir, hostname)
 
-    async def exec(self, spec: ExecSpec, share: object = None) -> ExecResult:  # noqa: ARG002
+    async def exec(self, spec: ExecSpec, share: object = None) -> ExecResult:
         self._check()
         if self.block is not None:
             await self.block.wait()

@@ -50,7 +50,14 @@ class Keys:
         if key.expires_at is not None and key.expires_at <= self._clock.now():
             raise Unauthorized("this key has expired")
         self._touch(key.id)
-        return Principal(key_id=key.id, name=key.name, project=key.project, scopes=key.scopes, dialect=key.dialect)
+        return Principal(
+            key_id=key.id,
+            name=key.name,
+            project=key.project,
+            scopes=key.scopes,
+            dialect=key.dialect,
+            expires_at=key.expires_at,
+        )
 
     async def mint(  # noqa: PLR0913 - what a key is, the optional parts by name
         self,
@@ -73,6 +80,10 @@ class Keys:
             check_label(dialect, "dialect")
         wanted = frozenset(scopes) or who.scopes
         self._may_give(who, project or who.project, wanted)
+        if not who.can(Scope.ADMIN) and who.dialect is not None:
+            if dialect not in {None, who.dialect}:
+                raise Forbidden("a key limited to one dialect cannot give another")
+            dialect = who.dialect
         key_id = secrets.token_hex(4)
         plaintext = f"cove_{key_id}_{secrets.token_urlsafe(32)}"
         now = self._clock.now()
@@ -84,7 +95,7 @@ class Keys:
             scopes=wanted,
             digest=_digest(plaintext),
             created_at=now,
-            expires_at=None if timeout_s is None else now + timeout_s,
+            expires_at=_expiry(who, now, timeout_s),
             revoked_at=None,
             last_used_at=None,
         )
@@ -183,3 +194,11 @@ class Projects:
 
 def _digest(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode(errors="surrogateescape")).hexdigest()
+
+
+def _expiry(who: Principal, now: float, timeout_s: float | None) -> float | None:
+    """When a new key ends: as asked, and not after its maker's own, unless that is an admin's."""
+    wanted = None if timeout_s is None else now + timeout_s
+    if who.can(Scope.ADMIN) or who.expires_at is None:
+        return wanted
+    return who.expires_at if wanted is None else min(wanted, who.expires_at)

@@ -28,6 +28,7 @@ EXEC_TIMEOUT_S: Final = (0.01, TIMEOUT_S[1])
 KEEP_BYTES: Final = (4096, 16 * MIB)
 ENV_ENTRIES: Final = 1000
 ENV_BYTES: Final = 128 * 1024
+METADATA_TOTAL: Final = 16 * 1024
 METADATA_ENTRIES: Final = 64
 METADATA_KEY: Final = 63
 METADATA_VALUE_BYTES: Final = 1024
@@ -127,6 +128,9 @@ def check_metadata(metadata: dict[str, str]) -> None:
     """Labels that callers attach to a sandbox."""
     if len(metadata) > METADATA_ENTRIES:
         raise TooLarge(f"metadata has {len(metadata)} entries, the limit is {METADATA_ENTRIES}", field="metadata")
+    if sum(len(key) + len(value) for key, value in metadata.items()) > METADATA_TOTAL:
+        # Kept for 30 days after the sandbox's end: entries at their limit would be 64 KiB of history for each create.
+        raise TooLarge(f"metadata has at most {METADATA_TOTAL} characters in all", field="metadata")
     for key, value in metadata.items():
         if not 1 <= len(key) <= METADATA_KEY:
             raise BadRequest(f"a metadata key has 1-{METADATA_KEY} characters", field="metadata")

@@ -26,13 +26,17 @@ FULL: Final = frozenset(Scope)
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """An authenticated caller. `key_id` is `local` for the root-owned unix socket."""
+    """An authenticated caller. `key_id` is `local` for the root-owned unix socket.
+
+    `dialect` None: any; `expires_at` (Unix seconds) None: never. A key that this caller makes gets no more than that.
+    """
 
     key_id: str
     name: str
     project: str
     scopes: frozenset[Scope]
     dialect: str | None = None
+    expires_at: float | None = None
 
     def can(self, scope: Scope) -> bool:
         """Whether this caller holds `scope`, directly or through `admin`."""

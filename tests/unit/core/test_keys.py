@@ -138,3 +138,15 @@ async def test_projects_are_the_admins_affair(core) -> None:
             call()
     with pytest.raises(CoveError):
         await core.projects.create(KEEPER, "mine")
+
+
+async def test_a_key_cannot_outlive_its_maker_or_shed_its_dialect(core) -> None:
+    _, plaintext = await core.keys.mint(LOCAL, "ci", scopes={Scope.KEYS}, dialect="native", timeout_s=60)
+    maker = core.keys.authenticate(plaintext)
+    for asked in (None, 3600, 30):
+        made, _ = await core.keys.mint(maker, "child", timeout_s=asked)
+        assert made.expires_at is not None
+        assert made.expires_at <= maker.expires_at
+        assert made.dialect == "native"
+    with pytest.raises(Forbidden):
+        await core.keys.mint(maker, "child", dialect="other")

@@ -128,9 +128,9 @@ def check_metadata(metadata: dict[str, str]) -> None:
     """Labels that callers attach to a sandbox."""
     if len(metadata) > METADATA_ENTRIES:
         raise TooLarge(f"metadata has {len(metadata)} entries, the limit is {METADATA_ENTRIES}", field="metadata")
-    if sum(len(key) + len(value) for key, value in metadata.items()) > METADATA_TOTAL:
+    if sum(len(_utf8(text, "metadata")) for pair in metadata.items() for text in pair) > METADATA_TOTAL:
         # Kept for 30 days after the sandbox's end: entries at their limit would be 64 KiB of history for each create.
-        raise TooLarge(f"metadata has at most {METADATA_TOTAL} characters in all", field="metadata")
+        raise TooLarge(f"metadata has at most {METADATA_TOTAL} bytes in all", field="metadata")
     for key, value in metadata.items():
         if not 1 <= len(key) <= METADATA_KEY:
             raise BadRequest(f"a metadata key has 1-{METADATA_KEY} characters", field="metadata")

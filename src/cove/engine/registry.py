@@ -56,10 +56,12 @@ class Engine:
         self._ground = ground
 
     def disk(self) -> tuple[int, int]:
-        """Bytes in all and free where sandboxes write, or on the data directory's disk below: the tighter of both."""
+        """Bytes in all and free where sandboxes write, or on the data directory's disk: of both the fuller one."""
         host = shutil.disk_usage(self._data_dir)
-        total, free = (0, 0) if self._ground is None else self._ground.layers.space()
-        return (total, min(free, host.free)) if total else (host.total, host.free)
+        known = [(host.total, host.free)]
+        if self._ground is not None:
+            known.append(self._ground.layers.space())
+        return min((one for one in known if one[0]), key=lambda one: one[1] / one[0], default=(1, 1))
 
     def release(self) -> None:
         """Unmount everything of this instance; every box must be gone."""

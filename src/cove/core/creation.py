@@ -93,7 +93,7 @@ class Creation:
         sandbox = _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now())
         self._admission.admit(sandbox.id, sandbox.limits)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
-        supervisor = self._supervisors.launch(sandbox, self._birth(order, name, image, driver, box))
+        supervisor = self._supervisors.launch(sandbox, self._birth(order, image, driver, box))
         self._follow(order, supervisor)
         return supervisor
 
@@ -125,12 +125,12 @@ class Creation:
         self._directory.check_free(project, wanted)
         return wanted
 
-    def _birth(self, order: Order, name: str, image: BoxImage, driver: Driver, box: Box | None) -> Birth:
+    def _birth(self, order: Order, image: BoxImage, driver: Driver, box: Box | None) -> Birth:
         return Birth(
             image=image,
             driver=driver,
             env=order.spec.env,
-            hostname=order.spec.hostname or name,
+            hostname=order.spec.hostname,
             box=box,
             asked_at=order.asked_at,
             intent=self._intent(order.idempotency),

@@ -151,7 +151,11 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         pool.start_filling()
         core = _core(parts, found, tasks)
         await core.projects.ensure_default()
-        chores = (journal.retry_forever(), _purge_forever(store, clock, settings.history_s))
+        chores = (
+            journal.retry_forever(),
+            _purge_forever(store, clock, settings.history_s),
+            admission.watch_disk(),
+        )
         running = [tasks.create_task(chore) for chore in chores]
         try:
             yield core

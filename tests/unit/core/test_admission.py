@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -116,20 +117,23 @@ def test_the_books_always_balance(operations: list[tuple[str, int, int]]) -> Non
     assert all(error.retry_after_s is not None for error in refused)
 
 
-def test_a_full_disk_refuses_creates_until_space_is_back() -> None:
+async def test_a_full_disk_refuses_creates_until_space_is_back() -> None:
     free = [10 * 1024**3]
     clock = ManualClock()
-    admission = Admission(
-        AdmissionSettings(),
-        clock,
-        lambda: Memory(16 * 1024**3, 15 * 1024**3),
-        lambda: Disk(100 * 1024**3, free[0]),
-    )
+    memory, disk = Memory(16 * 1024**3, 15 * 1024**3), 100 * 1024**3
+    admission = Admission(AdmissionSettings(), clock, lambda: memory, lambda: Disk(disk, free[0]))
+    watch = asyncio.create_task(admission.watch_disk())
+
+    async def seen(free_bytes: int) -> None:
+        free[0] = free_bytes
+        while admission.stats().disk_free_bytes != free_bytes:
+            clock.advance(1)
+            await asyncio.sleep(0.001)
+
     admission.check(Limits())
-    free[0] = 900 * 1024**2
-    clock.advance(1)
+    await seen(900 * 1024**2)
     with pytest.raises(CapacityExceeded, match="disk space"):
         admission.check(Limits())
-    free[0] = 2 * 1024**3
-    clock.advance(1)
+    await seen(2 * 1024**3)
     admission.check(Limits())
+    watch.cancel()

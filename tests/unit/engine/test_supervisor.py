@@ -57,7 +57,7 @@ class World:
         )
         return replace(base, **fields)
 
-    def launch(self, box: Box | None = None, *, env=None, hostname="sandbox", **fields) -> Supervisor:
+    def launch(self, box: Box | None = None, *, env=None, hostname=None, **fields) -> Supervisor:
         sandbox = self.sandbox(**({"id": box.facts.id} if box else {}) | fields)
         birth = Birth(
             image=self.images.get("base"),
@@ -120,10 +120,10 @@ async def test_a_warm_box_is_fitted_to_what_was_asked(world: World) -> None:
     assert world.driver.created == 1
 
 
-async def test_a_warm_box_with_the_usual_limits_needs_only_its_name_and_the_claim(world: World) -> None:
+async def test_a_warm_box_with_the_usual_limits_needs_only_the_claim(world: World) -> None:
     box = await world.warm()
     await world.launch(box).wait_started()
-    assert box.calls == ["set_hostname"]
+    assert box.calls == []
     assert box.agent.claimed is not None
 
 

@@ -25,7 +25,7 @@ def file_path(path: str) -> str:
     Raises: BadRequest. The server checks everything again; this spares a round trip for the common slip.
     """
     if not path.startswith("/") or "\0" in path:
-        raise BadRequest(f"path: {path!r} is not absolute", field="path", hint="write the whole path, such as /work/a")
+        raise BadRequest(f"path: {path!r} is not absolute", field="path", hint="write the whole path, such as /root/a")
     return path
 
 

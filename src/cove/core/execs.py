@@ -20,10 +20,12 @@ from cove.core.directory import Directory
 from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
 from cove.core.verdict import GONE, judged
 from cove.engine.driver import Box
+from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, CoveError, SandboxGone
+from cove.model.errors import BadRequest, Conflict, CoveError, SandboxGone
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
+from cove.model.state import State
 
 SIGNALS = (1, 64)
 
@@ -101,14 +103,14 @@ class Execs:
     async def list(self, who: Principal, ref: str) -> list[Command]:
         """The background commands that the sandbox still knows, oldest first."""
         require(who, Scope.READ)
-        async with self._directory.live(who, ref).lease() as box:
+        async with self._readable(who, ref).lease() as box:
             return [_judged_command(command, box) for command in await box.agent.commands()]
 
     async def get(self, who: Principal, ref: str, command_id: str) -> Command:
         """One background command. Raises: NotFound."""
         require(who, Scope.READ)
         check_command_id(command_id)
-        async with self._directory.live(who, ref).lease() as box:
+        async with self._readable(who, ref).lease() as box:
             return _judged_command(await box.agent.command(command_id), box)
 
     async def wait(self, who: Principal, ref: str, command_id: str, *, timeout_s: float | None = None) -> Command:
@@ -116,7 +118,7 @@ class Execs:
         require(who, Scope.READ)
         check_command_id(command_id)
         check_timeout(timeout_s, "timeout_s", (0.0, TIMEOUT_S[1]))
-        async with self._directory.live(who, ref).lease() as box:
+        async with self._readable(who, ref).lease() as box:
             # The agent reads 0 as "no limit", so the shortest wait is a look.
             if timeout_s is not None and timeout_s < 0.001:  # noqa: PLR2004 - its unit is a millisecond
                 return _judged_command(await box.agent.command(command_id), box)
@@ -134,7 +136,7 @@ class Execs:
         check_command_id(command_id)
         check_count(cursor, (0, 2**63 - 1), "cursor")
         check_count(limit_bytes, (0, 2**31 - 1), "limit")
-        async with self._directory.live(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the stream
+        async with self._readable(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the stream
             async with box.agent.output(command_id, cursor=cursor, follow=follow, limit_bytes=limit_bytes) as events:
                 yield _judged_events(events, box, 0)
 
@@ -155,6 +157,17 @@ class Execs:
             raise BadRequest("signal must be 1 to 64, or a name", field="signal")
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.signal(command_id, signal, group=group)
+
+    def _readable(self, who: Principal, ref: str) -> Supervisor:
+        """The sandbox for a look at its commands, which resumes a paused one: more than a key for reading may do.
+
+        Raises: NotFound, Gone, Conflict (paused, and the key may neither run nor change anything).
+        """
+        supervisor = self._directory.live(who, ref)
+        may_resume = who.can(Scope.EXEC) or who.can(Scope.CREATE)
+        if supervisor.sandbox.state is State.PAUSED and not may_resume:
+            raise Conflict("the sandbox is paused, and this key may not resume it")
+        return supervisor
 
     async def remove(self, who: Principal, ref: str, command_id: str) -> None:
         """Kill a command if it runs, and forget its output. Raises: NotFound."""

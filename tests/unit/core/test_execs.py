@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from cove.core.access import LOCAL
 from cove.core.verdict import judged
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Forbidden, Gone, NotFound
+from cove.model.errors import BadRequest, Conflict, Forbidden, Gone, NotFound
 from cove.model.execs import Chunk, Ended, ExecExit, ExecSpec, Started, Why
 from cove.model.sandbox import SandboxSpec
 from cove.model.state import State
@@ -149,3 +149,19 @@ def test_the_verdict_takes_the_first_cause_that_applies(
 ) -> None:
     verdict = judged(exit_, was_memory=was_memory)
     assert (verdict.code, verdict.why) == (code, why)
+
+
+async def test_a_key_that_only_reads_cannot_wake_a_paused_sandbox(core, made) -> None:
+    reader = replace(LOCAL, scopes=frozenset({Scope.READ}))
+    await core.sandboxes.pause(LOCAL, made.id)
+    with pytest.raises(Conflict):
+        await core.execs.list(reader, made.id)
+    with pytest.raises(Conflict):
+        await core.execs.wait(reader, made.id, "c1")
+    with pytest.raises(Conflict):
+        async with core.execs.output(reader, made.id, "c1"):
+            pass
+    assert core.sandboxes.get(LOCAL, made.id).state is State.PAUSED
+    runner = replace(LOCAL, scopes=frozenset({Scope.READ, Scope.EXEC}))
+    assert await core.execs.list(runner, made.id) == []
+    assert core.sandboxes.get(LOCAL, made.id).state is State.RUNNING

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from cove.core.admission import Admission
 from cove.core.directory import Directory
 from cove.core.validation import check_idempotency, check_spec
@@ -90,7 +92,11 @@ class Creation:
         self._admission.check(order.spec.limits)
         box = self._pool.take(image, driver.name)
         sandbox_id = new_core_id() if box is None else box.facts.id
-        sandbox = _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now())
+        sandbox = replace(
+            _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),
+            image_used=image.name,
+            image_digest=image.digest,
+        )
         self._admission.admit(sandbox.id, sandbox.limits)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
         supervisor = self._supervisors.launch(sandbox, self._birth(order, image, driver, box))

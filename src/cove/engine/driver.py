@@ -15,13 +15,14 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from cove.agentlink.client import AgentClient
+from cove.model.image import ImageOrigin
 from cove.model.sandbox import Isolation, Limits, Usage
 
 
 class BoxImage(Struct, frozen=True, kw_only=True):
     """A prepared image: a read-only directory tree owned by root, and its configuration.
 
-    `digest` names the content; two images with one digest are the same bytes.
+    `digest` names the content; two images with one digest are the same bytes. Commands run as `user`, None: root.
     """
 
     name: str
@@ -29,6 +30,10 @@ class BoxImage(Struct, frozen=True, kw_only=True):
     rootfs: Path
     env: dict[str, str] = field(default_factory=dict[str, str])
     workdir: str = "/"
+    user: str | None = None
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    origin: ImageOrigin = ImageOrigin.BUILTIN
 
 
 class BoxSpec(Struct, frozen=True, kw_only=True):

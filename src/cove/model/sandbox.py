@@ -94,7 +94,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     """A sandbox as the store knows it. Times are Unix seconds; None means absent.
 
     `id` is the core id (16 lowercase hex digits); each dialect spells it in its own form.
-    `idle_since` is the moment of the last activity, None while something is running in it.
+    `image` is the name that was asked for; `image_used` and `image_digest` say which image and version really runs, and
+    `image_note` why it is another (an alias in place of an unreachable registry).
     """
 
     id: str
@@ -119,3 +120,6 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     end_reason: EndReason | None = None
     end_detail: str | None = None
     usage: Usage = field(default_factory=Usage)
+    image_used: str = ""
+    image_digest: str = ""
+    image_note: str | None = None

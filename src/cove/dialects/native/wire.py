@@ -223,13 +223,16 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Sandbox(Struct, frozen=True, kw_only=True):
-    """A sandbox."""
+    """A sandbox. `image` was asked for; `image_used` and `image_digest` run, `image_note` says why it is another."""
 
     id: str
     name: str
     project: str
     state: State
     image: str
+    image_used: str
+    image_digest: str
+    image_note: str | None
     driver: str
     isolation: Isolation | None
     cpus: float

@@ -22,7 +22,10 @@ func (a *agent) claim(_ *channel, in *call) (any, error) {
 	if _, err := environ(in.Env); err != nil {
 		return nil, err
 	}
-	if !a.defaults.set(in.Env, workdir) {
+	if in.User != nil && (*in.User == "" || strings.ContainsRune(*in.User, 0)) {
+		return nil, fail("invalid", "not a user")
+	}
+	if !a.defaults.set(in.Env, workdir, in.User) {
 		return nil, fail("exists", "the sandbox is already claimed")
 	}
 	if in.Hostname != nil && os.Getpid() == 1 { // a plain process shares these files with the host

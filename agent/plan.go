@@ -33,11 +33,14 @@ func (a *agent) plan(in *call) (*plan, error) {
 	default:
 		return nil, fail("invalid", "exactly one of argv and shell must be set")
 	}
-	environment, workdir := a.defaults.get()
-	who := identity{home: homeOfRoot()}
+	environment, workdir, user := a.defaults.get()
 	if in.User != nil {
+		user = in.User
+	}
+	who := identity{home: homeOfRoot()}
+	if user != nil {
 		var err error
-		if who, err = resolveUser(*in.User); err != nil {
+		if who, err = resolveUser(*user); err != nil {
 			return nil, err
 		}
 	}

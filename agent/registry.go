@@ -156,24 +156,25 @@ type defaults struct {
 	claimed bool
 	env     map[string]string
 	workdir string
+	user    *string
 }
 
-func (d *defaults) get() (map[string]string, string) {
+func (d *defaults) get() (map[string]string, string, *string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.workdir == "" {
-		return d.env, "/"
+		return d.env, "/", d.user
 	}
-	return d.env, d.workdir
+	return d.env, d.workdir, d.user
 }
 
-func (d *defaults) set(env map[string]string, workdir string) bool {
+func (d *defaults) set(env map[string]string, workdir string, user *string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.claimed {
 		return false
 	}
-	d.claimed, d.env, d.workdir = true, env, workdir
+	d.claimed, d.env, d.workdir, d.user = true, env, workdir, user
 	return true
 }
 

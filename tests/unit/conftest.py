@@ -45,7 +45,7 @@ class StubAgent:
         self.claimed: tuple[dict[str, str], str | None, str | None] | None = None
         self.kept: dict[str, Command] = {}
 
-    async def claim(self, env, workdir, hostname) -> None:
+    async def claim(self, env, workdir, hostname, user=None) -> None:
         self._check()
         if self.claimed is not None:
             raise Conflict("claimed already")

@@ -75,12 +75,14 @@ class AgentClient(CommandCalls, FileCalls):
             raise AgentTimeout("the sandbox did not answer in time", internal="ping") from error
         return time.perf_counter() - started
 
-    async def claim(self, env: dict[str, str], workdir: str | None, hostname: str | None) -> None:
-        """Make an anonymous sandbox somebody's: default environment, working directory, name. Once per life.
+    async def claim(
+        self, env: dict[str, str], workdir: str | None, hostname: str | None, user: str | None = None
+    ) -> None:
+        """Make an anonymous sandbox somebody's: default environment, working directory, host name, user. Once per life.
 
         Raises: Conflict (claimed before), BadRequest, AgentTimeout, SandboxGone, AgentViolation.
         """
-        call: dict[str, object] = {"op": "claim", "env": env, "workdir": workdir, "hostname": hostname}
+        call: dict[str, object] = {"op": "claim", "env": env, "workdir": workdir, "hostname": hostname, "user": user}
         await self._command_call(call, Empty)
 
     def dial(self, port: int) -> AbstractAsyncContextManager[DialStream]:

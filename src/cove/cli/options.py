@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 SANDBOX_FIELDS = (
-    "id", "name", "project", "state", "image", "driver", "isolation", "cpus", "memory_mib", "disk_mib", "pids",
-    "io_read_mbps", "io_write_mbps", "metadata", "dialect", "created_by", "created_at", "expires_at", "idle_timeout_s",
-    "idle_action", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "usage",
+    "id", "name", "project", "state", "image", "image_used", "image_digest", "image_note", "driver", "isolation",
+    "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
+    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "usage",
 )  # fmt: skip
 """Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
 
@@ -51,7 +51,10 @@ def create_options(function: Any) -> Any:
                 metavar="ACTION",
                 help="What happens when it is idle: pause, terminate or none. Default: pause.",
             ),
-            click.option("--driver", metavar="NAME", help="The isolation driver. Default: the server's."),
+            click.option("--driver", metavar="NAME", help="The isolation driver. Default: the project's."),
+            click.option(
+                "--run-entrypoint", is_flag=True, help="Start the image's own program (cove logs BOX entrypoint)."
+            ),
         )
     ):
         function = option(function)

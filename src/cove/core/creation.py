@@ -6,7 +6,7 @@ neither take one last place nor make two sandboxes for one idempotency key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from cove.core.admission import Admission
 from cove.core.directory import Directory
+from cove.core.placement import Placement
 from cove.core.validation import check_idempotency, check_spec
 from cove.engine.birth import Birth
 from cove.engine.clock import Clock
@@ -51,8 +52,7 @@ class Creation:
     def __init__(  # noqa: PLR0913 - made once, by the facade: this is where the core's parts meet
         self,
         *,
-        default_driver: str,
-        drivers: Mapping[str, Driver],
+        placement: Placement,
         images: ImageSource,
         pool: Pool,
         supervisors: Supervisors,
@@ -62,8 +62,7 @@ class Creation:
         store: Store,
         clock: Clock,
     ) -> None:
-        self._default_driver = default_driver
-        self._drivers = drivers
+        self._placement = placement
         self._images = images
         self._pool = pool
         self._supervisors = supervisors
@@ -79,7 +78,8 @@ class Creation:
     def launch(self, order: Order) -> Supervisor | Sandbox:
         """Start a sandbox, or find the one that an earlier request with this idempotency key made.
 
-        Raises: BadRequest, NotFound (image), Conflict (name), IdempotencyConflict, CapacityExceeded.
+        Raises: BadRequest, Forbidden (driver), NotFound (image), Conflict (name), IdempotencyConflict,
+        CapacityExceeded.
         """
         check_spec(order.spec)
         if order.idempotency is not None:
@@ -87,7 +87,10 @@ class Creation:
             earlier = self._earlier(order.who.project, order.idempotency)
             if earlier is not None:
                 return earlier
-        driver, image = self._driver(order.spec.driver), self._images.get(order.spec.image)
+        image = self._images.get(order.spec.image)
+        driver = self._placement.choose(self._store.projects.get(order.who.project), order.spec.driver, image)
+        if order.spec.run_entrypoint and not image.entrypoint + image.command:
+            raise BadRequest("this image names no program to run", field="run_entrypoint")
         name = self._name(order)
         self._admission.check(order.spec.limits)
         box = self._pool.take(image, driver.name)
@@ -117,13 +120,6 @@ class Creation:
         _must_equal(row.body_sha256, idempotency)
         return self._supervisors.get(sandbox.id) or sandbox
 
-    def _driver(self, name: str | None) -> Driver:
-        driver = self._drivers.get(name or self._default_driver)
-        if driver is None:
-            names = ", ".join(sorted(self._drivers)) or "none"
-            raise BadRequest(f"no such driver on this machine; there is: {names}", field="driver")
-        return driver
-
     def _name(self, order: Order) -> str:
         project, wanted = order.who.project, order.spec.name
         if wanted is None:
@@ -138,6 +134,7 @@ class Creation:
             env=order.spec.env,
             hostname=order.spec.hostname,
             box=box,
+            run_entrypoint=order.spec.run_entrypoint,
             asked_at=order.asked_at,
             intent=self._intent(order.idempotency),
         )

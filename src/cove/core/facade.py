@@ -25,6 +25,7 @@ from cove.core.files import Files
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
+from cove.core.placement import Placement
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.engine.agentbin import agent_build
@@ -122,8 +123,11 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
         creation = Creation(
-            default_driver=settings.default_driver,
-            drivers=drivers,
+            placement=Placement(
+                drivers=drivers,
+                default_driver=settings.default_driver,
+                untrusted_drivers=settings.untrusted_drivers,
+            ),
             images=images,
             pool=pool,
             supervisors=supervisors,
@@ -177,7 +181,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         execs=Execs(parts.directory, tasks),
         files=Files(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),
-        projects=Projects(parts.store, parts.clock),
+        projects=Projects(parts.store, parts.clock, parts.missing),
         images=Images(parts.images),
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),

@@ -17,6 +17,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
 
     version: str = "0"
     default_driver: str = "runc"
+    untrusted_drivers: tuple[str, ...] = ()
     pool: PoolConfig = field(default_factory=PoolConfig)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     history_s: float = 30 * 86400.0

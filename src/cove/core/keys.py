@@ -12,8 +12,11 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.validation import check_label, check_name, check_timeout
@@ -168,19 +171,55 @@ class Keys:
 class Projects:
     """Every operation on projects."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, drivers: Collection[str] = ()) -> None:
         self._store = store
         self._clock = clock
+        self._drivers = drivers
 
-    async def create(self, who: Principal, project_id: str) -> Project:
-        """A new project. Raises: Forbidden, BadRequest, Conflict."""
+    async def create(
+        self, who: Principal, project_id: str, *, default_driver: str | None = None, drivers: tuple[str, ...] = ()
+    ) -> Project:
+        """A new project. `drivers`: what its sandboxes may use, empty: any. Raises: Forbidden, BadRequest, Conflict."""
         require(who, Scope.ADMIN)
         check_name(project_id, "id")
+        project = Project(
+            id=project_id, created_at=self._clock.now(), default_driver=default_driver, drivers=tuple(drivers)
+        )
+        self._check_drivers(project)
         if self._store.projects.get(project_id) is not None:
             raise Conflict(f"a project {project_id} exists", field="id")
-        project = Project(id=project_id, created_at=self._clock.now())
         await self._store.projects.add(project)
         return project
+
+    async def update(
+        self,
+        who: Principal,
+        project_id: str,
+        *,
+        default_driver: str | UnsetType | None = UNSET,
+        drivers: tuple[str, ...] | UnsetType = UNSET,
+    ) -> Project:
+        """Change its drivers, for sandboxes made from now on. Raises: Forbidden, NotFound, BadRequest."""
+        require(who, Scope.ADMIN)
+        project = self._store.projects.get(project_id)
+        if project is None:
+            raise NotFound("no such project", field="id")
+        if default_driver is not UNSET:
+            project = replace(project, default_driver=default_driver)
+        if drivers is not UNSET:
+            project = replace(project, drivers=tuple(drivers))
+        self._check_drivers(project)
+        await self._store.projects.change(project)
+        return project
+
+    def _check_drivers(self, project: Project) -> None:
+        """Names that this server knows: whether they can be used here is told at each create."""
+        for field, names in (("drivers", project.drivers), ("default_driver", (project.default_driver,))):
+            for name in names:
+                if name is not None and name not in self._drivers:
+                    raise BadRequest(f"no such driver; known are {', '.join(sorted(self._drivers))}", field=field)
+        if project.default_driver is not None and project.drivers and project.default_driver not in project.drivers:
+            raise BadRequest("the default driver must be one of the project's drivers", field="default_driver")
 
     def list(self, who: Principal) -> list[Project]:
         """All projects, oldest first. Raises: Forbidden."""

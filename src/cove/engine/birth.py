@@ -13,12 +13,16 @@ from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
 from cove.engine.pool import POOL_HOSTNAME, Pool
 from cove.engine.ports import Journal
 from cove.model.errors import CoveError, EngineFailure
+from cove.model.execs import KEPT_OUTPUT_BYTES, ExecSpec
 from cove.model.sandbox import Sandbox, Source
 
 log = logging.getLogger(__name__)
 
 FIT_TIMEOUT_S: Final = 3.0
 """A claim takes 1 ms. A warm box that does not answer by then is given up for a cold one."""
+
+ENTRYPOINT_ID: Final = "entrypoint"
+"""The id of the background command that an image's own program runs as."""
 
 BOX_TIMEOUT_S: Final = 60.0
 """For any one action of a box but its creation: each takes milliseconds, so past this the machine has failed."""
@@ -42,7 +46,7 @@ class Birth:
     """What a new sandbox needs beyond its record. `box` is a warm one whose id the sandbox has taken over.
 
     `env` goes into the box and nowhere else: it may hold secrets, so no store or log ever sees it. `asked_at` is
-    the monotonic moment of the request; `intent` writes the pending record.
+    the monotonic moment of the request; `intent` writes the pending record; `run_entrypoint` starts the image's program.
     """
 
     image: BoxImage
@@ -50,6 +54,7 @@ class Birth:
     env: dict[str, str]
     hostname: str | None
     box: Box | None
+    run_entrypoint: bool
     asked_at: float
     intent: Callable[[Sandbox], Awaitable[None]]
 
@@ -88,7 +93,11 @@ async def _fit(box: Box, sandbox: Sandbox, birth: Birth) -> None:
 
 
 async def _claim(box: Box, birth: Birth) -> None:
-    await box.agent.claim({**birth.image.env, **birth.env}, birth.image.workdir, birth.hostname)
+    image = birth.image
+    await box.agent.claim({**image.env, **birth.env}, image.workdir, birth.hostname, image.user)
+    if birth.run_entrypoint:
+        spec = ExecSpec(argv=image.entrypoint + image.command)
+        await box.agent.start(ENTRYPOINT_ID, spec, keep_bytes=KEPT_OUTPUT_BYTES, stdin_open=False)
 
 
 async def bounded(action: Awaitable[T], timeout_s: float = BOX_TIMEOUT_S) -> T:

@@ -59,7 +59,12 @@ class Key(Struct, frozen=True, kw_only=True):
 
 
 class Project(Struct, frozen=True, kw_only=True):
-    """A tenant. Every object belongs to one."""
+    """A tenant. Every object belongs to one.
+
+    Its sandboxes may use `drivers` only (empty: any) and get `default_driver` when they name none (None: the server's).
+    """
 
     id: str
     created_at: float
+    default_driver: str | None = None
+    drivers: tuple[str, ...] = ()

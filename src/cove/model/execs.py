@@ -35,7 +35,7 @@ class ExecSpec(Struct, frozen=True, kw_only=True):
     """One command. Exactly one of `argv` and `shell` is set; `shell` runs as `/bin/sh -c`.
 
     `env` is added to the sandbox's own; `cwd` None: the image's working directory; `user` is a name or
-    `uid[:gid]` inside, None: root; `timeout_s` None: no limit; `stdin` None: /dev/null.
+    `uid[:gid]` inside, None: the image's, else root; `timeout_s` None: no limit; `stdin` None: /dev/null.
     """
 
     argv: tuple[str, ...] | None = None

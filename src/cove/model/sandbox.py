@@ -49,7 +49,10 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class SandboxSpec(Struct, frozen=True, kw_only=True):
-    """What a caller asks for, already checked. `driver` None: the operator's default."""
+    """What a caller asks for, already checked. `driver` None: the project's default, else the operator's.
+
+    `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
+    """
 
     image: str = "base"
     driver: str | None = None
@@ -61,6 +64,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     idle_timeout_s: float | None = 1800.0
     idle_action: IdleAction = IdleAction.PAUSE
+    run_entrypoint: bool = False
 
 
 class Isolation(Struct, frozen=True, kw_only=True):

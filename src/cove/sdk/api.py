@@ -34,6 +34,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
     driver: str | None = None,
+    run_entrypoint: bool = False,
     io_read: Size | None = None,
     io_write: Size | None = None,
     keep: bool = False,
@@ -58,7 +59,8 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         idle_timeout: after so long without a command or file operation, `idle_action` happens; None or `"never"`:
             never.
         idle_action: `pause`, `terminate` or `none`.
-        driver: the isolation driver; None: the operator's choice.
+        driver: the isolation driver; None: the project's or the operator's choice.
+        run_entrypoint: start the program that the image names, as the background command `entrypoint`.
         io_read: bytes per second from the disk.
         io_write: bytes per second to the disk.
         keep: do not delete at the end of a `with`.
@@ -81,6 +83,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         idle_timeout=idle_timeout,
         idle_action=idle_action,
         driver=driver,
+        run_entrypoint=run_entrypoint,
         io_read=io_read,
         io_write=io_write,
         keep=keep,

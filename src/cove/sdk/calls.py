@@ -66,6 +66,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
     driver: str | None = None,
+    run_entrypoint: bool = False,
     io_read: Size | None = None,
     io_write: Size | None = None,
     idempotency_key: str | None = None,
@@ -84,6 +85,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         "timeout_s": parse_seconds(timeout, "timeout"),
         "idle_action": idle_action,
         "driver": driver,
+        "run_entrypoint": run_entrypoint or None,
         "io_read_mbps": _mbps(io_read, "io_read"),
         "io_write_mbps": _mbps(io_write, "io_write"),
     }

@@ -59,6 +59,7 @@ class Client:
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
         driver: str | None = None,
+        run_entrypoint: bool = False,
         io_read: Size | None = None,
         io_write: Size | None = None,
         keep: bool = False,
@@ -81,6 +82,7 @@ class Client:
             idle_timeout=idle_timeout,
             idle_action=idle_action,
             driver=driver,
+            run_entrypoint=run_entrypoint,
             io_read=io_read,
             io_write=io_write,
             idempotency_key=idempotency_key,
@@ -168,9 +170,17 @@ class Client:
         """Make a key worthless, now."""
         self.call(server_calls.revoke_key(key_id))
 
-    def create_project(self, project_id: str) -> Project:
-        """Make a project (a tenant)."""
-        return self.call(server_calls.create_project(project_id))
+    def create_project(
+        self, project_id: str, *, default_driver: str | None = None, drivers: Sequence[str] = ()
+    ) -> Project:
+        """Make a project (a tenant). `drivers`: what its sandboxes may use, empty: any."""
+        return self.call(server_calls.create_project(project_id, default_driver=default_driver, drivers=drivers))
+
+    def change_project(
+        self, project_id: str, *, default_driver: str | Unset | None = UNSET, drivers: Sequence[str] | Unset = UNSET
+    ) -> Project:
+        """Change which drivers a project's new sandboxes may use, and which they get unasked."""
+        return self.call(server_calls.change_project(project_id, default_driver=default_driver, drivers=drivers))
 
     def projects(self) -> builtins.list[Project]:
         """Return all projects."""

@@ -46,6 +46,9 @@ class SandboxInfo:
     project: str
     state: str
     image: str
+    image_used: str
+    image_digest: str
+    image_note: str | None
     driver: str
     isolation: Isolation | None
     cpus: float
@@ -135,6 +138,8 @@ class Project:
 
     id: str
     created_at: datetime | None
+    default_driver: str | None
+    drivers: tuple[str, ...]
 
 
 def time_of(value: object) -> datetime | None:
@@ -178,6 +183,9 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         project=str(wire.get("project") or ""),
         state=str(wire.get("state") or ""),
         image=str(wire.get("image") or ""),
+        image_used=str(wire.get("image_used") or ""),
+        image_digest=str(wire.get("image_digest") or ""),
+        image_note=wire.get("image_note"),
         driver=str(wire.get("driver") or ""),
         isolation=isolation(wire.get("isolation")),
         cpus=float(wire.get("cpus") or 0),
@@ -260,4 +268,9 @@ def key(wire: dict[str, Any]) -> Key:
 
 def project(wire: dict[str, Any]) -> Project:
     """Read a project."""
-    return Project(id=str(wire["id"]), created_at=time_of(wire.get("created_at")))
+    return Project(
+        id=str(wire["id"]),
+        created_at=time_of(wire.get("created_at")),
+        default_driver=wire.get("default_driver"),
+        drivers=tuple(str(name) for name in wire.get("drivers") or ()),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cove.sdk.transport import Call, Retry
-from cove.sdk.units import Duration, parse_seconds
+from cove.sdk.units import UNSET, Duration, Unset, parse_seconds
 from cove.sdk.wire import API, checked, items_of, nothing, quoted
 
 if TYPE_CHECKING:  # its dataclasses cost 7 ms, which `cove exec` does not have
@@ -80,9 +80,22 @@ def _project(wire: Any) -> Project:
     return models.project(checked(wire))
 
 
-def create_project(project_id: str) -> Call[Project]:
+def create_project(project_id: str, *, default_driver: str | None = None, drivers: Sequence[str] = ()) -> Call[Project]:
     """POST /projects."""
-    return Call("POST", f"{API}/projects", _project, json={"id": project_id})
+    body = {"id": project_id, "default_driver": default_driver, "drivers": list(drivers)}
+    return Call("POST", f"{API}/projects", _project, json=body)
+
+
+def change_project(
+    project_id: str, *, default_driver: str | Unset | None = UNSET, drivers: Sequence[str] | Unset = UNSET
+) -> Call[Project]:
+    """PATCH /projects/{project}."""
+    body: dict[str, Any] = {}
+    if not isinstance(default_driver, Unset):
+        body["default_driver"] = default_driver
+    if not isinstance(drivers, Unset):
+        body["drivers"] = list(drivers)
+    return Call("PATCH", f"{API}/projects/{quoted(project_id)}", _project, json=body, retry=Retry.LOST)
 
 
 def list_projects() -> Call[list[Project]]:

@@ -44,8 +44,12 @@ def engine_config(settings: Settings) -> EngineConfig:
 def core_settings(settings: Settings) -> CoreSettings:
     """What the core is told."""
     driver = settings.default_driver or settings.drivers[0]
-    size = settings.pool_size
-    targets = tuple(PoolTarget(image=image, driver=driver, size=size) for image in settings.pool_images if size)
+    targets = tuple(
+        PoolTarget(image=image, driver=name, size=size)
+        for image in settings.pool_images
+        for name, size in pool_sizes(settings, driver).items()
+        if size
+    )
     admission = AdmissionSettings(
         keep_free_bytes=settings.keep_free_mib * MIB or None,
         keep_free_disk_bytes=settings.keep_free_disk_mib * MIB or None,
@@ -56,10 +60,20 @@ def core_settings(settings: Settings) -> CoreSettings:
     return CoreSettings(
         version=cove_version(),
         default_driver=driver,
+        untrusted_drivers=settings.untrusted_drivers,
         pool=PoolConfig(targets=targets, agent_build=agent_build()),
         admission=admission,
         history_s=settings.history_days * 86400.0,
     )
+
+
+def pool_sizes(settings: Settings, default_driver: str) -> dict[str, int]:
+    """How many boxes of each driver to keep ready: `pool_size` of the default one, and what `pool_drivers` adds."""
+    sizes = {default_driver: settings.pool_size}
+    for entry in settings.pool_drivers:
+        name, _, size = entry.partition("=")
+        sizes[name] = int(size) if size else settings.pool_size
+    return sizes
 
 
 def edge_limits(settings: Settings) -> EdgeLimits:

@@ -43,9 +43,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     bootstrap_keys: tuple[str, ...]
     drivers: tuple[str, ...]
     default_driver: str
+    untrusted_drivers: tuple[str, ...]
     images: tuple[str, ...]
     pool_size: int
     pool_images: tuple[str, ...]
+    pool_drivers: tuple[str, ...]
     overcommit: float
     keep_free_mib: int
     keep_free_disk_mib: int
@@ -190,6 +192,15 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in (part.strip() for part in text.split(",")) if word)
 
 
+def _sized(text: str) -> tuple[str, ...]:
+    words = _words(text)
+    for word in words:
+        name, is_sized, size = word.partition("=")
+        if not name or (is_sized and not (size.isdigit() and int(size) <= 100_000)):  # noqa: PLR2004 - as pool_size
+            raise ValueError("each entry is `name` or `name=size`, size 0 to 100000")
+    return words
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -212,9 +223,11 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "bootstrap_keys": _words,
     "drivers": _words,
     "default_driver": str,
+    "untrusted_drivers": _words,
     "images": _words,
     "pool_size": _number(int, 0, 100_000),
     "pool_images": _words,
+    "pool_drivers": _sized,
     "overcommit": _number(float, 0.1, 1000),
     "keep_free_mib": _number(int, 0, 16 * 1024 * 1024),
     "keep_free_disk_mib": _number(int, 0, 1024 * 1024 * 1024),
@@ -247,6 +260,14 @@ def _check_together(settings: Settings) -> None:
         raise BadSetting("COVE_DRIVERS names no driver", field="drivers")
     if settings.default_driver and settings.default_driver not in settings.drivers:
         raise BadSetting("COVE_DEFAULT_DRIVER must be one of COVE_DRIVERS", field="default_driver")
+    named = {
+        "untrusted_drivers": settings.untrusted_drivers,
+        "pool_drivers": tuple(entry.partition("=")[0] for entry in settings.pool_drivers),
+    }
+    for field, names in named.items():
+        for name in names:
+            if name not in settings.drivers:
+                raise BadSetting(f"COVE_{field.upper()} names {name}, which is none of COVE_DRIVERS", field=field)
     is_safe = is_this_machine(settings.host) or settings.tls_cert is not None or settings.behind_proxy
     if not is_safe:
         raise BadSetting(

@@ -42,11 +42,23 @@ TABLE: Final = (
     ),
     Setting("drivers", "runc", "list", "Isolation drivers to load, the strongest wish first."),
     Setting("default_driver", "", "name", "The driver of a sandbox that names none; empty: the first of `drivers`."),
+    Setting(
+        "untrusted_drivers",
+        "",
+        "list",
+        "Drivers on which images may run that were not made by `cove setup` (pulled, built, imported); empty: any.",
+    ),
     Setting("images", "base", "list", "Images that `cove setup` makes."),
     Setting(
         "pool_size", "64", "count", "Ready sandboxes to keep per image of `pool_images`; fewer where memory is short."
     ),
     Setting("pool_images", "base", "list", "Images of which ready sandboxes are kept."),
+    Setting(
+        "pool_drivers",
+        "",
+        "list",
+        "Drivers besides the default one of which ready sandboxes are kept: `name`, or `name=size` (`gvisor=8`).",
+    ),
     Setting("overcommit", "10", "factor", "The sum of all memory limits may be so many times the machine's memory."),
     Setting("keep_free_mib", "0", "MiB", "No create while less memory is free. 0: a tenth of it, 512 MiB or more."),
     Setting(

@@ -18,10 +18,12 @@ _OF_PROJECT: Final = f"SELECT {_COLUMNS} FROM keys WHERE project = ? ORDER BY cr
 _ALL: Final = f"SELECT {_COLUMNS} FROM keys ORDER BY created_at, id"  # noqa: S608
 _REVOKE: Final = "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"
 _TOUCH: Final = "UPDATE keys SET last_used_at = ? WHERE id = ?"
-_ADD_PROJECT: Final = "INSERT INTO projects (id, created_at) VALUES (?, ?)"
+_PROJECT_COLUMNS: Final = "id, created_at, default_driver, drivers"
+_ADD_PROJECT: Final = f"INSERT INTO projects ({_PROJECT_COLUMNS}) VALUES (?, ?, ?, ?)"  # noqa: S608
+_CHANGE_PROJECT: Final = "UPDATE projects SET default_driver = ?, drivers = ? WHERE id = ?"
 _ENSURE_PROJECT: Final = "INSERT INTO projects (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING"
-_PROJECT: Final = "SELECT id, created_at FROM projects WHERE id = ?"
-_PROJECTS: Final = "SELECT id, created_at FROM projects ORDER BY created_at, id"
+_PROJECT: Final = f"SELECT {_PROJECT_COLUMNS} FROM projects WHERE id = ?"  # noqa: S608
+_PROJECTS: Final = f"SELECT {_PROJECT_COLUMNS} FROM projects ORDER BY created_at, id"  # noqa: S608
 
 
 class KeyRows:
@@ -69,8 +71,13 @@ class ProjectRows:
 
     async def add(self, project: Project) -> None:
         """Add a project. Durable. Raises: Conflict when there is one of that id."""
-        row = (project.id, project.created_at)
+        row = (project.id, project.created_at, project.default_driver, " ".join(project.drivers))
         await self._writer.write(lambda db: db.execute(_ADD_PROJECT, row).rowcount, durable=True)
+
+    async def change(self, project: Project) -> None:
+        """Write its drivers anew. Durable."""
+        row = (project.default_driver, " ".join(project.drivers), project.id)
+        await self._writer.write(lambda db: db.execute(_CHANGE_PROJECT, row).rowcount, durable=True)
 
     async def ensure(self, project: Project) -> None:
         """Add a project unless it is there. Durable."""
@@ -80,12 +87,17 @@ class ProjectRows:
     def get(self, project_id: str) -> Project | None:
         """One project."""
         row = self._reader.one(_PROJECT, (project_id,))
-        return None if row is None else msgspec.convert({"id": row[0], "created_at": row[1]}, Project)
+        return None if row is None else _project(row)
 
     def list(self) -> list[Project]:
         """All projects, oldest first."""
         rows = self._reader.all(_PROJECTS, ())
-        return [msgspec.convert({"id": row[0], "created_at": row[1]}, Project) for row in rows]
+        return [_project(row) for row in rows]
+
+
+def _project(row: tuple[str, ...]) -> Project:
+    fields = dict(zip(_PROJECT_COLUMNS.split(", "), row, strict=True))
+    return msgspec.convert({**fields, "drivers": fields["drivers"].split()}, Project)
 
 
 def _row(key: Key) -> tuple[Value, ...]:

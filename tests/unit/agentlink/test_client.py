@@ -341,6 +341,13 @@ async def test_a_claim_happens_once(client: AgentClient) -> None:
         await client.claim({}, None, None)
 
 
+async def test_a_claim_names_the_user_of_commands(client: AgentClient) -> None:
+    await client.claim({}, None, None, "65534:65534")
+    assert (await client.exec(sh("id -u; id -g"))).stdout == b"65534\n65534\n"
+    own = await client.exec(ExecSpec(shell="id -u", user="0"))
+    assert own.stdout == b"0\n"
+
+
 async def test_a_port_inside_is_dialled_and_half_closed(client: AgentClient) -> None:
     async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.read()).upper())

@@ -60,6 +60,7 @@ class World:
     def launch(self, box: Box | None = None, *, env=None, hostname=None, **fields) -> Supervisor:
         sandbox = self.sandbox(**({"id": box.facts.id} if box else {}) | fields)
         birth = Birth(
+            run_entrypoint=False,
             image=self.images.get("base"),
             driver=self.driver,
             env=env or {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cove.dialects.native import wire
+from cove.dialects.native import wire, wire_server
 from cove.dialects.native.translate import image_view, key_view, new_key_view, project_view, server_view
 from cove.edge.metrics import MEDIA_TYPE
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
@@ -17,7 +17,7 @@ SERVER: Final = "Server"
 
 async def health(call: Call[None, Nothing]) -> Json:
     """It answers."""
-    return Json(wire.Health("ok", call.services.facts.version))
+    return Json(wire_server.Health("ok", call.services.facts.version))
 
 
 async def show_server(call: Call[None, Nothing]) -> Json:
@@ -30,10 +30,10 @@ async def list_images(call: Call[None, Nothing]) -> Json:
     return Json(wire.ImageList(tuple(map(image_view, call.core.images.list(call.who)))))
 
 
-async def shut_down(call: Call[wire.Shutdown, Nothing]) -> Json:
+async def shut_down(call: Call[wire_server.Shutdown, Nothing]) -> Json:
     """Stop it."""
     left = await call.services.control.shutdown(call.who, destroy_all=call.body.destroy_all)
-    return Json(wire.ShutdownStarted(left), status=202)
+    return Json(wire_server.ShutdownStarted(left), status=202)
 
 
 async def metrics(call: Call[None, Nothing]) -> Raw:
@@ -48,7 +48,7 @@ async def docs(call: Call[None, Nothing]) -> Raw:
     return Raw(status=307, headers=[(b"location", b"/docs")])
 
 
-async def mint_key(call: Call[wire.MintKey, Nothing]) -> Json:
+async def mint_key(call: Call[wire_server.MintKey, Nothing]) -> Json:
     """Make one."""
     body = call.body
     key, text = await call.core.keys.mint(
@@ -59,7 +59,7 @@ async def mint_key(call: Call[wire.MintKey, Nothing]) -> Json:
 
 async def list_keys(call: Call[None, Nothing]) -> Json:
     """All of the project."""
-    return Json(wire.KeyList(tuple(map(key_view, call.core.keys.list(call.who)))))
+    return Json(wire_server.KeyList(tuple(map(key_view, call.core.keys.list(call.who)))))
 
 
 async def revoke_key(call: Call[None, Nothing]) -> Raw:
@@ -68,14 +68,25 @@ async def revoke_key(call: Call[None, Nothing]) -> Raw:
     return empty()
 
 
-async def create_project(call: Call[wire.NewProject, Nothing]) -> Json:
+async def create_project(call: Call[wire_server.NewProject, Nothing]) -> Json:
     """Make one."""
-    return Json(project_view(await call.core.projects.create(call.who, call.body.id)), status=201)
+    body = call.body
+    made = await call.core.projects.create(call.who, body.id, default_driver=body.default_driver, drivers=body.drivers)
+    return Json(project_view(made), status=201)
+
+
+async def change_project(call: Call[wire_server.ProjectChange, Nothing]) -> Json:
+    """Change its drivers."""
+    body = call.body
+    changed = await call.core.projects.update(
+        call.who, call.path["project"], default_driver=body.default_driver, drivers=body.drivers
+    )
+    return Json(project_view(changed))
 
 
 async def list_projects(call: Call[None, Nothing]) -> Json:
     """All."""
-    return Json(wire.ProjectList(tuple(map(project_view, call.core.projects.list(call.who)))))
+    return Json(wire_server.ProjectList(tuple(map(project_view, call.core.projects.list(call.who)))))
 
 
 OPS: Final = (
@@ -86,8 +97,8 @@ OPS: Final = (
         summary="Make an API key",
         description="The key is in this answer only. Nobody gives scopes that they lack.",
         tag=KEYS,
-        body=wire.MintKey,
-        answer=wire.NewKey,
+        body=wire_server.MintKey,
+        answer=wire_server.NewKey,
         status=201,
         scopes=(Scope.KEYS,),
         errors=(NotFound, Forbidden),
@@ -98,7 +109,7 @@ OPS: Final = (
         handler=list_keys,
         summary="List keys",
         tag=KEYS,
-        answer=wire.KeyList,
+        answer=wire_server.KeyList,
         scopes=(Scope.KEYS,),
     ),
     Op(
@@ -118,11 +129,22 @@ OPS: Final = (
         handler=create_project,
         summary="Make a project",
         tag=KEYS,
-        body=wire.NewProject,
-        answer=wire.Project,
+        body=wire_server.NewProject,
+        answer=wire_server.Project,
         status=201,
         scopes=(Scope.ADMIN,),
         errors=(Conflict,),
+    ),
+    Op(
+        method="PATCH",
+        path="/projects/{project}",
+        handler=change_project,
+        summary="Change a project's drivers",
+        tag=KEYS,
+        body=wire_server.ProjectChange,
+        answer=wire_server.Project,
+        scopes=(Scope.ADMIN,),
+        errors=(NotFound,),
     ),
     Op(
         method="GET",
@@ -130,7 +152,7 @@ OPS: Final = (
         handler=list_projects,
         summary="List projects",
         tag=KEYS,
-        answer=wire.ProjectList,
+        answer=wire_server.ProjectList,
         scopes=(Scope.ADMIN,),
     ),
     Op(
@@ -149,7 +171,7 @@ OPS: Final = (
         summary="Show the server",
         description="Version, drivers, images, room and isolation.",
         tag=SERVER,
-        answer=wire.Server,
+        answer=wire_server.Server,
         scopes=(Scope.READ,),
     ),
     Op(
@@ -159,8 +181,8 @@ OPS: Final = (
         summary="Stop the server",
         description="Sandboxes go on, unless `all` is true. The answer comes first.",
         tag=SERVER,
-        body=wire.Shutdown,
-        answer=wire.ShutdownStarted,
+        body=wire_server.Shutdown,
+        answer=wire_server.ShutdownStarted,
         status=202,
         scopes=(Scope.ADMIN,),
     ),
@@ -170,7 +192,7 @@ OPS: Final = (
         handler=health,
         summary="Whether the server answers",
         tag=SERVER,
-        answer=wire.Health,
+        answer=wire_server.Health,
         public=True,
         at_root=True,
     ),

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cove.core.info import ServerInfo
-from cove.dialects.native import wire
+from cove.dialects.native import wire, wire_server
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Json
 from cove.edge.sse import event
@@ -64,6 +64,7 @@ def spec_of(body: wire.Create) -> SandboxSpec:
     """What the core is asked for."""
     return SandboxSpec(
         image=body.image,
+        run_entrypoint=body.run_entrypoint,
         driver=body.driver,
         limits=Limits(
             cpus=body.cpus,
@@ -364,9 +365,9 @@ def file_page_view(page: FilePage) -> wire.FileList:
     return wire.FileList(entries=tuple(map(file_view, page.entries)), cursor=page.cursor)
 
 
-def key_view(key: Key) -> wire.Key:
+def key_view(key: Key) -> wire_server.Key:
     """A key, without its text."""
-    return wire.Key(
+    return wire_server.Key(
         id=key.id,
         name=key.name,
         project=key.project,
@@ -379,14 +380,14 @@ def key_view(key: Key) -> wire.Key:
     )
 
 
-def new_key_view(key: Key, text: str) -> wire.NewKey:
+def new_key_view(key: Key, text: str) -> wire_server.NewKey:
     """A key with its text."""
-    return wire.NewKey(key=text, **msgspec.structs.asdict(key_view(key)))
+    return wire_server.NewKey(key=text, **msgspec.structs.asdict(key_view(key)))
 
 
-def project_view(project: Project) -> wire.Project:
+def project_view(project: Project) -> wire_server.Project:
     """A project."""
-    return wire.Project(id=project.id, created_at=timestamp(project.created_at))
+    return wire_server.Project(project.id, timestamp(project.created_at), project.default_driver, project.drivers)
 
 
 def image_view(image: ImageInfo) -> wire.Image:
@@ -394,14 +395,14 @@ def image_view(image: ImageInfo) -> wire.Image:
     return wire.Image(name=image.name, digest=image.digest, size_bytes=image.size_bytes, status=image.status)
 
 
-def server_view(info: ServerInfo, public_domain: str) -> wire.Server:
+def server_view(info: ServerInfo, public_domain: str) -> wire_server.Server:
     """What this server is."""
-    return wire.Server(
+    return wire_server.Server(
         version=info.version,
-        drivers=tuple(wire.Driver(one.name, one.usable, one.missing) for one in info.drivers),
+        drivers=tuple(wire_server.Driver(one.name, one.usable, one.missing) for one in info.drivers),
         default_driver=info.default_driver,
         images=tuple(map(image_view, info.images)),
-        capacity=wire.Capacity(
+        capacity=wire_server.Capacity(
             sandboxes=info.max_sandboxes,
             sandboxes_now=info.sandboxes,
             memory_free_mib=info.memory_free_bytes // MIB,

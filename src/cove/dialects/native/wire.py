@@ -28,6 +28,8 @@ State = Literal["pending", "running", "paused", "hibernated", "stopping", "termi
 IdleAction = Literal["pause", "terminate", "none"]
 ScopeName = Literal["read", "create", "exec", "files", "destroy", "keys", "admin"]
 
+DriverName = Annotated[str, Meta(min_length=1, max_length=63, description="An isolation driver.")]
+
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parent of what callers send: an unknown field is an error."""
@@ -38,7 +40,7 @@ class Create(Request, frozen=True):
 
     image: Annotated[str, Meta(min_length=1, max_length=255)] = "base"
     name: Label | None = None
-    driver: Annotated[str, Meta(max_length=63)] | None = None
+    driver: DriverName | None = None
     cpus: Cpus = 1.0
     memory_mib: MemoryMib = 512
     disk_mib: DiskMib = 4096
@@ -51,6 +53,9 @@ class Create(Request, frozen=True):
     timeout_s: Seconds | None = None
     idle_timeout_s: Seconds | None = 1800.0
     idle_action: IdleAction = "pause"
+    run_entrypoint: Annotated[
+        bool, Meta(description="Start the image's ENTRYPOINT and CMD as the background command `entrypoint`.")
+    ] = False
 
 
 class Update(Request, frozen=True):
@@ -72,7 +77,12 @@ class Exec(Request, frozen=True):
     command: str | tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict[str, str])
     cwd: Path | None = None
-    user: Annotated[str, Meta(max_length=64, description="A name or uid[:gid] inside; null: root.")] | None = None
+    user: (
+        Annotated[
+            str, Meta(max_length=64, description="A name or uid[:gid] inside; null: the image's user, else root.")
+        ]
+        | None
+    ) = None
     timeout_s: Annotated[float, Meta(ge=0.01, le=TEN_YEARS_S)] | None = None
     stdin: str | None = None
     encoding: Encoding = "utf-8"
@@ -120,28 +130,6 @@ class SetAttributes(Request, frozen=True):
     mode: Mode | None = None
     uid: Owner | None = None
     gid: Owner | None = None
-
-
-class MintKey(Request, frozen=True):
-    """A key to make. No scopes: those of the caller."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=63)]
-    project: Label | None = None
-    scopes: tuple[ScopeName, ...] = ()
-    timeout_s: Seconds | None = None
-    dialect: Annotated[str, Meta(max_length=63)] | None = None
-
-
-class NewProject(Request, frozen=True):
-    """A project to make."""
-
-    id: Label
-
-
-class Shutdown(Request, frozen=True):
-    """`all`: end every sandbox first. Else they go on, for the next start to take over."""
-
-    destroy_all: bool = field(default=False, name="all")
 
 
 class SandboxQuery(Request, frozen=True):
@@ -362,45 +350,6 @@ class Removed(Struct, frozen=True):
     removed: int
 
 
-class Key(Struct, frozen=True, kw_only=True):
-    """An API key as the server knows it."""
-
-    id: str
-    name: str
-    project: str
-    dialect: str | None
-    scopes: tuple[str, ...]
-    created_at: str
-    expires_at: str | None
-    revoked_at: str | None
-    last_used_at: str | None
-
-
-class NewKey(Key, frozen=True):
-    """The only answer that has the key itself."""
-
-    key: str
-
-
-class KeyList(Struct, frozen=True):
-    """Keys of the caller's project, of all for an admin."""
-
-    keys: tuple[Key, ...]
-
-
-class Project(Struct, frozen=True):
-    """A tenant."""
-
-    id: str
-    created_at: str
-
-
-class ProjectList(Struct, frozen=True):
-    """All projects."""
-
-    projects: tuple[Project, ...]
-
-
 class Image(Struct, frozen=True, kw_only=True):
     """An image; `status` is ready, building or failed."""
 
@@ -414,48 +363,6 @@ class ImageList(Struct, frozen=True):
     """Images of this server."""
 
     images: tuple[Image, ...]
-
-
-class Driver(Struct, frozen=True):
-    """An isolation driver; `missing` says what keeps it from being usable."""
-
-    name: str
-    usable: bool
-    missing: tuple[str, ...]
-
-
-class Capacity(Struct, frozen=True, kw_only=True):
-    """Room: sandboxes at most and now, memory free, ready boxes per image."""
-
-    sandboxes: int
-    sandboxes_now: int
-    memory_free_mib: int
-    pool: dict[str, int]
-
-
-class Server(Struct, frozen=True, kw_only=True):
-    """What this server is and has."""
-
-    version: str
-    drivers: tuple[Driver, ...]
-    default_driver: str
-    images: tuple[Image, ...]
-    capacity: Capacity
-    isolation: Isolation | None
-    public_domain: str
-
-
-class Health(Struct, frozen=True):
-    """It answers."""
-
-    status: str
-    version: str
-
-
-class ShutdownStarted(Struct, frozen=True):
-    """Sandboxes that go on without the server."""
-
-    sandboxes: int
 
 
 class StartedEvent(Struct, frozen=True):

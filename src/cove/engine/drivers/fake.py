@@ -47,10 +47,12 @@ ISOLATION: Final = Isolation(
 class _NamelessAgent(AgentClient):
     """An agent that must not write /etc/hostname and /etc/hosts, which here are the machine's own."""
 
-    async def claim(self, env: dict[str, str], workdir: str | None, hostname: str | None) -> None:
+    async def claim(
+        self, env: dict[str, str], workdir: str | None, hostname: str | None, user: str | None = None
+    ) -> None:
         """As the agent's, without the name."""
         del hostname
-        await super().claim(env, workdir, None)
+        await super().claim(env, workdir, None, user)
 
 
 class FakeBox(Box):

@@ -56,6 +56,7 @@ class Client:
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
         driver: str | None = None,
+        run_entrypoint: bool = False,
         io_read: Size | None = None,
         io_write: Size | None = None,
         keep: bool = False,
@@ -76,6 +77,7 @@ class Client:
             idle_timeout=idle_timeout,
             idle_action=idle_action,
             driver=driver,
+            run_entrypoint=run_entrypoint,
             io_read=io_read,
             io_write=io_write,
             idempotency_key=idempotency_key,
@@ -167,9 +169,17 @@ class Client:
         """Make a key worthless, now."""
         await self.call(server_calls.revoke_key(key_id))
 
-    async def create_project(self, project_id: str) -> Project:
-        """Make a project (a tenant)."""
-        return await self.call(server_calls.create_project(project_id))
+    async def create_project(
+        self, project_id: str, *, default_driver: str | None = None, drivers: Sequence[str] = ()
+    ) -> Project:
+        """Make a project (a tenant). `drivers`: what its sandboxes may use, empty: any."""
+        return await self.call(server_calls.create_project(project_id, default_driver=default_driver, drivers=drivers))
+
+    async def change_project(
+        self, project_id: str, *, default_driver: str | Unset | None = UNSET, drivers: Sequence[str] | Unset = UNSET
+    ) -> Project:
+        """Change which drivers a project's new sandboxes may use, and which they get unasked."""
+        return await self.call(server_calls.change_project(project_id, default_driver=default_driver, drivers=drivers))
 
     async def projects(self) -> builtins.list[Project]:
         """Return all projects."""

@@ -40,7 +40,7 @@ def test_projects_and_images_are_listed(cove, stub) -> None:
     image = {"name": "base", "digest": "d" * 64, "size_bytes": 1 << 20, "status": "ready"}
     stub.extra["GET", "/images"] = {"images": [image]}
     stub.extra["POST", "/projects"] = {"id": "lab", "created_at": None}
-    assert cove("project", "ls").out.splitlines()[1].split() == ["lab", "2026-01-02", "03:04"]
+    assert cove("project", "ls").out.splitlines()[1].split() == ["lab", "2026-01-02", "03:04", "-", "any"]
     assert cove("project", "create", "lab").out == "lab\n"
     assert cove("image", "ls", "--json", "name,status").objects == [{"name": "base", "status": "ready"}]
 

@@ -36,12 +36,13 @@ def free_port() -> int:
 
 @dataclass
 class RunningServer:
-    """A server process with its own data directory and port. `kill` is `kill -9`; `start` starts it again."""
+    """A server process with its own data directory and port; `prefix` runs it. `kill` is `kill -9`; `start` starts it again."""
 
     data_dir: Path
     port: int
     env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
 
     key = "cove-test-key-0123456789"
 
@@ -76,7 +77,7 @@ class RunningServer:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "import sys; from cove.server.serve import main; sys.exit(main({}, False))"],
+                [*self.prefix, sys.executable, "-c", "import sys; from cove.server.serve import main; sys.exit(main({}, False))"],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -46,7 +46,8 @@ class Birth:
     """What a new sandbox needs beyond its record. `box` is a warm one whose id the sandbox has taken over.
 
     `env` goes into the box and nowhere else: it may hold secrets, so no store or log ever sees it. `asked_at` is
-    the monotonic moment of the request; `intent` writes the pending record; `run_entrypoint` starts the image's program.
+    the monotonic moment of the request; `intent` writes the pending record;
+    `run_entrypoint`: start the image's program.
     """
 
     image: BoxImage

@@ -111,6 +111,12 @@ class UidRanges:
         self._used.add(base)
         return base
 
+    def shared(self) -> int:
+        """The first uid of the one range that all boxes have on a machine without idmapped mounts."""
+        if not self._free and not self._used:
+            self._free += self._bases(self._claims.take())
+        return min({*self._free, *self._used})
+
     def mark(self, base: int) -> None:
         """Note that an adopted sandbox uses `base`."""
         self._used.add(base)

@@ -21,7 +21,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """Where the engine keeps things and what it may use.
 
     `pool_bytes` 0: 75 % of the free space of the data directory's file system. `quota` picks the storage of writable
-    layers: `auto` (best the machine has), `btrfs`, `ext4` (a loop file per sandbox) or `tmpfs`.
+    layers: `auto` (best the machine has), `btrfs`, `ext4` (a loop file per sandbox) or `tmpfs`. `degrade`: which lesser
+    kinds of `ids.Ids` may be used where the machine has no better.
     """
 
     data_dir: Path
@@ -32,6 +33,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     quota: str = "auto"
     pool_bytes: int = 0
     drivers: tuple[str, ...] = ("runc",)
+    degrade: tuple[str, ...] = ()
 
     @classmethod
     def at(

@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 from msgspec import Struct
 
 from cove.engine import kernel
+from cove.engine.ids import Ids
 from cove.engine.userns import UserNamespaces
 
 T = TypeVar("T")
@@ -89,11 +90,18 @@ class MountThread:
 
 
 def mount_box(  # noqa: PLR0913 (six facts of one box)
-    users: UserNamespaces, dirs: BoxDirs, *, image: Path, skeleton: Path, layer: Path, base: int
+    users: UserNamespaces, dirs: BoxDirs, *, image: Path, skeleton: Path, layer: Path, base: int, ids: Ids = Ids.MAPPED
 ) -> None:
     """Mount the overlay and the socket directory of a box. On the mount thread. Raises: OSError.
 
-    `layer` holds `u` (the files the box writes) and `w` (overlay's work directory).
+    Args:
+        users: makes the idmaps.
+        dirs: where the box lies.
+        image: the image's tree; for `ids` other than mapped, with owners as they shall be.
+        skeleton: the layer with the mount points, likewise.
+        layer: holds `u` (the files the box writes) and `w` (overlay's work directory).
+        base: the host's uid of the box's root.
+        ids: whether layers are idmapped.
     """
     dirs.home.mkdir(mode=0o711)
     for name in ("m", "s", "l0", "l1", "lu"):
@@ -105,12 +113,18 @@ def mount_box(  # noqa: PLR0913 (six facts of one box)
         (image, "l1", kernel.MOUNT_ATTR_RDONLY),
         (layer, "lu", 0),
     )
-    with users.fd(base) as userns, contextlib.ExitStack() as attached:
+    with contextlib.ExitStack() as attached:
+        userns = attached.enter_context(users.fd(base)) if ids is Ids.MAPPED else None
         for source, name, attributes in layers:
-            _mount_mapped(source, dirs.home / name, attributes, userns)
+            if userns is None:
+                kernel.mount(source, dirs.home / name, None, kernel.MS_BIND)
+            else:
+                _mount_mapped(source, dirs.home / name, attributes, userns)
             # The overlay holds its own clones of the layers.
             attached.callback(_unmount_layer, dirs.home / name)
-        _mount_overlay(dirs, base)
+        if userns is None:
+            os.chown(layer / "u", base, base)
+        _mount_overlay(dirs, base if userns is not None else 0)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("agent", dirs.socket_dir, "tmpfs", flags, f"size=64k,nr_inodes=16,mode=0700,uid={base},gid={base}")
 

@@ -38,7 +38,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         pool_bytes=settings.pool_bytes,
         drivers=settings.drivers,
     )
-    return replace(config, run_dir=settings.run_dir / config.instance)
+    return replace(config, run_dir=settings.run_dir / config.instance, degrade=settings.degrade)
 
 
 def core_settings(settings: Settings) -> CoreSettings:

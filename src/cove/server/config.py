@@ -55,6 +55,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_creates: int
     history_days: float
     quota: str
+    degrade: tuple[str, ...]
     pool_bytes: int
     json_body_mib: int
     max_connections: int
@@ -201,6 +202,16 @@ def _sized(text: str) -> tuple[str, ...]:
     return words
 
 
+def _some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        given = _words(text.lower())
+        if not set(given) <= set(words):
+            raise ValueError(f"may name {', '.join(words)}")
+        return given
+
+    return parse
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -235,6 +246,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "max_creates": _COUNT,
     "history_days": _number(float, 0, 3650),
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
+    "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),
     "json_body_mib": _number(int, 1, 1024),
     "max_connections": _COUNT,

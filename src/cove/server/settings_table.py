@@ -72,6 +72,14 @@ TABLE: Final = (
     Setting("history_days", "30", "days", "How long ended sandboxes are shown."),
     Setting("quota", "auto", "word", "Storage of what sandboxes write: auto, btrfs, ext4 or tmpfs."),
     Setting(
+        "degrade",
+        "",
+        "list",
+        "What to do without on a machine that lacks it, instead of refusing to start: `shared` (no idmapped mounts, "
+        "kernel before 5.19: all sandboxes share one range of ids), `host` (no user namespaces: root in a sandbox has "
+        "the machine's uid 0). Each sandbox's view says so.",
+    ),
+    Setting(
         "pool_bytes",
         "0",
         "bytes",

@@ -76,7 +76,7 @@ _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 
 class BundleSpec(Struct, frozen=True, kw_only=True):
-    """What differs from box to box. Paths are the host's; `uid_base` is the first id of the box's range."""
+    """What differs from box to box. Paths are the host's; `uid_base` is the first id of its range, 0: the host's."""
 
     hostname: str
     rootfs: Path
@@ -90,7 +90,8 @@ class BundleSpec(Struct, frozen=True, kw_only=True):
 
 def build(spec: BundleSpec) -> dict[str, Any]:
     """The `config.json` object."""
-    ids = [{"containerID": 0, "hostID": spec.uid_base, "size": SIZE_OF_IDS}]
+    ids = [{"containerID": 0, "hostID": spec.uid_base, "size": SIZE_OF_IDS}] if spec.uid_base else []
+    kinds = ("pid", "ipc", "uts", "mount", "network", "cgroup", *(("user",) if ids else ()))
     return {
         "ociVersion": "1.1.0",
         "hostname": spec.hostname,
@@ -100,7 +101,7 @@ def build(spec: BundleSpec) -> dict[str, Any]:
         "linux": {
             "uidMappings": ids,
             "gidMappings": ids,
-            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network", "user", "cgroup")],
+            "namespaces": [{"type": kind} for kind in kinds],
             "cgroupsPath": spec.cgroup_path,
             "resources": _resources(spec),
             "maskedPaths": list(MASKED_PATHS),

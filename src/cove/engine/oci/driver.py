@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -18,6 +20,7 @@ import msgspec
 from cove.agentlink.client import AgentClient
 from cove.engine import agentsocket, kernel, rootfs, seccomp
 from cove.engine.driver import Box, BoxFacts, BoxSpec, Driver
+from cove.engine.ids import Ids
 from cove.engine.oci import bundle
 from cove.engine.oci.ground import Ground, wait_readable
 from cove.engine.oci.runtime import Runtime
@@ -156,14 +159,15 @@ class OciDriver(Driver):
         self._ground = ground
         self._runtime = Runtime(ground.config.runtimes_dir / "bin" / self.name, ground.runtime_state(self.name))
         self._version = ""
-        self._counter = asyncio.Lock()
+        self._copying = threading.Lock()
 
     async def requirements(self) -> tuple[str, ...]:
         try:
             self._version = await self._runtime.version()
         except EngineFailure as error:
             return (error.public,)
-        return self._version_gaps(self._version)
+        refusal = self._ground.choice.refusal
+        return (*self._version_gaps(self._version), *((refusal,) if refusal else ()))
 
     def _version_gaps(self, version: str) -> tuple[str, ...]:
         """What is wrong with `version`, one sentence each."""
@@ -173,7 +177,7 @@ class OciDriver(Driver):
         if not self._version:
             self._version = await self._runtime.version()
         ground = self._ground
-        base = ground.uids.take()
+        base = ground.take_ids()
         ground.live.add(spec.id)
         try:
             return await self._create(spec, base)
@@ -187,10 +191,13 @@ class OciDriver(Driver):
     async def _create(self, spec: BoxSpec, base: int) -> Box:
         ground = self._ground
         dirs = ground.dirs(spec.id)
+        image, skeleton = spec.image.rootfs, ground.skeleton
+        if ground.choice.ids is Ids.SHARED:
+            image, skeleton = await asyncio.to_thread(self._copies, spec, base)
 
         def mount(users: UserNamespaces) -> None:
             layer = ground.layers.create(spec.id, spec.limits.disk_bytes)
-            rootfs.mount_box(users, dirs, image=spec.image.rootfs, skeleton=ground.skeleton, layer=layer, base=base)
+            rootfs.mount_box(users, dirs, image=image, skeleton=skeleton, layer=layer, base=base, ids=ground.choice.ids)
 
         await ground.mounts.run(mount)
         config = bundle.build(
@@ -214,6 +221,11 @@ class OciDriver(Driver):
         ground.write_facts(facts)
         return box
 
+    def _copies(self, spec: BoxSpec, base: int) -> tuple[Path, Path]:
+        with self._copying:  # one at a time: the second create of an image finds the first one's copy
+            image = self._ground.shifted(spec.image.rootfs, spec.image.digest[:32], base)
+            return image, self._ground.shifted(self._ground.skeleton, "skeleton", base)
+
     def _facts(self, spec: BoxSpec, base: int, pid: int) -> BoxFacts:
         start = kernel.process_start(pid)
         if start is None:
@@ -236,7 +248,7 @@ class OciDriver(Driver):
         return Isolation(
             driver=self.name,
             driver_version=self._version,
-            user_namespace=True,
+            user_namespace=self._ground.choice.ids is not Ids.HOST,
             seccomp=seccomp.NAME,
             quota=self._ground.layers.kind,
             cgroup=self._ground.cgroups.kind,

@@ -20,11 +20,12 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cove.engine import cgroup, kernel, machine, rootfs
+from cove.engine import cgroup, ids, kernel, machine, rootfs
 from cove.engine.agentbin import agent_build, agent_path
 from cove.engine.claims import UidRanges
 from cove.engine.config import EngineConfig
 from cove.engine.driver import BoxFacts
+from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
 from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
@@ -38,10 +39,11 @@ KILL_LIMIT_S: Final = 15.0
 class Ground:
     """Shared state of the OCI drivers. `live` has the boxes that a driver object answers for."""
 
-    def __init__(self, config: EngineConfig, layers: LayerStore, missing: tuple[str, ...]) -> None:
+    def __init__(self, config: EngineConfig, layers: LayerStore, choice: IdsChoice, missing: tuple[str, ...]) -> None:
         self.config = config
         self.layers = layers
-        self.missing = missing
+        self.choice = choice
+        self.missing = (*missing, *choice.missing)
         self.mounts = rootfs.MountThread()
         # A thread of its own for what takes 0.1 ms: a claim must not wait behind the mounts of the pool's filling.
         self._quick = ThreadPoolExecutor(1, "cove-quick")
@@ -70,9 +72,21 @@ class Ground:
         """The state directory that a runtime gets as its `--root`."""
         return self.config.run_dir / "runtime" / driver
 
+    def take_ids(self) -> int:
+        """The first uid of a new box's range; 0 without user namespaces. Raises: CapacityExceeded."""
+        if self.choice.ids is Ids.HOST:
+            return 0
+        return self.uids.shared() if self.choice.ids is Ids.SHARED else self.uids.take()
+
+    def shifted(self, tree: Path, name: str, base: int) -> Path:
+        """A copy of `tree` for boxes that share the ids from `base` on; `name` names the content, such as its digest.
+
+        Blocks, for some seconds the first time. Raises: EngineFailure.
+        """
+        return shifted_copy(tree, self.config.data_dir / "shifted" / f"{name}-{base}", base)
+
     def prepare(self) -> None:
         """Make what boxes stand on. Raises: EngineFailure, OSError."""
-        rootfs.make_skeleton(self.skeleton)
         self.cgroups.prepare()
         self.agents.mkdir(mode=0o711, exist_ok=True)
         if not os.path.ismount(self.agents):
@@ -251,6 +265,18 @@ async def wait_readable(fd: int, limit_s: float | None) -> None:
         loop.remove_reader(fd)
 
 
+def _choose_ids(config: EngineConfig) -> IdsChoice:
+    place = config.run_dir / "probe"
+    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        user_namespaces, idmapped_mounts = ids.probe(place, config.data_dir / "skeleton")
+    finally:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+    allowed = frozenset(Ids(word) for word in config.degrade)
+    return ids.choose(allowed, user_namespaces=user_namespaces, idmapped_mounts=idmapped_mounts)
+
+
 @asynccontextmanager
 async def open_ground(config: EngineConfig) -> AsyncGenerator[Ground]:
     """The ground of this server. Leaving it leaves every box running.
@@ -260,7 +286,9 @@ async def open_ground(config: EngineConfig) -> AsyncGenerator[Ground]:
     if not machine.is_entered(config.run_dir):
         raise EngineFailure("the engine must run in its own mount namespace", internal="machine.enter() was not called")
     layers, missing = await asyncio.to_thread(open_layers, config.quota, config.data_dir, config.pool_bytes)
-    ground = Ground(config, layers, missing)
+    rootfs.make_skeleton(config.data_dir / "skeleton")
+    choice = await asyncio.to_thread(_choose_ids, config)
+    ground = Ground(config, layers, choice, missing)
     try:
         ground.prepare()
         yield ground

@@ -41,7 +41,7 @@ def probe_kernel(_settings: SetupSettings) -> Line:
             "kernel",
             f"Linux {release}",
             cost="no idmapped overlay mounts, on which every sandbox's root stands (needs 5.19)",
-            cure="boot a newer kernel; Debian 12's own is new enough",
+            cure="boot a newer kernel (Debian 12 has one); or COVE_DEGRADE=shared (docs/reference/settings.md)",
         )
     if version < _SQUOTA_SINCE:
         return warn(
@@ -154,7 +154,7 @@ def probe_user_namespaces(_settings: SetupSettings) -> Line:
             "user namespaces",
             f"{tried.text} ({limits})" if limits else tried.text,
             cost="root in a sandbox would be root of the machine, so Cove starts none",
-            cure="sysctl user.max_user_namespaces=15000",
+            cure="sysctl user.max_user_namespaces=15000; or COVE_DEGRADE=host (docs/reference/settings.md)",
         )
     return ok("user namespaces", f"a range of 65536 ids was mapped ({_sysctls('user/max_user_namespaces')})")
 

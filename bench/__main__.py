@@ -11,92 +11,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import http.client
 import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from tests_support import RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
-
-MIB = 1024 * 1024
-
-
-@dataclass
-class Row:
-    """One line of the table: what, the bar, what was seen."""
-
-    what: str
-    bar: str
-    seen: str
-    ok: bool | None = None
-
-
-@dataclass
-class Report:
-    """All lines of a run."""
-
-    rows: list[Row] = field(default_factory=list)
-
-    def add(self, what: str, bar: str, seen: str, *, ok: bool | None = None) -> None:
-        """Add a line and show it at once."""
-        self.rows.append(Row(what, bar, seen, ok))
-        mark = {None: " ", True: "ok", False: "MISSED"}[ok]
-        print(f"{what:52} {seen:34} bar {bar:22} {mark}", flush=True)
-
-
-class Api:
-    """A keep-alive client as thin as Python has, so that the server is what is measured."""
-
-    def __init__(self, server: RunningServer) -> None:
-        self.link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        self.headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
-
-    def call(self, method: str, path: str, body: object = None) -> dict[str, object]:
-        """One request; its JSON answer. A status of 400 or more ends the run."""
-        payload = None if body is None else json.dumps(body)
-        self.link.request(method, "/api/v1" + path, payload, self.headers)
-        answer = self.link.getresponse()
-        raw = answer.read()
-        if answer.status >= 400:
-            sys.exit(f"{method} {path}: {answer.status} {raw[:500]!r}")
-        return dict(json.loads(raw)) if raw else {}
-
-
-def quantiles(samples: list[float]) -> tuple[float, float]:
-    """p50 and p99 in milliseconds."""
-    ordered = sorted(samples)
-    return statistics.median(ordered) * 1000, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1000
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` took."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def wait_pool(api: Api, size: int) -> None:
-    """Wait until the warm pool has `size` members."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        capacity = api.call("GET", "/server")["capacity"]
-        if dict(capacity["pool"]).get("base", 0) >= size:  # type: ignore[index,call-overload]
-            return
-        time.sleep(0.05)
-    sys.exit("the warm pool does not fill")
+from bench.common import (
+    MIB,
+    ROOT,
+    Api,
+    Report,
+    RunningServer,
+    bench_sustained,
+    make_server,
+    quantiles,
+    raw,
+    timed,
+    wait_pool,
+)
+from bench.drivers import bench_drivers
 
 
 def bench_warm(report: Report, api: Api, pool: int, rounds: int) -> None:
@@ -127,41 +67,15 @@ def bench_warm(report: Report, api: Api, pool: int, rounds: int) -> None:
         report.add(what, bar, f"p50 {seen[0]:.2f}  p99 {seen[1]:.2f} ms", ok=seen[0] <= p50 and seen[1] <= p99)
 
 
-def bench_cold(report: Report, server: RunningServer, rounds: int) -> None:
-    """Creates that the pool cannot serve: a server without one."""
-    server.env["COVE_POOL_SIZE"] = "0"
-    server.start()
-    api = Api(server)
-    samples = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        box = api.call("POST", "/sandboxes", {})
-        samples.append(time.perf_counter() - start)
-        api.call("DELETE", f"/sandboxes/{box['id']}")
-    seen = quantiles(samples)
-    report.add("create, cold (runc)", "p50 <= 70 ms", f"p50 {seen[0]:.1f}  p99 {seen[1]:.1f} ms", ok=seen[0] <= 70)
-
-
-async def _raw(port: int, key: str, method: str, path: str, body: bytes) -> tuple[int, dict[str, object]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"{method} /api/v1{path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
-    raw = await reader.read()
-    writer.close()
-    status, _, rest = raw.partition(b"\r\n\r\n")
-    return int(status.split()[1]), dict(json.loads(rest)) if rest else {}
-
-
 def bench_burst(report: Report, server: RunningServer, api: Api, pool: int) -> None:
     """100 creates at once, each usable; and the rate until the last one was ready."""
     wait_pool(api, pool)
 
     async def one() -> tuple[int, str]:
-        status, box = await _raw(server.port, server.key, "POST", "/sandboxes", b"{}")
+        status, box = await raw(server.port, server.key, "POST", "/sandboxes", b"{}")
         if status != 201:
             return status, str(box)
-        ran, result = await _raw(
+        ran, result = await raw(
             server.port, server.key, "POST", f"/sandboxes/{box['id']}/exec", b'{"command":["true"]}'
         )
         return (status if ran == 200 and result["exit_code"] == 0 else 500), str(box["id"])
@@ -183,28 +97,6 @@ def bench_burst(report: Report, server: RunningServer, api: Api, pool: int) -> N
     for status, name in answers:
         if status == 201:
             api.call("DELETE", f"/sandboxes/{name}")
-
-
-def bench_sustained(report: Report, server: RunningServer, seconds: float) -> None:
-    """Create and destroy as fast as four clients can, long after the pool is empty."""
-
-    async def worker(until: float) -> int:
-        done = 0
-        while time.perf_counter() < until:
-            status, box = await _raw(server.port, server.key, "POST", "/sandboxes", b"{}")
-            if status == 201:
-                await _raw(server.port, server.key, "DELETE", f"/sandboxes/{box['id']}", b"")
-                done += 1
-        return done
-
-    async def all_workers() -> int:
-        until = time.perf_counter() + seconds
-        return sum(await asyncio.gather(*(worker(until) for _ in range(4))))
-
-    start = time.perf_counter()
-    done = asyncio.run(all_workers())
-    rate = done / (time.perf_counter() - start)
-    report.add("create + destroy, sustained", ">= 20 /s", f"{rate:.1f} /s over {seconds:.0f} s", ok=rate >= 20)
 
 
 def bench_files(report: Report, server: RunningServer, api: Api, size: int) -> None:
@@ -289,7 +181,7 @@ def bundle(image: Path) -> Iterator[Path]:
 def peers(image: Path, runtimes: Path, folder: Path) -> dict[str, list[str]]:
     """The peers that are installed: name to command. `NAME` in it stands for a name that is new in each run."""
     found: dict[str, list[str]] = {}
-    for name in ("crun", "runc"):
+    for name in ("crun", "runc", "runsc"):
         if (runtimes / name).exists():
             call = [str(runtimes / name), "--root", str(folder / name), "run", "--bundle", str(folder), "NAME"]
             if Path("/sys/fs/cgroup/unified").is_dir():
@@ -352,7 +244,7 @@ def main() -> int:
     scale = 10 if given.quick else 1
     report, pool = Report(), 64
     with tempfile.TemporaryDirectory() as folder:
-        server = make_server(Path(folder), COVE_POOL_SIZE=str(pool))
+        server = make_server(Path(folder), COVE_POOL_SIZE=str(pool), COVE_DRIVERS="runc")
         server.start()
         try:
             api = Api(server)
@@ -361,12 +253,13 @@ def main() -> int:
             bench_burst(report, server, api, pool)
             bench_pause(report, api, 50 // scale)
             bench_files(report, server, api, (1024 if not given.quick else 128) * MIB)
-            bench_sustained(report, server, 20.0 / scale)
-            server.stop()
-            bench_cold(report, server, 60 // scale)
+            bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
+            server.down()
+            bench_drivers(report, Path(folder), scale)
             bench_peers(report, server, 30 // scale)
         finally:
-            server.down()
+            if server.process is not None and server.process.poll() is None:
+                server.down()
     if given.write:
         write(report)
     return 0 if all(row.ok is not False for row in report.rows) else 1

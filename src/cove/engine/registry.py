@@ -19,7 +19,7 @@ from cove.engine.images import Images
 from cove.engine.oci.ground import Ground, open_ground
 from cove.model.errors import BadRequest, EngineFailure
 
-OCI: Final = {"runc": "cove.engine.drivers.runc"}
+OCI: Final = {"runc": "cove.engine.drivers.runc", "crun": "cove.engine.drivers.crun"}
 """Drivers that stand on `oci.ground.Ground`."""
 
 PLAIN: Final = {"fake": "cove.engine.drivers.fake"}

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -46,6 +47,7 @@ func main() {
 	a := newAgent(*socket)
 	a.handleSignals()
 	go a.reaper.loop()
+	go keepSpareThreads()
 	if err := a.serve(); err != nil {
 		a.commands.killAll()
 		os.Exit(1)
@@ -105,6 +107,33 @@ func sealDescriptors() {
 // children. It keeps accidents away; the host trusts the agent no more for it.
 func refuseTracing() {
 	_, _, _ = syscall.Syscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 0, 0)
+}
+
+// spareThreads is how many idle threads the agent keeps. The Go runtime ends the process when it needs a thread and the
+// kernel refuses one, which a fork bomb at the limit of processes makes it do; with threads in hand it needs none.
+const spareThreads = 12
+
+// keepSpareThreads makes the runtime create that many by blocking each in a read; afterwards it keeps them.
+func keepSpareThreads() {
+	var ends [2]int
+	if syscall.Pipe2(ends[:], syscall.O_CLOEXEC) != nil {
+		return
+	}
+	var blocked, done sync.WaitGroup
+	for range spareThreads {
+		blocked.Add(1)
+		done.Add(1)
+		go func() {
+			defer done.Done()
+			var one [1]byte
+			blocked.Done()
+			_, _ = syscall.Read(ends[0], one[:])
+		}()
+	}
+	blocked.Wait()
+	_ = syscall.Close(ends[1])
+	done.Wait()
+	_ = syscall.Close(ends[0])
 }
 
 // handleSignals swallows every signal when we are PID 1: the kernel protects an init only from signals it has no

@@ -15,7 +15,7 @@ import pytest
 from cove.engine.conformance import checks
 
 pytestmark = pytest.mark.real
-DRIVERS = ("runc", "crun", "fake")
+DRIVERS = ("runc", "crun", "gvisor", "fake")
 SETUP_DIR = os.environ.get("COVE_DATA_DIR", "/var/lib/cove")
 
 

@@ -93,7 +93,8 @@ class Creation:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
         name = self._name(order)
         self._admission.check(order.spec.limits)
-        box = self._pool.take(image, driver.name)
+        is_any_name = driver.can_rename or order.spec.hostname is None
+        box = self._pool.take(image, driver.name) if is_any_name else None
         sandbox_id = new_core_id() if box is None else box.facts.id
         sandbox = replace(
             _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),

@@ -126,6 +126,7 @@ async def _place(facts: BoxFacts, machine: Machine) -> str:
 async def _connected(box: Box) -> bool:
     """Whether its agent answers. Only asked of boxes that ran nobody's code yet, so nobody makes a start wait."""
     try:
+        await bounded(box.wake())
         await bounded(box.reconnect())
     except CoveError as error:
         log.info("box %s is of no use to the pool: %s %s", box.facts.id, error, error.internal)

@@ -85,6 +85,7 @@ async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, S
 
 async def _fit(box: Box, sandbox: Sandbox, birth: Birth) -> None:
     """Make a pool member what this sandbox asked for."""
+    await box.wake()
     if box.facts.limits != sandbox.limits:
         await box.set_limits(sandbox.limits)
     if birth.hostname is not None:

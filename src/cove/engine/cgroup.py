@@ -26,6 +26,9 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 CPU_PERIOD_US: Final = 100_000
 _FREEZE_LIMIT_S: Final = 5.0
 _REMOVE_LIMIT_S: Final = 5.0
+OWN_PIDS: Final = 32
+"""What the limit of processes is raised by for the box's own sake: the agent's threads (~22), which no command uses."""
+
 _V1_CONTROLLERS: Final = ("memory", "cpu", "cpuacct", "pids", "blkio", "freezer", "devices", "cpuset", "systemd")
 
 
@@ -72,6 +75,10 @@ class BoxCgroup(ABC):
     @abstractmethod
     def oom_kills(self) -> int:
         """Kills for memory so far; 0 when the cgroup is gone."""
+
+    @abstractmethod
+    def forks_refused(self) -> int:
+        """How often the limit of processes refused one; 0 when the cgroup is gone."""
 
     @abstractmethod
     async def freeze(self) -> None:
@@ -163,7 +170,7 @@ class BoxCgroupV1(BoxCgroup):
         self._set_memory(limits.memory_bytes)
         quota = int(limits.cpus * CPU_PERIOD_US)
         (self._paths["cpu"] / "cpu.cfs_quota_us").write_text(str(quota))
-        (self._paths["pids"] / "pids.max").write_text(str(limits.pids))
+        (self._paths["pids"] / "pids.max").write_text(str(limits.pids + OWN_PIDS))
         if device is not None and "blkio" in self._paths:
             for name, value in (("read", limits.io_read_bps), ("write", limits.io_write_bps)):
                 (self._paths["blkio"] / f"blkio.throttle.{name}_bps_device").write_text(f"{device} {value or 0}")
@@ -191,6 +198,9 @@ class BoxCgroupV1(BoxCgroup):
 
     def oom_kills(self) -> int:
         return _keyed(self._paths["memory"] / "memory.oom_control", "oom_kill")
+
+    def forks_refused(self) -> int:
+        return _keyed(self._paths["pids"] / "pids.events", "max")
 
     async def freeze(self) -> None:
         state = self._paths["freezer"] / "freezer.state"
@@ -256,7 +266,7 @@ class BoxCgroupV2(BoxCgroup):
             # Absent where the kernel has no swap accounting; there is no swap to use then either.
             (self._path / "memory.swap.max").write_text("0")
         (self._path / "cpu.max").write_text(f"{int(limits.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}")
-        (self._path / "pids.max").write_text(str(limits.pids))
+        (self._path / "pids.max").write_text(str(limits.pids + OWN_PIDS))
         if device is not None and (self._path / "io.max").exists():
             read, write = limits.io_read_bps or "max", limits.io_write_bps or "max"
             (self._path / "io.max").write_text(f"{device} rbps={read} wbps={write}")
@@ -272,6 +282,9 @@ class BoxCgroupV2(BoxCgroup):
 
     def oom_kills(self) -> int:
         return _keyed(self._path / "memory.events", "oom_kill")
+
+    def forks_refused(self) -> int:
+        return _keyed(self._path / "pids.events", "max")
 
     async def freeze(self) -> None:
         await self._set_frozen(1)

@@ -49,7 +49,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     """What must be known to adopt or reap a box after a restart; kept in the box's own directory as JSON.
 
     `init_pid` and `init_start` (clock ticks, field 22 of /proc/PID/stat) together name the process for good:
-    a pid alone can be reused.
+    a pid alone can be reused. `listener_pid`: the process that the agent's socket belongs to, 0: its init.
     """
 
     id: str
@@ -63,6 +63,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     isolation: Isolation
     agent_build: str
     created_at: float
+    listener_pid: int = 0
 
 
 class Box(ABC):
@@ -86,7 +87,7 @@ class Box(ABC):
 
     @abstractmethod
     async def set_hostname(self, hostname: str) -> None:
-        """Set the UTS name. Raises: EngineFailure."""
+        """Set the UTS name. Raises: EngineFailure; Unsupported where `Driver.can_rename` is false."""
 
     @abstractmethod
     async def pause(self) -> None:
@@ -95,6 +96,19 @@ class Box(ABC):
     @abstractmethod
     async def resume(self) -> None:
         """Let them go on. Idempotent. Raises: EngineFailure."""
+
+    async def rest(self) -> None:
+        """Cost nothing while it waits in the pool. Undone by `wake`; by default there is nothing to do."""
+        return
+
+    async def wake(self) -> None:
+        """Be ready for calls again. Idempotent."""
+        return
+
+    @property
+    def obituary(self) -> str:
+        """Once it is dead: what is known of why, as one clause for the sandbox's record."""
+        return "its first process ended"
 
     @abstractmethod
     async def usage(self) -> Usage:
@@ -125,9 +139,10 @@ class Box(ABC):
 
 
 class Driver(ABC):
-    """Makes boxes of one isolation tier."""
+    """Makes boxes of one isolation tier. `can_rename`: whether a running box can get another host name."""
 
     name: str
+    can_rename = True
 
     @abstractmethod
     async def requirements(self) -> tuple[str, ...]:

@@ -252,6 +252,7 @@ class Pool:
     async def _watch(self, shelf: _Shelf, box: Box) -> None:
         """Until the box dies on the shelf; a claim cancels this."""
         try:
+            await box.rest()
             await box.wait_dead()
         except Exception:  # this task's outermost frame
             log.exception("pool member %s cannot be watched", box.facts.id)

@@ -15,11 +15,15 @@ from msgspec import Struct
 
 from cove.engine.config import EngineConfig
 from cove.engine.driver import Driver
-from cove.engine.images import Images
+from cove.engine.images.builtin import BuiltinImages
 from cove.engine.oci.ground import Ground, open_ground
 from cove.model.errors import BadRequest, EngineFailure
 
-OCI: Final = {"runc": "cove.engine.drivers.runc", "crun": "cove.engine.drivers.crun"}
+OCI: Final = {
+    "runc": "cove.engine.drivers.runc",
+    "crun": "cove.engine.drivers.crun",
+    "gvisor": "cove.engine.drivers.gvisor",
+}
 """Drivers that stand on `oci.ground.Ground`."""
 
 PLAIN: Final = {"fake": "cove.engine.drivers.fake"}
@@ -50,7 +54,7 @@ class Engine:
         ground: Ground | None,
     ) -> None:
         self.drivers = drivers
-        self.images = Images(config.images_dir)
+        self.images = BuiltinImages(config.images_dir)
         self.status = status
         self._data_dir = config.data_dir
         self._ground = ground

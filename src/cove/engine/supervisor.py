@@ -282,7 +282,8 @@ class Supervisor:
 
     async def _bury(self) -> None:
         is_memory = self._box is not None and self._box.oom_kills() > self._oom_kills
-        await self._end(EndReason.OUT_OF_MEMORY if is_memory else EndReason.DIED, "its first process ended")
+        detail = "its first process ended" if self._box is None else self._box.obituary
+        await self._end(EndReason.OUT_OF_MEMORY if is_memory else EndReason.DIED, detail)
 
     async def _ring(self) -> None:
         if self._deadlines.has_expired():

@@ -36,7 +36,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """What a sandbox may use. All are hard limits enforced by the kernel.
 
     `cpus` in cores (fractions allowed); `memory_bytes` counts anonymous, tmpfs and kernel memory;
-    `disk_bytes` is what the sandbox may write over its image; `pids` counts processes and threads;
+    `disk_bytes` is what the sandbox may write over its image; `pids` counts processes and threads of its commands;
     the io limits are bytes per second to the disk under the writable layer, None: not limited.
     """
 

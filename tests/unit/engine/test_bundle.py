@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cove.engine import seccomp
+from cove.engine.cgroup import OWN_PIDS
 from cove.engine.oci import bundle
 from cove.model.sandbox import MIB, Limits
 
@@ -54,7 +55,7 @@ def test_limits_stand_in_the_resources(config: dict[str, Any]) -> None:
     resources = config["linux"]["resources"]
     assert resources["memory"] == {"limit": 256 * MIB, "swap": 256 * MIB}
     assert resources["cpu"] == {"quota": 150_000, "period": 100_000}
-    assert resources["pids"] == {"limit": 99}
+    assert resources["pids"] == {"limit": 99 + OWN_PIDS}
     assert resources["devices"] == [{"allow": False, "access": "rwm"}]
     assert resources["blockIO"] == {"throttleWriteBpsDevice": [{"major": 7, "minor": 1, "rate": 1000}]}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cove.engine.cgroup import BoxCgroupV1, BoxCgroupV2
+from cove.engine.cgroup import OWN_PIDS, BoxCgroupV1, BoxCgroupV2
 from cove.engine.versions import at_least
 from cove.model.sandbox import MIB, Limits
 
@@ -33,7 +33,7 @@ def test_v1_limits_are_written(v1: BoxCgroupV1, tmp_path: Path) -> None:
     assert (tmp_path / "memory/memory.limit_in_bytes").read_text() == str(64 * MIB)
     assert (tmp_path / "memory/memory.memsw.limit_in_bytes").read_text() == str(64 * MIB)
     assert (tmp_path / "cpu/cpu.cfs_quota_us").read_text() == "50000"
-    assert (tmp_path / "pids/pids.max").read_text() == "10"
+    assert (tmp_path / "pids/pids.max").read_text() == str(10 + OWN_PIDS)
     assert (tmp_path / "blkio/blkio.throttle.read_bps_device").read_text() == "7:0 5"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from cove.engine import seccomp
-from cove.engine.cgroup import CPU_PERIOD_US
+from cove.engine.cgroup import CPU_PERIOD_US, OWN_PIDS
 from cove.model.sandbox import MIB, Limits
 
 CAPABILITIES: Final = (
@@ -171,7 +171,7 @@ def _resources(spec: BundleSpec) -> dict[str, Any]:
         "devices": [{"allow": False, "access": "rwm"}],
         "memory": {"limit": limits.memory_bytes, "swap": limits.memory_bytes},
         "cpu": {"quota": int(limits.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US},
-        "pids": {"limit": limits.pids},
+        "pids": {"limit": limits.pids + OWN_PIDS},
     }
     if spec.io_device is not None and (limits.io_read_bps or limits.io_write_bps):
         major, minor = (int(n) for n in spec.io_device.split(":"))

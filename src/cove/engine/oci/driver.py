@@ -25,7 +25,7 @@ from cove.engine.oci import bundle
 from cove.engine.oci.ground import Ground, wait_readable
 from cove.engine.oci.runtime import Runtime
 from cove.engine.userns import UserNamespaces
-from cove.model.errors import Conflict, CoveError, EngineFailure, SandboxGone
+from cove.model.errors import Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.sandbox import Isolation, Limits, Usage
 
 _AGENT_LIMIT_S: Final = 10.0
@@ -34,8 +34,10 @@ _AGENT_LIMIT_S: Final = 10.0
 class OciBox(Box):
     """A box made by an OCI runtime."""
 
-    def __init__(self, ground: Ground, facts: BoxFacts, agent: AgentClient | None) -> None:
+    def __init__(self, driver: OciDriver, ground: Ground, facts: BoxFacts, agent: AgentClient | None) -> None:
         self.facts = facts
+        self._can_rename = driver.can_rename
+        self._rests_frozen = driver.rests_frozen
         self._ground = ground
         self._agent = agent
         self._group = ground.cgroups.of(facts.id)
@@ -73,6 +75,20 @@ class OciBox(Box):
         self.facts = msgspec.structs.replace(facts, limits=limits)
         self._ground.write_facts(self.facts)
 
+    async def rest(self) -> None:
+        if self._rests_frozen:
+            await self.pause()
+
+    async def wake(self) -> None:
+        if self._rests_frozen:
+            await self.resume()
+
+    @property
+    def obituary(self) -> str:
+        if self._group.forks_refused():
+            return "its first process ended, after its limit of processes (pids) had refused one"
+        return super().obituary
+
     async def set_hostname(self, hostname: str) -> None:
         def work() -> None:
             own = os.open("/proc/thread-self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
@@ -87,6 +103,8 @@ class OciBox(Box):
                 os.close(own)
                 os.close(theirs)
 
+        if not self._can_rename:
+            raise Unsupported(f"the driver {self.facts.driver} cannot rename a running sandbox", field="hostname")
         if not self.is_alive:
             raise SandboxGone("the sandbox has ended")
         try:
@@ -148,16 +166,25 @@ class OciBox(Box):
 
 async def _connect(ground: Ground, facts: BoxFacts, *, is_new: bool) -> AgentClient:
     directory = ground.dirs(facts.id).socket_dir
-    peer = agentsocket.Peer(pid=facts.init_pid, uid=facts.uid_base)
+    peer = agentsocket.Peer(pid=facts.listener_pid or facts.init_pid, uid=facts.uid_base)
     return await agentsocket.connect(directory, peer, is_new=is_new, timeout_s=_AGENT_LIMIT_S)
 
 
 class OciDriver(Driver):
-    """Boxes by one OCI runtime. Subclasses name it and say what it needs."""
+    """Boxes by one OCI runtime. Subclasses name it and say what it needs.
+
+    `program`: the runtime's file name where it is not the driver's; `flags`: its global options; `rests_frozen`:
+    whether its boxes use CPU while they idle, so that the pool keeps them frozen.
+    """
+
+    program = ""
+    flags: tuple[str, ...] = ()
+    rests_frozen = False
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._runtime = Runtime(ground.config.runtimes_dir / "bin" / self.name, ground.runtime_state(self.name))
+        program = ground.config.runtimes_dir / "bin" / (self.program or self.name)
+        self._runtime = Runtime(program, ground.runtime_state(self.name), self.flags)
         self._version = ""
         self._copying = threading.Lock()
 
@@ -217,7 +244,8 @@ class OciDriver(Driver):
         pid_file = dirs.home / "pid"
         await self._runtime.run(spec.id, dirs.home, pid_file)
         facts = self._facts(spec, base, int(pid_file.read_text()))
-        box = OciBox(ground, facts, await _connect(ground, facts, is_new=True))
+        facts = msgspec.structs.replace(facts, listener_pid=self._listener_pid(facts))
+        box = OciBox(self, ground, facts, await _connect(ground, facts, is_new=True))
         ground.write_facts(facts)
         return box
 
@@ -244,6 +272,11 @@ class OciDriver(Driver):
             created_at=time.time(),
         )
 
+    def _listener_pid(self, facts: BoxFacts) -> int:
+        """The process that listens for the agent, as the host sees it; 0: the box's init."""
+        del facts
+        return 0
+
     def _isolation(self) -> Isolation:
         return Isolation(
             driver=self.name,
@@ -262,7 +295,7 @@ class OciDriver(Driver):
         ground.uids.mark(facts.uid_base)
         ground.live.add(facts.id)
         # Not connected: the sandbox owns the socket, and one that does not answer must not hold up a start.
-        return OciBox(ground, facts, None)
+        return OciBox(self, ground, facts, None)
 
     async def remains(self) -> list[BoxFacts]:
         return [f for f in self._ground.read_facts() if f.driver == self.name]
@@ -272,4 +305,4 @@ class OciDriver(Driver):
             await self._ground.sweep()
         else:
             self._ground.uids.mark(facts.uid_base)
-            await OciBox(self._ground, facts, None).destroy()
+            await OciBox(self, self._ground, facts, None).destroy()

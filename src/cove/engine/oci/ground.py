@@ -27,6 +27,7 @@ from cove.engine.config import EngineConfig
 from cove.engine.driver import BoxFacts
 from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
+from cove.engine.oci import runtime
 from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
 
@@ -130,8 +131,7 @@ class Ground:
             await _kill_and_wait(pid, group)
         await _kill_stragglers(group)
         for driver in self.config.drivers:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self.runtime_state(driver) / box)
+            runtime.forget(self.runtime_state(driver), box)
         await group.remove()
         dirs = self.dirs(box)
 
@@ -152,8 +152,7 @@ class Ground:
         found = {d.name for d in (self.config.run_dir / "sb").iterdir()} | self.cgroups.boxes()
         found |= await self.mounts.run(lambda _: self.layers.names())
         for driver in self.config.drivers:
-            state = self.runtime_state(driver)
-            found |= {d.name for d in state.iterdir()} if state.is_dir() else set()
+            found |= runtime.known(self.runtime_state(driver))
         lost = sorted(box for box in found - self.live if is_core_id(box))
         for box in lost:
             base = self._uid_base_of(box)

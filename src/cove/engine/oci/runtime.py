@@ -23,9 +23,10 @@ _LOG_TAIL: Final = 4000
 class Runtime:
     """One installed runtime, with a state directory of this instance's own."""
 
-    def __init__(self, program: Path, state_dir: Path) -> None:
+    def __init__(self, program: Path, state_dir: Path, flags: tuple[str, ...] = ()) -> None:
         self.program = program
         self._state = state_dir
+        self._flags = flags
 
     async def version(self) -> str:
         """Its version as it tells it, such as `1.3.6`. Raises: EngineFailure when it cannot be run."""
@@ -50,7 +51,7 @@ class Runtime:
         Raises: EngineFailure with the runtime's own words in `internal`.
         """
         log = bundle / "log"
-        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state)]
+        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state), *self._flags]
         argv += ["run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), box]
         # All three standard streams become the init's own: never a pipe of ours, or the box would hold it open.
         process = await asyncio.create_subprocess_exec(
@@ -75,14 +76,19 @@ class Runtime:
         if code != 0:
             raise EngineFailure("the runtime could not start the sandbox", internal=f"exit {code}: {_tail(log)}")
 
-    def forget(self, box: str) -> None:
-        """Remove the runtime's state of a dead box. Idempotent."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._state / box)
 
-    def known(self) -> set[str]:
-        """The boxes that have state."""
-        return {d.name for d in self._state.iterdir()} if self._state.is_dir() else set()
+def forget(state_dir: Path, box: str) -> None:
+    """Remove a runtime's state of a dead box: a directory, or files whose names begin with its id. Idempotent."""
+    for path in state_dir.glob(f"{box}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def known(state_dir: Path) -> set[str]:
+    """The boxes that a runtime has state of."""
+    return {path.name.partition("_")[0] for path in state_dir.iterdir()} if state_dir.is_dir() else set()
 
 
 def _tail(log: Path) -> str:

@@ -13,10 +13,10 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=$(COVE_VARIABLES
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 T ?=
 
-.PHONY: help run setup setup-dev test soak check lint mypy pyright contracts unit bench format clean
+.PHONY: help run setup setup-dev test test-v2 soak check lint mypy pyright contracts unit bench format clean
 
 help: ## List these commands.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t16
 
 run: setup ## Install what is missing, start the server here, run a command in a sandbox; Ctrl-C leaves sandboxes running.
 	@exec $(SUDO) $(BIN)/cove serve --welcome $(ARGS)
@@ -24,10 +24,13 @@ run: setup ## Install what is missing, start the server here, run a command in a
 setup: .venv/.run ## Install what is missing: packages, runtimes, agent, image. Asks nothing (but sudo's password).
 	@$(SUDO) $(BIN)/python -m cove.server.setup
 
-setup-dev: setup .venv/.dev
+setup-dev: setup .venv/.dev .venv/.tools
 
 test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
 	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests) $(ARGS) </dev/null
+
+test-v2: setup-dev ## Every driver on a kernel with cgroup v2 alone, in a virtual machine (QEMU). About 5 minutes.
+	@$(SUDO) env PYTHONPATH=tests $(BIN)/python -m v2 $(ARGS) </dev/null
 
 soak: setup-dev ## The same tests at full size: 1000 cycles, 20 kills, 1 GiB files, 10000 races. About 15 minutes.
 	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m real --timeout 1800 $(or $(T),tests) $(ARGS) </dev/null
@@ -81,4 +84,11 @@ clean: ## Remove all that Cove made on this machine (COVE_DATA_DIR set: that ser
 .venv/.dev: requirements/dev.txt .venv/.run
 	@echo "Installing the tools of check and test into .venv" >&2
 	@$(PIP) install --requirement requirements/dev.txt
+	@touch $@
+
+# Unpacked, not installed: docker-registry would start a service. Only tests use them (tests/registry_support.py).
+.venv/.tools: | .venv/bin/python
+	@echo "Fetching programs that tests need into .venv/tools" >&2
+	@mkdir -p .venv/tools && cd .venv/tools && apt-get -qq -o APT::Sandbox::User=root download docker-registry umoci busybox-static
+	@cd .venv/tools && for archive in *.deb; do dpkg-deb --extract "$$archive" . && rm "$$archive" || exit 1; done
 	@touch $@

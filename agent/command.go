@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -64,10 +65,16 @@ func (r *reaper) launch(p *plan, withStdin bool) (*command, error) {
 		}
 	}
 	if err == nil {
-		cmd.proc, err = r.spawn(p.program, p.argv, &syscall.ProcAttr{
+		attr := &syscall.ProcAttr{
 			Dir: p.cwd, Env: p.env, Files: []uintptr{uintptr(in), uintptr(out), uintptr(errs)},
 			Sys: &syscall.SysProcAttr{Setsid: true, Credential: p.credential},
-		})
+		}
+		cmd.proc, err = r.spawn(p.program, p.argv, attr)
+		if errors.Is(err, syscall.EACCES) && p.credential != nil && !p.askedForCwd {
+			// The default directory may be closed to this user (/root, 0700), who did not ask for it.
+			attr.Dir = "/"
+			cmd.proc, err = r.spawn(p.program, p.argv, attr)
+		}
 	}
 	if err != nil {
 		cmd.dropPipes()

@@ -35,6 +35,7 @@ const (
 
 func main() {
 	socket := flag.String("socket", "/run/agent/a.sock", "path of the unix socket to listen on")
+	extraKills := flag.Int("extra-kills", 0, "how often a killed process group is killed again, 2 ms apart")
 	flag.Parse()
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
@@ -45,6 +46,7 @@ func main() {
 	syscall.Umask(0o022)
 
 	a := newAgent(*socket)
+	a.reaper.extraKills = *extraKills
 	a.handleSignals()
 	go a.reaper.loop()
 	go keepSpareThreads()

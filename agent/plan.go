@@ -14,11 +14,13 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // plan is a command made ready for fork: everything that can be refused has been.
 type plan struct {
-	program    string
-	argv       []string
-	env        []string
-	cwd        string
-	credential *syscall.Credential
+	program string
+	argv    []string
+	env     []string
+	cwd     string
+	// askedForCwd: the call named its directory; otherwise it is the sandbox's default.
+	askedForCwd bool
+	credential  *syscall.Credential
 }
 
 var homeOfRoot = sync.OnceValue(rootHome)
@@ -52,6 +54,7 @@ func (a *agent) plan(in *call) (*plan, error) {
 	if p.env, err = environ(merged); err != nil {
 		return nil, err
 	}
+	p.askedForCwd = in.Cwd != nil
 	if p.cwd, err = directory(or(in.Cwd, workdir)); err != nil {
 		return nil, err
 	}

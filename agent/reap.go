@@ -29,6 +29,8 @@ type reaper struct {
 	live map[int]*process
 	// forked wakes the loop when it sleeps because there was no child at all.
 	forked chan struct{}
+	// extraKills is for kernels where a fork can escape the kill of its group (gVisor; Linux holds a lock over both).
+	extraKills int
 }
 
 func newReaper() *reaper {
@@ -37,6 +39,8 @@ func newReaper() *reaper {
 
 // Children are what the kernel's out-of-memory killer should take, not PID 1.
 var oomScore = []byte("500")
+
+const killPause = 2 * time.Millisecond
 
 // spawn starts a child and registers it.
 func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*process, error) {
@@ -69,10 +73,16 @@ func (r *reaper) signal(p *process, sig syscall.Signal, group bool) error {
 	if r.live[p.pid] != p {
 		return syscall.ESRCH
 	}
-	if group {
-		return syscall.Kill(-p.pid, sig)
+	if !group {
+		return syscall.Kill(p.pid, sig)
 	}
-	return syscall.Kill(p.pid, sig)
+	err := syscall.Kill(-p.pid, sig)
+	for again := 0; sig == syscall.SIGKILL && again < r.extraKills; again++ {
+		// Under the lock: once the leader is buried, the number of the group could be another's.
+		time.Sleep(killPause)
+		_ = syscall.Kill(-p.pid, sig)
+	}
+	return err
 }
 
 // loop waits without reaping, then reaps under the lock; see `mu`.

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         IdempotencyConflict,
         NotFound,
         QuotaExceeded,
+        RegistryError,
+        RegistryUnreachable,
         SandboxError,
         SandboxGone,
         TooLarge,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from cove.sdk.files import Files
+    from cove.sdk.images import ImageProgress, Images
     from cove.sdk.jobs import Job, Running
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
@@ -78,9 +81,13 @@ __all__ = [
     "Forbidden",
     "Gone",
     "IdempotencyConflict",
+    "ImageProgress",
+    "Images",
     "Job",
     "NotFound",
     "QuotaExceeded",
+    "RegistryError",
+    "RegistryUnreachable",
     "Result",
     "Running",
     "Sandbox",
@@ -104,6 +111,7 @@ _HOME: Final = {
     **dict.fromkeys(("close", "connect", "create", "get", "images", "list"), "api"),
     "Client": "client",
     "Files": "files",
+    **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
     **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
     "Sandbox": "sandbox",

@@ -13,7 +13,21 @@ Errors and results are those of `cove` itself.
 from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: A004 - the same name as `cove.list`
 from cove.sdk.aio.client import Client
 from cove.sdk.aio.files import Files
+from cove.sdk.aio.images import Images
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.sandbox import Sandbox
 
-__all__ = ["Client", "Files", "Job", "Running", "Sandbox", "close", "connect", "create", "get", "images", "list"]
+__all__ = [
+    "Client",
+    "Files",
+    "Images",
+    "Job",
+    "Running",
+    "Sandbox",
+    "close",
+    "connect",
+    "create",
+    "get",
+    "images",
+    "list",
+]

@@ -32,6 +32,7 @@ FENCED = {
 # Modules that start a task without a group, each with the reason why it cannot outlive its starter.
 LONE_TASKS = {
     "src/cove/edge/interrupt.py": "a group would wait for a client that never leaves; a finally block cancels it",
+    "src/cove/core/following.py": "a group cannot be held open over a generator's yields; a finally block ends it",
 }
 
 

@@ -16,6 +16,12 @@ from tests_support import SOAK, RunningServer
 pytestmark = pytest.mark.real
 
 
+@pytest.fixture
+def sandbox(driven_sandbox: str) -> str:
+    """Every test with one sandbox runs on each driver in turn."""
+    return driven_sandbox
+
+
 def run(client: httpx2.Client, box: str, command: str) -> str:
     answer = client.post(f"/sandboxes/{box}/exec", json={"command": command, "timeout_s": 60})
     assert answer.status_code == 200, answer.text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cove.cli.failures import usage
-from cove.cli.tree import complete_box
+from cove.cli.tree import complete_box, complete_image
 from cove.sdk.errors import NotFound
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 SANDBOX_FIELDS = (
     "id", "name", "project", "state", "image", "image_used", "image_digest", "image_note", "driver", "isolation",
     "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
-    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "usage",
+    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "last_active_at", "create_ms", "source",
+    "ended_at", "end_reason", "end_detail", "usage",
 )  # fmt: skip
 """Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
 
@@ -34,7 +35,14 @@ def create_options(function: Any) -> Any:
     """Add the options of a new sandbox."""
     for option in reversed(
         (
-            click.option("--image", metavar="IMAGE", default="base", show_default=True, help="See cove image ls."),
+            click.option(
+                "--image",
+                metavar="IMAGE",
+                default="base",
+                show_default=True,
+                shell_complete=complete_image,
+                help="See cove image ls. What is not here is pulled.",
+            ),
             click.option("--name", metavar="NAME", help="A name of your own. Default: two words."),
             click.option("--cpus", type=float, metavar="N", help="Processor cores, fractions allowed. Default: 1."),
             click.option("--memory", metavar="SIZE", help="Memory limit: 512m, 4g. Default: 512m."),

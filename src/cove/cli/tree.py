@@ -212,6 +212,18 @@ def complete_box(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         return []
 
 
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return names of images for the shell. Never fails: a completion has nobody to tell."""
+    del ctx, param
+    from cove.sdk.client import Client
+    from cove.sdk.errors import Error
+
+    try:
+        return [image.name for image in Client().images() if image.name.startswith(incomplete)]
+    except Error:
+        return []
+
+
 def root() -> click.Group:
     """Return the tree."""
     return Root(

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from cove.core.admission import Admission
 from cove.core.directory import Directory
+from cove.core.images import Resolved
 from cove.core.placement import Placement
 from cove.core.validation import check_idempotency, check_spec
 from cove.engine.birth import Birth
 from cove.engine.clock import Clock
 from cove.engine.driver import Box, BoxImage, Driver
 from cove.engine.pool import Pool
-from cove.engine.ports import ImageSource, Journal
+from cove.engine.ports import Journal
 from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal
@@ -53,7 +54,6 @@ class Creation:
         self,
         *,
         placement: Placement,
-        images: ImageSource,
         pool: Pool,
         supervisors: Supervisors,
         directory: Directory,
@@ -63,7 +63,6 @@ class Creation:
         clock: Clock,
     ) -> None:
         self._placement = placement
-        self._images = images
         self._pool = pool
         self._supervisors = supervisors
         self._directory = directory
@@ -75,31 +74,35 @@ class Creation:
         self.counts = {Source.WARM: 0, Source.COLD: 0}
         self.failed = 0
 
-    def launch(self, order: Order) -> Supervisor | Sandbox:
-        """Start a sandbox, or find the one that an earlier request with this idempotency key made.
-
-        Raises: BadRequest, Forbidden (driver), NotFound (image), Conflict (name), IdempotencyConflict,
-        CapacityExceeded.
-        """
+    def find_earlier(self, order: Order) -> Supervisor | Sandbox | None:
+        """What an earlier request with this idempotency key made. Raises: BadRequest, IdempotencyConflict."""
         check_spec(order.spec)
-        if order.idempotency is not None:
-            check_idempotency(order.idempotency)
-            earlier = self._earlier(order.who.project, order.idempotency)
-            if earlier is not None:
-                return earlier
-        image = self._images.get(order.spec.image)
+        if order.idempotency is None:
+            return None
+        check_idempotency(order.idempotency)
+        return self._earlier(order.who.project, order.idempotency)
+
+    def launch(self, order: Order, resolved: Resolved) -> Supervisor | Sandbox:
+        """Start a sandbox on an image, or find the one that an earlier request with this idempotency key made.
+
+        Raises: BadRequest, Forbidden (driver), Conflict (name), IdempotencyConflict, CapacityExceeded.
+        """
+        earlier = self.find_earlier(order)
+        if earlier is not None:
+            return earlier
+        image = resolved.image
         driver = self._placement.choose(self._store.projects.get(order.who.project), order.spec.driver, image)
         if order.spec.run_entrypoint and not image.entrypoint + image.command:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
         name = self._name(order)
         self._admission.check(order.spec.limits)
-        is_any_name = driver.can_rename or order.spec.hostname is None
-        box = self._pool.take(image, driver.name) if is_any_name else None
+        box = self._pool.take(image, driver.name, order.spec.limits, order.spec.hostname)
         sandbox_id = new_core_id() if box is None else box.facts.id
         sandbox = replace(
             _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),
             image_used=image.name,
             image_digest=image.digest,
+            image_note=resolved.note,
         )
         self._admission.admit(sandbox.id, sandbox.limits)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)

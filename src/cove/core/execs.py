@@ -65,7 +65,7 @@ class Execs:
                 return ExecResult(exit=GONE, stdout=b"", stderr=b"")
             finally:
                 own.release()
-            return replace(result, exit=judged(result.exit, was_memory=box.oom_kills() > before))
+            return replace(result, exit=_judged_exit(result.exit, box, before))
 
     @asynccontextmanager
     async def stream(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
@@ -204,7 +204,7 @@ async def _judged_events(events: AsyncIterator[ExecEvent], box: Box, oom_before:
 
 
 def _judged_exit(exit_: ExecExit, box: Box, oom_before: int) -> ExecExit:
-    return judged(exit_, was_memory=box.oom_kills() > oom_before)
+    return judged(exit_, was_memory=box.oom_kills() > oom_before, oom_codes=box.oom_codes)
 
 
 def _judged_command(command: Command, box: Box) -> Command:

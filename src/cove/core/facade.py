@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -18,25 +18,29 @@ from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.admission import Admission, Disk, Memory, read_memory
+from cove.core.archives import Archives
+from cove.core.building import Building
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
 from cove.core.execs import Execs
 from cove.core.files import Files
+from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.placement import Placement
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
+from cove.core.workbench import Tools
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, SystemClock, sleep
 from cove.engine.driver import Box, Driver
+from cove.engine.images.store import ImageStore
 from cove.engine.pool import Pool, PoolConfig, open_pool, pool_size
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
-from cove.model.image import ImageInfo
 from cove.model.sandbox import Sandbox, Source
 from cove.store.store import Store
 
@@ -44,18 +48,6 @@ log = logging.getLogger(__name__)
 
 PURGE_S: Final = 600.0
 """How often ended sandboxes and idempotency keys that are past their time are forgotten."""
-
-
-class Images:
-    """What a caller may know of images."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self._source = source
-
-    def list(self, who: Principal) -> list[ImageInfo]:
-        """All images. Raises: Forbidden."""
-        require(who, Scope.READ)
-        return self._source.list()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +60,8 @@ class Core:
     keys: Keys
     projects: Projects
     images: Images
+    archives: Archives
+    building: Building
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -80,7 +74,7 @@ class _Parts:
     settings: CoreSettings
     drivers: Mapping[str, Driver]
     missing: Mapping[str, tuple[str, ...]]
-    images: ImageSource
+    images: Images
     store: Store
     clock: Clock
     admission: Admission
@@ -98,6 +92,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     drivers: Mapping[str, Driver],
     images: ImageSource,
     store: Store,
+    image_store: ImageStore | None = None,
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
@@ -105,6 +100,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 ) -> AsyncGenerator[Core]:
     """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
 
+    `image_store` (open) is where projects' images lie; None: there are only the built-in ones.
     Raises: EngineFailure when the store cannot be read or written at all.
     """
     clock = clock or SystemClock()
@@ -128,7 +124,6 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
                 default_driver=settings.default_driver,
                 untrusted_drivers=settings.untrusted_drivers,
             ),
-            images=images,
             pool=pool,
             supervisors=supervisors,
             directory=directory,
@@ -141,7 +136,14 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             settings=settings,
             drivers=drivers,
             missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
-            images=images,
+            images=Images(
+                images,
+                store=image_store,
+                settings=settings.images,
+                clock=clock,
+                tasks=tasks,
+                use=_image_use(supervisors, pool, store),
+            ),
             store=store,
             clock=clock,
             admission=admission,
@@ -155,12 +157,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         pool.start_filling()
         core = _core(parts, found, tasks)
         await core.projects.ensure_default()
-        chores = (
-            journal.retry_forever(),
-            _purge_forever(store, clock, settings.history_s),
-            admission.watch_disk(),
-        )
-        running = [tasks.create_task(chore) for chore in chores]
+        running = [tasks.create_task(chore) for chore in _chores(parts)]
         try:
             yield core
         finally:
@@ -169,24 +166,50 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     await journal.retry()
 
 
+def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
+    """What goes on for as long as the core does."""
+    return (
+        parts.journal.retry_forever(),
+        _purge_forever(parts.store, parts.clock, parts.settings.history_s),
+        parts.admission.watch_disk(),
+        parts.images.collect_forever(),
+    )
+
+
 def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
+    sandboxes = Sandboxes(
+        parts.creation,
+        images=parts.images,
+        directory=parts.directory,
+        admission=parts.admission,
+        store=parts.store,
+        clock=parts.clock,
+    )
+    execs, files = Execs(parts.directory, tasks), Files(parts.directory)
+    tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
+    slots = asyncio.Semaphore(parts.settings.images.pulls)
     return Core(
-        sandboxes=Sandboxes(
-            parts.creation,
-            directory=parts.directory,
-            admission=parts.admission,
-            store=parts.store,
-            clock=parts.clock,
-        ),
-        execs=Execs(parts.directory, tasks),
-        files=Files(parts.directory),
+        sandboxes=sandboxes,
+        execs=execs,
+        files=files,
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
-        images=Images(parts.images),
+        images=parts.images,
+        archives=Archives(parts.images, parts.settings.images, slots),
+        building=Building(parts.images, tools, parts.settings.images, slots),
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),
     )
+
+
+def _image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
+    def digests() -> set[str]:
+        # Rows too: a sandbox whose driver is not loaded now has no supervisor, and may live.
+        rows = {sandbox.image_digest for sandbox in store.sandboxes.unended()}
+        return rows | {one.sandbox.image_digest for one in supervisors.all()} | pool.digests()
+
+    return ImageUse(sandboxes=lambda: [one.sandbox for one in supervisors.all()], digests=digests)
 
 
 async def _reconciled(parts: _Parts) -> Reconciled:
@@ -233,7 +256,7 @@ def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
             DriverInfo(name=name, usable=not missing, missing=missing) for name, missing in parts.missing.items()
         ),
         default_driver=parts.settings.default_driver,
-        images=tuple(parts.images.list()),
+        images=tuple(parts.images.list(who)),
         max_sandboxes=parts.settings.admission.max_sandboxes,
         sandboxes=len(parts.supervisors.all()),
         memory_free_bytes=parts.admission.memory().available,
@@ -253,6 +276,7 @@ def _stats(parts: _Parts) -> CoreStats:
         pool=parts.pool.stats(),
         admission=parts.admission.stats(),
         store=parts.store.stats(),
+        images=parts.images.stats(),
     )
 
 

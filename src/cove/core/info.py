@@ -5,6 +5,8 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from cove.core.admission import AdmissionSettings, AdmissionStats
+from cove.core.pulls import PullStats
+from cove.engine.images.settings import ImageSettings
 from cove.engine.pool import PoolConfig, ShelfStats
 from cove.model.image import ImageInfo
 from cove.model.sandbox import Isolation
@@ -20,6 +22,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     untrusted_drivers: tuple[str, ...] = ()
     pool: PoolConfig = field(default_factory=PoolConfig)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
     history_s: float = 30 * 86400.0
 
 
@@ -41,6 +44,7 @@ class CoreStats(Struct, frozen=True, kw_only=True):
     pool: tuple[ShelfStats, ...]
     admission: AdmissionStats
     store: WriterStats
+    images: PullStats
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):

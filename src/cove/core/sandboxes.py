@@ -15,6 +15,7 @@ from cove.core.access import require
 from cove.core.admission import Admission
 from cove.core.creation import Creation, Order, expiry
 from cove.core.directory import Directory
+from cove.core.images import Images
 from cove.core.validation import check_change, check_metadata, check_page
 from cove.engine.clock import Clock
 from cove.model.access import Principal, Scope
@@ -28,10 +29,18 @@ from cove.store.store import Store
 class Sandboxes:
     """Every operation on sandboxes as such. `ref` is a core id, or the name of an unended sandbox of the project."""
 
-    def __init__(
-        self, creation: Creation, *, directory: Directory, admission: Admission, store: Store, clock: Clock
+    def __init__(  # noqa: PLR0913 - made once, by the facade
+        self,
+        creation: Creation,
+        *,
+        images: Images,
+        directory: Directory,
+        admission: Admission,
+        store: Store,
+        clock: Clock,
     ) -> None:
         self._creation = creation
+        self._images = images
         self._directory = directory
         self._admission = admission
         self._store = store
@@ -40,14 +49,19 @@ class Sandboxes:
     async def create(
         self, who: Principal, spec: SandboxSpec, *, dialect: str = "native", idempotency: Idempotency | None = None
     ) -> Sandbox:
-        """A running sandbox. Cancelling ends it, unless an idempotency key lets the caller come back for it.
+        """A running sandbox, its image pulled first where it is not here.
 
-        Raises: Forbidden, BadRequest, NotFound (image), Conflict (name), IdempotencyConflict, CapacityExceeded,
-        Unsupported, EngineFailure.
+        Cancelling ends it, unless an idempotency key lets the caller come back for it. Raises: Forbidden, BadRequest,
+        NotFound (image), RegistryError, Conflict (name), IdempotencyConflict, CapacityExceeded, Unsupported,
+        EngineFailure.
         """
         require(who, Scope.CREATE)
         order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
-        supervisor = self._creation.launch(order)
+        supervisor = self._creation.find_earlier(order)
+        if supervisor is None:
+            # The launch follows without a pause, so an image that was found cannot be removed in between.
+            resolved = await self._images.ensure(who, spec.image)
+            supervisor = self._creation.launch(order, resolved)
         if isinstance(supervisor, Sandbox):
             return self._directory.newest(supervisor)
         try:

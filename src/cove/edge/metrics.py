@@ -93,6 +93,7 @@ class _CoreCollector(Collector):
         yield from _shelves(stats)
         yield from _structs("cove_admission", stats.admission)
         yield from _structs("cove_store", stats.store)
+        yield from _structs("cove_images", stats.images)
 
 
 def _shelves(stats: CoreStats) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 CPU_PERIOD_US: Final = 100_000
 _FREEZE_LIMIT_S: Final = 5.0
 _REMOVE_LIMIT_S: Final = 5.0
+_MOVES: Final = 10  # processes that fork between our look and our write are moved in the next round
 OWN_PIDS: Final = 32
 """What the limit of processes is raised by for the box's own sake: the agent's threads (~22), which no command uses."""
 
@@ -239,7 +241,8 @@ class HierarchyV2(Hierarchy):
         wanted = " ".join(f"+{c}" for c in ("memory", "cpu", "pids", "io") if c in available)
         base = _ROOT / "cove" / self._instance
         base.mkdir(parents=True, exist_ok=True)
-        for directory in (_ROOT, _ROOT / "cove", base):
+        _enable(_ROOT, wanted)
+        for directory in (_ROOT / "cove", base):
             (directory / "cgroup.subtree_control").write_text(wanted)
 
     def of(self, box: str) -> BoxCgroupV2:
@@ -261,7 +264,7 @@ class BoxCgroupV2(BoxCgroup):
         self._path = path
 
     def set_limits(self, limits: Limits, *, device: str | None) -> None:
-        (self._path / "memory.max").write_text(str(limits.memory_bytes))
+        self._set_memory(limits.memory_bytes)
         with contextlib.suppress(OSError):
             # Absent where the kernel has no swap accounting; there is no swap to use then either.
             (self._path / "memory.swap.max").write_text("0")
@@ -270,6 +273,21 @@ class BoxCgroupV2(BoxCgroup):
         if device is not None and (self._path / "io.max").exists():
             read, write = limits.io_read_bps or "max", limits.io_write_bps or "max"
             (self._path / "io.max").write_text(f"{device} rbps={read} wbps={write}")
+
+    def _set_memory(self, limit: int) -> None:
+        if _number(self._path / "memory.current") > limit:
+            # The kernel takes any `memory.max` and then kills until it fits; v1 answers EBUSY, and so do we. A write of
+            # `memory.high` reclaims what can be reclaimed and kills nothing.
+            high = self._path / "memory.high"
+            high.write_text(str(limit))
+            try:
+                if _number(self._path / "memory.current") > limit:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                (self._path / "memory.max").write_text(str(limit))
+            finally:
+                high.write_text("max")
+        else:
+            (self._path / "memory.max").write_text(str(limit))
 
     def usage(self) -> Usage:
         return Usage(
@@ -306,6 +324,30 @@ class BoxCgroupV2(BoxCgroup):
 
     def directories(self) -> list[Path]:
         return [self._path]
+
+
+def _enable(root: Path, controllers: str) -> None:
+    """Give the children of the hierarchy's root `controllers`, also where that root is the cgroup of a container.
+
+    Only the machine's true root may have processes beside children with controllers (cgroup-v2.rst, "No Internal
+    Process Constraint"). In a container the root is a child and has the container's processes, ours among them: they
+    move into a child of their own, as container images that run containers do.
+    """
+    control = root / "cgroup.subtree_control"
+    for _ in range(_MOVES):
+        try:
+            control.write_text(controllers)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        else:
+            return
+        own = root / "cove-init"
+        own.mkdir(exist_ok=True)
+        for pid in (root / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                (own / "cgroup.procs").write_text(pid)
+    raise EngineFailure("the processes of this container's cgroup cannot be moved into one of their own")
 
 
 def _number(path: Path) -> int:

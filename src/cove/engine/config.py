@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 RUN_ROOT: Final = Path("/run/cove")
 """Machine-wide: claims and one directory per instance. Gone at a reboot, as is everything that it describes."""
+
+_TRIAL_POOL: Final = 8 * 1024**3
 
 
 def instance_of(data_dir: Path) -> str:
@@ -51,3 +54,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             pool_bytes=pool_bytes,
             drivers=drivers,
         )
+
+    @classmethod
+    def for_trials(cls, data_dir: Path, setup_dir: Path, drivers: tuple[str, ...]) -> EngineConfig:
+        """An engine of its own in `data_dir`, with the runtimes and images that setup made in `setup_dir`."""
+        config = cls.at(data_dir, drivers=drivers, pool_bytes=_TRIAL_POOL)
+        return replace(config, runtimes_dir=setup_dir / "runtimes" / "current", images_dir=setup_dir / "images")

@@ -106,6 +106,11 @@ class Box(ABC):
         return
 
     @property
+    def oom_codes(self) -> frozenset[int]:
+        """Exit codes that mean a kill for memory where one was counted meanwhile: 128 + SIGKILL, and a driver's own."""
+        return frozenset((137,))
+
+    @property
     def obituary(self) -> str:
         """Once it is dead: what is known of why, as one clause for the sandbox's record."""
         return "its first process ended"
@@ -139,10 +144,14 @@ class Box(ABC):
 
 
 class Driver(ABC):
-    """Makes boxes of one isolation tier. `can_rename`: whether a running box can get another host name."""
+    """Makes boxes of one isolation tier.
+
+    `can_rename`, `can_change_pids`: whether a running box can get another host name, another limit of processes.
+    """
 
     name: str
     can_rename = True
+    can_change_pids = True
 
     @abstractmethod
     async def requirements(self) -> tuple[str, ...]:

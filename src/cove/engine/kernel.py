@@ -37,6 +37,8 @@ OPEN_TREE_CLONE: Final = 1
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _AT_EMPTY_PATH: Final = 0x1000
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_IN_ROOT: Final = 0x10
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
@@ -44,6 +46,7 @@ MOUNT_ATTR_IDMAP: Final = 0x00100000
 
 _NR_OPEN_TREE: Final = 428
 _NR_MOVE_MOUNT: Final = 429
+_NR_OPENAT2: Final = 437
 _NR_MOUNT_SETATTR: Final = 442
 _NR_SETRESUID: Final = {"x86_64": 117, "aarch64": 147}
 _NR_SETRESGID: Final = {"x86_64": 119, "aarch64": 149}
@@ -96,6 +99,13 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """Call setns(2), of the calling thread. A mount namespace wants a process with one thread."""
     _check(_libc.setns(fd, kind), "setns")
+
+
+def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
+    """Call openat2(2) as if `root` (a descriptor) were `/`: no link and no `..` leads out of it. Close-on-exec."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    buffer = ctypes.create_string_buffer(how, len(how))
+    return _check(_libc.syscall(_NR_OPENAT2, root, _path(path), buffer, len(how)), f"openat2 {path}")
 
 
 def open_tree(path: Path | str) -> int:

@@ -231,6 +231,11 @@ class LoopExt4Layers(_MountedLayers):
     def kind(self) -> str:
         return "ext4"
 
+    def open(self) -> None:
+        super().open()
+        # Only asks for a free device: without any, every layer would fail later, and `auto` takes memory instead.
+        _run("losetup", "--find")
+
     def create(self, name: str, limit_bytes: int) -> Path:
         file, directory = self._file(name), self._root / name
         with file.open("wb") as handle:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -85,6 +85,7 @@ class _Shelf:
         self.target = target
         self.members: OrderedDict[str, tuple[Box, asyncio.Task[None]]] = OrderedDict()
         self.making = self.hits = self.misses = self.dead = 0
+        self.digests_in_making: Counter[str] = Counter()
         self.retry_at = 0.0
         self.retry_s = RETRY_S[0]
 
@@ -128,11 +129,17 @@ class Pool:
         self._isolation: dict[str, Isolation] = {}
         self.has_room: Callable[[], bool] = lambda: True
 
-    def take(self, image: BoxImage, driver: str) -> Box | None:
-        """A ready box, which is then the caller's; None is a counted miss. Never waits."""
+    def take(self, image: BoxImage, driver: str, limits: Limits, hostname: str | None) -> Box | None:
+        """A ready box, which is then the caller's; None is a counted miss. Never waits.
+
+        `limits` and `hostname` are those that it will be given: not every driver can change all of them.
+        """
         self._last_demand = self._clock.monotonic()
         shelf = self._shelves.get((image.name, driver))
         if shelf is None:
+            return None
+        if not self._can_become(self._drivers[driver], limits, hostname):
+            shelf.misses += 1
             return None
         self._wanted.set()
         while shelf.members:
@@ -144,6 +151,10 @@ class Pool:
             self._tasks.create_task(self._discard(box))  # the image was built anew since
         shelf.misses += 1
         return None
+
+    def _can_become(self, driver: Driver, limits: Limits, hostname: str | None) -> bool:
+        has_name = hostname is None or driver.can_rename
+        return has_name and (limits.pids == self._config.limits.pids or driver.can_change_pids)
 
     def give_back(self, box: Box) -> None:
         """Return a box that was taken and not touched."""
@@ -193,6 +204,13 @@ class Pool:
             for shelf in self._shelves.values()
         )
 
+    def digests(self) -> set[str]:
+        """Of the images of all boxes that are ready or in the making."""
+        found = {box.facts.image_digest for shelf in self._shelves.values() for box, _ in shelf.members.values()}
+        for shelf in self._shelves.values():
+            found |= {digest for digest, count in shelf.digests_in_making.items() if count > 0}
+        return found
+
     def isolation(self, driver: str) -> Isolation | None:
         """The isolation that boxes of this driver get here, if one was made."""
         return self._isolation.get(driver)
@@ -227,8 +245,11 @@ class Pool:
     async def _make_one(self, shelf: _Shelf) -> None:
         shelf.making += 1
         box = None
+        digest = ""
         try:
             image = self._images.get(shelf.target.image)
+            digest = image.digest
+            shelf.digests_in_making[digest] += 1
             spec = BoxSpec(id=new_core_id(), image=image, limits=self._config.limits, hostname=POOL_HOSTNAME)
             async with asyncio.timeout(CREATE_TIMEOUT_S):
                 box = await self._drivers[shelf.target.driver].create(spec)
@@ -240,6 +261,7 @@ class Pool:
             )
         finally:
             shelf.making -= 1
+            shelf.digests_in_making[digest] -= 1
         if box is not None:
             shelf.retry_s = RETRY_S[0]
             self._put(shelf, box)

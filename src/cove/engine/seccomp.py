@@ -4,8 +4,11 @@ Allow-list, EPERM for the rest. Everything that makes or enters namespaces, moun
 other tenants' keys or widens the attack surface of recent escapes is absent: see `docs/security.md`, "System calls".
 `clone` is allowed without namespace flags; `clone3` answers ENOSYS so that libc falls back to `clone` (its flags are in
 memory, where seccomp cannot look). `socket` is allowed for unix, inet, inet6 and netlink-route families only.
+`ioctl` is allowed but for two requests that put characters into a terminal: a shell with fewer rights (`su nobody`)
+would type with them into that of its caller.
 
-To change the list: edit the groups, run `tests/security/test_seccomp.py` (a table of call -> errno, run inside).
+To change the list: edit the groups, then `attacks/expected.py`, which says the same from the other side; they are
+compared, and each call is tried inside.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import platform
 from typing import Any, Final
 
 NAME: Final = "cove-strict-1"
+NAME_OWN_KERNEL: Final = "cove-strict-1-gvisor"
 
 _FILES: Final = """
 access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64
 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr
 fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getxattr inotify_add_watch inotify_init
-inotify_init1 inotify_rm_watch ioctl lchown lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr
+inotify_init1 inotify_rm_watch lchown lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr
 lstat mkdir mkdirat mknod mknodat newfstatat open openat openat2 pipe pipe2 pread64 preadv preadv2 pwrite64 pwritev
 pwritev2 read readahead readlink readlinkat readv removexattr rename renameat renameat2 rmdir sendfile setxattr splice
 stat statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat
@@ -65,6 +69,7 @@ _NAMESPACE_FLAGS: Final = 0x7E020000
 _FAMILIES: Final = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _AF_NETLINK: Final = 16
 _NETLINK_ROUTE: Final = 0
+_NETLINK_AUDIT: Final = 9
 _ENOSYS: Final = 38
 _EPERM: Final = 1
 _ARCHITECTURES: Final = {"x86_64": ["SCMP_ARCH_X86_64"], "aarch64": ["SCMP_ARCH_AARCH64"]}
@@ -74,11 +79,14 @@ _RLIMIT_CORE: Final = 4
 _RLIMITS: Final = 16  # RLIM_NLIMITS (asm-generic/resource.h)
 _LOW_32: Final = 0xFFFFFFFF
 _EINVAL: Final = 22
+_EPROTONOSUPPORT: Final = 93
+_TYPING: Final = frozenset((0x5412, 0x541C))
+"""TIOCSTI and TIOCLINUX (asm-generic/ioctls.h): characters into a terminal as if its user had typed them."""
 
 
 def _resource_is(index: int, number: int) -> dict[str, Any]:
     """The kernel takes the resource as 32 bits: only the low half of the register counts."""
-    return {"index": index, "value": _LOW_32, "valueTwo": number, "op": "SCMP_CMP_MASKED_EQ"}
+    return _masked(index, _LOW_32, number)
 
 
 def _core_limit_stays() -> list[dict[str, Any]]:
@@ -102,30 +110,86 @@ def _core_limit_stays() -> list[dict[str, Any]]:
     return rules
 
 
-def profile() -> dict[str, Any]:
+def _requests_but_typing() -> list[dict[str, Any]]:
+    """Every ioctl but `_TYPING`, compared as the kernel reads the request: the low 32 bits of the register."""
+    return [
+        {"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": [_masked(1, mask, value)]}
+        for mask, value in _all_but(_TYPING)
+    ]
+
+
+def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
+    return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+
+
+def _all_but(numbers: frozenset[int]) -> list[tuple[int, int]]:
+    """Masks and values that together match every 32-bit number but `numbers`.
+
+    seccomp can compare for "equal under a mask" and not for "unequal under a mask". So the rest is told by its leading
+    bits: for each bit, those of `numbers` up to there and then the other bit, where none of them goes that way.
+    """
+    found: set[tuple[int, int]] = set()
+    for bit in range(32):
+        taken = {number >> bit for number in numbers}
+        found |= {(_LOW_32 >> bit << bit, (side ^ 1) << bit) for side in taken if side ^ 1 not in taken}
+    return sorted(found)
+
+
+def _init_is_safe() -> dict[str, Any]:
+    """No signal to process 1: gVisor, unlike Linux, lets root end its init. First in the list, where it wins there."""
+    calls = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"]
+    return {"names": calls, "action": "SCMP_ACT_ERRNO", "args": [_masked(0, _LOW_32, 1)]}
+
+
+def profile(*, own_kernel: bool = False) -> dict[str, Any]:
     """The `linux.seccomp` object of an OCI config (runtime-spec, config-linux, "Seccomp") for this machine.
 
     Only the native architecture is listed: 32-bit and x32 calls kill with the filter's default for foreign
     architectures (measured: ENOSYS for x32).
+
+    `own_kernel`: for the inside of gVisor (`NAME_OWN_KERNEL`), which knows no errno but EPERM. There `clone3` is left
+    to a tracer, and without one that is ENOSYS; the limit of core dumps, which it never writes, may be set.
     """
     netlink = [
         {"index": 0, "value": _AF_NETLINK, "op": "SCMP_CMP_EQ"},
         {"index": 2, "value": _NETLINK_ROUTE, "op": "SCMP_CMP_EQ"},
     ]
     no_namespaces = [{"index": 0, "value": _NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]
+    no_clone3 = {"action": "SCMP_ACT_TRACE"} if own_kernel else {"action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS}
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": _EPERM,
         "architectures": _ARCHITECTURES[platform.machine()],
         "syscalls": [
+            *([_init_is_safe()] if own_kernel else []),
             {"names": list(ALLOWED), "action": "SCMP_ACT_ALLOW"},
             {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": no_namespaces},
             # personality(2): reading it (0xffffffff) and the default (0), which debuggers and shells ask for.
             *_any_of("personality", (0, 0xFFFFFFFF)),
-            *_core_limit_stays(),
-            {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
+            *_requests_but_typing(),
+            *([] if own_kernel else _core_limit_stays()),
+            *([{"names": ["prlimit64", "setrlimit"], "action": "SCMP_ACT_ALLOW"}] if own_kernel else []),
+            {"names": ["clone3"], **no_clone3},
             {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": netlink},
+            _no_audit(own_kernel=own_kernel),
             *_any_of("socket", _FAMILIES),
+        ],
+    }
+
+
+def _no_audit(*, own_kernel: bool) -> dict[str, Any]:
+    """Refuse the audit system with EPROTONOSUPPORT, as a kernel without it does.
+
+    useradd and groupadd, and with them half of all packages' scripts, go on without it then; at EPERM they give up.
+    gVisor answers so by itself.
+    """
+    refusal = {"action": "SCMP_ACT_ERRNO", "errnoRet": _EPROTONOSUPPORT}
+    return {
+        "names": ["socket"],
+        **({"action": "SCMP_ACT_ALLOW"} if own_kernel else refusal),
+        "args": [
+            {"index": 0, "value": _AF_NETLINK, "op": "SCMP_CMP_EQ"},
+            {"index": 2, "value": _NETLINK_AUDIT, "op": "SCMP_CMP_EQ"},
         ],
     }
 

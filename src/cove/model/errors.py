@@ -18,6 +18,8 @@ The tree (a test compares it with the classes)::
     │   ├── SandboxGone       it died while we worked in it
     │   ├── AgentTimeout      its agent did not answer in time
     │   └── AgentViolation    its agent broke the protocol (hostile or damaged)
+    ├── RegistryError         a registry of images failed or refused
+    │   └── RegistryUnreachable   it could not be connected to at all
     ├── FileError             a file operation was refused inside the sandbox
     └── EngineFailure         Cove or the machine failed
 
@@ -145,6 +147,18 @@ class AgentViolation(SandboxError):
     """The sandbox's agent sent something the protocol forbids. The connection is closed for good."""
 
     kind = "agent-violation"
+
+
+class RegistryError(CoveError):
+    """A registry of images failed, refused, or sent what it should not. Not Cove, and not this machine."""
+
+    kind = "registry-error"
+
+
+class RegistryUnreachable(RegistryError):
+    """No connection to the registry came about, so it has said nothing; an alias may stand in."""
+
+    kind = "registry-unreachable"
 
 
 class FileError(CoveError):

@@ -40,10 +40,17 @@ HINTS: Final = MappingProxyType(
         "sandbox-gone": Hint("The sandbox died", "make a new one: cove new"),
         "agent-timeout": Hint("The sandbox did not answer in time", "it may be overloaded; try again", True),
         "agent-violation": Hint("The sandbox broke the protocol", "it cannot be trusted any more: cove rm"),
+        "registry-error": Hint("The registry of the image failed or refused", "see what is here: cove image ls"),
+        "registry-unreachable": Hint("The registry cannot be reached", "see what is here: cove image ls", True),
         "file-error": Hint("The file operation was refused"),
         "engine-failure": Hint(
             "Cove or the machine failed", "look for the request id in the server's log, then: cove doctor"
         ),
+        "forbidden:image": Hint(
+            "This registry is not allowed", "the settings registries and insecure_registries say which ones are"
+        ),
+        "not-found:image": Hint("No such image", "see what is here: cove image ls"),
+        "conflict:image": Hint("The image cannot be changed now", "see what runs: cove ls"),
     },
 )
-"""By `CoveError.kind`."""
+"""By `CoveError.kind`, and by `KIND:FIELD` where more can be said."""

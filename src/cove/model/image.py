@@ -48,6 +48,21 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     config: ImageConfig = field(default_factory=ImageConfig)
 
 
+class Credentials(Struct, frozen=True, kw_only=True):
+    """How to log in to a registry, for one pull: a name and password, or an identity token (OAuth 2 refresh token).
+
+    Never stored, logged or shown: its `repr` hides it.
+    """
+
+    username: str = ""
+    password: str = ""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        """Without any of it: a repr may land in a log."""
+        return "Credentials(hidden)"
+
+
 class ImageStage(StrEnum):
     """What a pull, build, import or export is doing. The last event of each is `done` or `failed`."""
 

@@ -19,6 +19,7 @@ from cove.sdk.transport import STREAM_SILENCE_S, Call, Lost, Response, Retries, 
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
+    from cove.sdk.images import Images
     from cove.sdk.models import Image, Key, Project
     from cove.sdk.sandbox import Sandbox
 
@@ -138,7 +139,16 @@ class Client:
 
     def images(self) -> builtins.list[Image]:
         """Return the images that sandboxes can be made from."""
-        return self.call(server_calls.images())
+        from cove.sdk import image_calls
+
+        return self.call(image_calls.images())
+
+    @property
+    def image(self) -> Images:
+        """What can be done with images: pull, build, import, export, verify, remove."""
+        from cove.sdk.images import Images
+
+        return Images(self)
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

@@ -18,6 +18,8 @@ The tree (a test compares it with the classes)::
     │   ├── SandboxGone
     │   ├── AgentTimeout
     │   └── AgentViolation
+    ├── RegistryError         a registry of images failed or refused
+    │   └── RegistryUnreachable
     ├── FileError             also an OSError, with its errno
     │   ├── FileMissing       also a FileNotFoundError and a KeyError
     │   ├── FilePresent       also a FileExistsError
@@ -186,6 +188,18 @@ class AgentViolation(SandboxError):
     code = "agent-violation"
 
 
+class RegistryError(Error):
+    """A registry of images failed or refused; not Cove."""
+
+    code = "registry-error"
+
+
+class RegistryUnreachable(RegistryError):
+    """It could not be connected to at all."""
+
+    code = "registry-unreachable"
+
+
 class FileError(Error, OSError):
     """A file operation was refused inside the sandbox. `reason` is the word, `errno` the usual number."""
 
@@ -274,6 +288,8 @@ _BY_CODE: Final[dict[str, type[Error]]] = {
         SandboxGone,
         AgentTimeout,
         AgentViolation,
+        RegistryError,
+        RegistryUnreachable,
         EngineFailure,
     )
 }

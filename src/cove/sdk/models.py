@@ -104,12 +104,20 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that sandboxes can be made from."""
+    """An image that sandboxes can be made from. `config` is how it runs (env, workdir, user, entrypoint, …).
+
+    `origin` is `builtin`, `pulled`, `built` or `imported`; `manifest_digest` what a registry calls it. A list has no
+    `config`: `client.image.get` has.
+    """
 
     name: str
     digest: str
     size_bytes: int
     status: str
+    origin: str
+    manifest_digest: str | None
+    created_at: datetime | None
+    config: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +255,10 @@ def image(wire: dict[str, Any]) -> Image:
         digest=str(wire.get("digest") or ""),
         size_bytes=int(wire.get("size_bytes") or 0),
         status=str(wire.get("status") or ""),
+        origin=str(wire.get("origin") or "builtin"),
+        manifest_digest=wire.get("manifest_digest"),
+        created_at=time_of(wire.get("created_at")),
+        config=wire.get("config"),
     )
 
 

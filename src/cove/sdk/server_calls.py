@@ -1,4 +1,4 @@
-"""The requests about the server, its keys, projects and images, as data. Pure."""
+"""The requests about the server, its keys and projects, as data. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cove.sdk.units import UNSET, Duration, Unset, parse_seconds
 from cove.sdk.wire import API, checked, items_of, nothing, quoted
 
 if TYPE_CHECKING:  # its dataclasses cost 7 ms, which `cove exec` does not have
-    from cove.sdk.models import Image, Key, Project
+    from cove.sdk.models import Key, Project
 
 
 def server() -> Call[dict[str, Any]]:
@@ -26,17 +26,6 @@ def shutdown(*, destroy_all: bool) -> Call[dict[str, Any]]:
 def health() -> Call[dict[str, Any]]:
     """GET /health."""
     return Call("GET", "/health", checked, retry=Retry.LOST)
-
-
-def images() -> Call[list[Image]]:
-    """GET /images."""
-
-    def parse(wire: Any) -> list[Image]:
-        from cove.sdk import models
-
-        return [models.image(each) for each in checked(wire).get("images") or ()]
-
-    return Call("GET", f"{API}/images", parse, retry=Retry.LOST)
 
 
 def _key(wire: Any) -> Key:

@@ -49,6 +49,7 @@ class Call(Generic[T]):
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     retry: Retry = Retry.NEVER
+    accept: str = "*/*"
 
     def target(self) -> str:
         """Return path and query as they stand in the request line."""
@@ -67,7 +68,7 @@ class Call(Generic[T]):
     def head(self, key: str | None) -> list[tuple[str, str]]:
         """Return the headers that every transport sends, without host, length and encoding."""
         head = [
-            ("accept", "*/*"),
+            ("accept", self.accept),
             ("accept-encoding", "identity"),  # bodies are read as they come
             ("user-agent", f"cove-python/{API_VERSION}"),
             ("cove-version", API_VERSION),

@@ -17,6 +17,7 @@ from cove.edge.ops import Control, ServerFacts, Services
 from cove.edge.stopping import Stopping
 from cove.engine.agentbin import agent_build
 from cove.engine.config import EngineConfig
+from cove.engine.images.settings import ImageSettings, UnpackLimits
 from cove.engine.pool import PoolConfig, PoolTarget
 from cove.server.config import Settings
 from cove.web import pages
@@ -63,7 +64,30 @@ def core_settings(settings: Settings) -> CoreSettings:
         untrusted_drivers=settings.untrusted_drivers,
         pool=PoolConfig(targets=targets, agent_build=agent_build()),
         admission=admission,
+        images=image_settings(settings),
         history_s=settings.history_days * 86400.0,
+    )
+
+
+def _split_alias(entry: str) -> tuple[str, str, str]:
+    return entry.rpartition("=")
+
+
+def image_settings(settings: Settings) -> ImageSettings:
+    """Where images may come from, and how large they may be."""
+    return ImageSettings(
+        default_registry=settings.default_registry,
+        registries=settings.registries,
+        insecure_registries=settings.insecure_registries,
+        aliases=tuple((pattern, image) for pattern, _, image in map(_split_alias, settings.image_aliases)),
+        limits=UnpackLimits(
+            most_bytes=settings.image_max_mib * MIB,
+            most_files=settings.image_max_files,
+            most_ratio=settings.image_max_ratio,
+        ),
+        pulls=settings.max_pulls,
+        pull_s=settings.pull_timeout_s,
+        stall_s=settings.pull_stall_s,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from msgspec import Struct
 
 from cove.model.errors import BadRequest
+from cove.model.reference import check_registry
 from cove.server.graveyard import GRAVEYARD
 from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 
@@ -45,6 +46,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     default_driver: str
     untrusted_drivers: tuple[str, ...]
     images: tuple[str, ...]
+    extra_ca: Path | None
+    default_registry: str
+    registries: tuple[str, ...]
+    insecure_registries: tuple[str, ...]
+    image_aliases: tuple[str, ...]
+    image_max_mib: int
+    image_max_files: int
+    image_max_ratio: int
+    max_pulls: int
+    pull_timeout_s: float
+    pull_stall_s: float
     pool_size: int
     pool_images: tuple[str, ...]
     pool_drivers: tuple[str, ...]
@@ -212,6 +224,31 @@ def _some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def _registry(text: str) -> str:
+    try:
+        return check_registry(text)
+    except BadRequest as error:
+        raise ValueError(error.public) from error
+
+
+def _registries(text: str) -> tuple[str, ...]:
+    for word in _words(text):
+        if word != "*":
+            _registry(word.removeprefix("*."))
+    return tuple(word.lower() for word in _words(text))
+
+
+def _aliases(text: str) -> tuple[str, ...]:
+    if text.lower() == "off":
+        return ()
+    words = _words(text)
+    for word in words:
+        pattern, _, image = word.rpartition("=")
+        if not pattern or not image:
+            raise ValueError("each entry is `PATTERN=IMAGE`, or all of it is `off`")
+    return words
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -236,6 +273,17 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "default_driver": str,
     "untrusted_drivers": _words,
     "images": _words,
+    "extra_ca": _optional_path,
+    "default_registry": _registry,
+    "registries": _registries,
+    "insecure_registries": _registries,
+    "image_aliases": _aliases,
+    "image_max_mib": _number(int, 1, 1_000_000_000),
+    "image_max_files": _number(int, 1, 100_000_000),
+    "image_max_ratio": _number(int, 2, 100_000),
+    "max_pulls": _number(int, 1, 64),
+    "pull_timeout_s": _number(float, 1, 86400),
+    "pull_stall_s": _number(float, 1, 3600),
     "pool_size": _number(int, 0, 100_000),
     "pool_images": _words,
     "pool_drivers": _sized,

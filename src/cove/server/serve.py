@@ -26,6 +26,8 @@ from cove.core.facade import Core, open_core
 from cove.edge.limits import EdgeLimits
 from cove.edge.stopping import Stopping
 from cove.engine import machine
+from cove.engine.extra_ca import read_extra_ca
+from cove.engine.images.store import ImageStore
 from cove.engine.registry import Engine, needs_mounts, open_engine
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
@@ -118,10 +120,13 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         engine = await stack.enter_async_context(open_engine(engine_settings))
         stack.push_async_callback(_free_machine, engine, control)
         store = await stack.enter_async_context(open_store(settings.data_dir / "cove.db"))
+        image_store = ImageStore(settings.data_dir / "pulled", read_extra_ca(settings.extra_ca))
+        await asyncio.to_thread(image_store.open)
         opened = open_core(
             core_settings(settings),
             drivers=engine.drivers,
             images=engine.images,
+            image_store=image_store,
             store=store,
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),

@@ -40,7 +40,7 @@ TABLE: Final = (
         "list",
         "Keys of any form to accept with full rights in the default project. Adds, never removes.",
     ),
-    Setting("drivers", "runc", "list", "Isolation drivers to load, the strongest wish first."),
+    Setting("drivers", "runc,crun,gvisor", "list", "Isolation drivers to load; one that cannot run here is told so."),
     Setting("default_driver", "", "name", "The driver of a sandbox that names none; empty: the first of `drivers`."),
     Setting(
         "untrusted_drivers",
@@ -48,7 +48,46 @@ TABLE: Final = (
         "list",
         "Drivers on which images may run that were not made by `cove setup` (pulled, built, imported); empty: any.",
     ),
-    Setting("images", "base", "list", "Images that `cove setup` makes."),
+    Setting(
+        "images",
+        "base,python,node",
+        "list",
+        "Images that `cove setup` makes. Without the first it fails; of the others it says why one could not be made.",
+    ),
+    Setting(
+        "extra_ca",
+        "",
+        "path",
+        "PEM file, or directory of `.pem` and `.crt` files, of CA certificates that images trust besides their own.",
+    ),
+    Setting(
+        "default_registry", "docker.io", "host", "The registry of image names that have none, such as `alpine:3.20`."
+    ),
+    Setting(
+        "registries",
+        "*",
+        "list",
+        "Registries that images may come from: `host`, `host:port`, `*.example.com`, or `*` for any. Addresses that "
+        "are not public are refused, unless their host is listed by name.",
+    ),
+    Setting(
+        "insecure_registries",
+        "",
+        "list",
+        "Registries that may be spoken to without TLS, or with a certificate nobody checks: `host` or `host:port`.",
+    ),
+    Setting(
+        "image_aliases",
+        "python:*=python,node:*=node,debian:*=base,ubuntu:*=base",
+        "list",
+        "`PATTERN=IMAGE`: built-in images that stand in while a registry cannot be reached; `off`: none.",
+    ),
+    Setting("image_max_mib", "20480", "MiB", "How much an image may take on the disk."),
+    Setting("image_max_files", "2000000", "count", "How many files an image may have."),
+    Setting("image_max_ratio", "100", "factor", "How many bytes a layer may unpack to per packed byte."),
+    Setting("max_pulls", "3", "count", "Pulls at a time; further ones wait."),
+    Setting("pull_timeout_s", "1800", "s", "How long a pull may take in all."),
+    Setting("pull_stall_s", "60", "s", "How long a registry may send nothing before a pull is given up."),
     Setting(
         "pool_size", "64", "count", "Ready sandboxes to keep per image of `pool_images`; fewer where memory is short."
     ),

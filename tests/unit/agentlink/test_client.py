@@ -348,6 +348,17 @@ async def test_a_claim_names_the_user_of_commands(client: AgentClient) -> None:
     assert own.stdout == b"0\n"
 
 
+async def test_a_default_directory_that_is_closed_to_a_user_is_not_asked_for(
+    client: AgentClient, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    await client.claim({}, str(closed), None)
+    assert (await client.exec(sh("pwd", user="65534"))).stdout == b"/\n"
+    assert (await client.exec(sh("pwd"))).stdout == f"{closed}\n".encode()
+    assert (await client.exec(sh("pwd", user="65534", cwd=str(closed)))).exit.code == 126
+
+
 async def test_a_port_inside_is_dialled_and_half_closed(client: AgentClient) -> None:
     async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write((await reader.read()).upper())

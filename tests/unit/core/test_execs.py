@@ -151,6 +151,12 @@ def test_the_verdict_takes_the_first_cause_that_applies(
     assert (verdict.code, verdict.why) == (code, why)
 
 
+def test_a_driver_may_have_another_code_for_a_kill_for_memory() -> None:
+    exit_ = ExecExit(code=1, why=Why.EXITED)
+    assert judged(exit_, was_memory=True, oom_codes=frozenset((1, 137))).why is Why.OUT_OF_MEMORY
+    assert judged(exit_, was_memory=False, oom_codes=frozenset((1, 137))).why is Why.EXITED
+
+
 async def test_a_key_that_only_reads_cannot_wake_a_paused_sandbox(core, made) -> None:
     reader = replace(LOCAL, scopes=frozenset({Scope.READ}))
     await core.sandboxes.pause(LOCAL, made.id)

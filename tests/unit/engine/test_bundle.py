@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cove.engine import seccomp
@@ -13,21 +14,21 @@ from cove.engine.cgroup import OWN_PIDS
 from cove.engine.oci import bundle
 from cove.model.sandbox import MIB, Limits
 
+SPEC = bundle.BundleSpec(
+    hostname="otter",
+    rootfs=Path("/r"),
+    agent=Path("/a"),
+    socket_dir=Path("/s"),
+    uid_base=0x70000000,
+    cgroup_path="/cove/x/y",
+    limits=Limits(cpus=1.5, memory_bytes=256 * MIB, pids=99, io_write_bps=1000),
+    io_device="7:1",
+)
+
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    return bundle.build(
-        bundle.BundleSpec(
-            hostname="otter",
-            rootfs=Path("/r"),
-            agent=Path("/a"),
-            socket_dir=Path("/s"),
-            uid_base=0x70000000,
-            cgroup_path="/cove/x/y",
-            limits=Limits(cpus=1.5, memory_bytes=256 * MIB, pids=99, io_write_bps=1000),
-            io_device="7:1",
-        ),
-    )
+    return bundle.build(SPEC)
 
 
 def test_every_namespace_is_new_and_none_is_joined(config: dict[str, Any]) -> None:
@@ -58,6 +59,24 @@ def test_limits_stand_in_the_resources(config: dict[str, Any]) -> None:
     assert resources["pids"] == {"limit": 99 + OWN_PIDS}
     assert resources["devices"] == [{"allow": False, "access": "rwm"}]
     assert resources["blockIO"] == {"throttleWriteBpsDevice": [{"major": 7, "minor": 1, "rate": 1000}]}
+
+
+def test_a_box_with_a_kernel_of_its_own_counts_its_processes_itself() -> None:
+    plain, own = (bundle.build(msgspec.structs.replace(SPEC, own_kernel=own)) for own in (False, True))
+    counted = {limit["type"]: limit["soft"] for limit in own["process"]["rlimits"]}
+    assert counted["RLIMIT_NPROC"] == 99 + OWN_PIDS
+    assert own["linux"]["resources"]["pids"]["limit"] > 2 * (99 + OWN_PIDS)
+    assert "RLIMIT_NPROC" not in {limit["type"] for limit in plain["process"]["rlimits"]}
+    assert plain["linux"]["resources"]["memory"] == own["linux"]["resources"]["memory"]
+
+
+def test_inside_a_kernel_of_its_own_the_filter_says_what_that_kernel_understands() -> None:
+    rules = seccomp.profile(own_kernel=True)["syscalls"]
+    assert rules[0]["action"] == "SCMP_ACT_ERRNO"
+    assert rules[0]["args"] == [{"index": 0, "value": 0xFFFFFFFF, "valueTwo": 1, "op": "SCMP_CMP_MASKED_EQ"}]
+    assert "kill" in rules[0]["names"]
+    assert [rule["action"] for rule in rules if "clone3" in rule["names"]] == ["SCMP_ACT_TRACE"]
+    assert not [rule for rule in rules if "errnoRet" in rule]
 
 
 def test_no_rlimit_is_above_our_own(config: dict[str, Any]) -> None:
@@ -125,3 +144,18 @@ def test_clone_and_socket_are_only_allowed_with_a_condition() -> None:
     for name in ("clone", "socket", "personality"):
         assert all(r.get("args") for r in rules if name in r["names"])
     assert [r["errnoRet"] for r in rules if "clone3" in r["names"]] == [38]
+
+
+def test_a_container_has_no_sysfs_and_sees_only_processors_of_it() -> None:
+    shown = ("/sys/devices/system/cpu",)
+    mounts = bundle.build(msgspec.structs.replace(SPEC, shown=shown))["mounts"]
+    below_sys = {mount["destination"]: mount for mount in mounts if mount["destination"].startswith("/sys")}
+    assert set(below_sys) == {"/sys", *shown}
+    assert below_sys["/sys"]["type"] == "tmpfs"
+    assert all({"ro", "nosuid", "nodev", "noexec"} <= set(mount["options"]) for mount in below_sys.values())
+
+
+def test_a_kernel_of_its_own_has_a_sysfs_of_its_own() -> None:
+    spec = msgspec.structs.replace(SPEC, own_kernel=True, shown=("/sys/devices/system/cpu",))
+    below_sys = [m for m in bundle.build(spec)["mounts"] if m["destination"].startswith("/sys")]
+    assert [(m["destination"], m["type"]) for m in below_sys] == [("/sys", "sysfs")]

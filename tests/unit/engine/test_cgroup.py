@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from cove.engine import cgroup
 from cove.engine.cgroup import OWN_PIDS, BoxCgroupV1, BoxCgroupV2
 from cove.engine.versions import at_least
+from cove.model.errors import EngineFailure
 from cove.model.sandbox import MIB, Limits
 
 
@@ -61,6 +64,56 @@ def test_v2_limits_and_usage(tmp_path: Path) -> None:
     assert (tmp_path / "io.max").read_text() == "7:0 rbps=max wbps=9"
     usage = group.usage()
     assert (usage.cpu_ms, usage.oom_kills, usage.memory_bytes) == (9, 2, 1)
+
+
+def test_v2_memory_is_not_lowered_below_what_cannot_be_reclaimed(tmp_path: Path) -> None:
+    """The kernel would take the limit and kill; v1 answers EBUSY."""
+    (tmp_path / "memory.max").write_text(str(256 * MIB))
+    (tmp_path / "memory.current").write_text(f"{100 * MIB}\n")
+    group = BoxCgroupV2(tmp_path)
+    with pytest.raises(OSError, match="busy") as caught:
+        group.set_limits(Limits(memory_bytes=64 * MIB), device=None)
+    assert caught.value.errno == errno.EBUSY
+    assert (tmp_path / "memory.max").read_text() == str(256 * MIB)
+    assert (tmp_path / "memory.high").read_text() == "max"
+    group.set_limits(Limits(memory_bytes=128 * MIB), device=None)
+    assert (tmp_path / "memory.max").read_text() == str(128 * MIB)
+
+
+def test_v2_in_a_container_its_processes_move_out_of_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that has processes refuses controllers for its own children: one that forks meanwhile moves as well."""
+    procs = tmp_path / "cgroup.procs"
+    procs.write_text("7\n8\n9\n")
+    moved: list[str] = []
+    write = Path.write_text
+
+    def as_the_kernel(path: Path, data: str, *args: object, **kwargs: object) -> int:
+        if path.name == "cgroup.subtree_control" and procs.read_text():
+            raise OSError(errno.EBUSY, "busy")
+        if path.parent.name == "cove-init":
+            left = [pid for pid in procs.read_text().split() if pid != data]
+            write(procs, "\n".join([*left, *(["10"] if data == "9" else [])]))
+            if data == "8":
+                raise ProcessLookupError
+            moved.append(data)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_text", as_the_kernel)
+    cgroup._enable(tmp_path, "+memory +pids")
+    assert moved == ["7", "9", "10"]
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids"
+
+
+def test_v2_where_nothing_moves_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.procs").write_text("")
+
+    def busy(path: Path, data: str) -> int:
+        del path, data
+        raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(Path, "write_text", busy)
+    with pytest.raises(EngineFailure, match="cannot be moved"):
+        cgroup._enable(tmp_path, "+memory")
 
 
 def test_a_vanished_cgroup_reads_as_zeros(tmp_path: Path) -> None:

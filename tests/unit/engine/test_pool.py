@@ -24,6 +24,10 @@ async def filled(driver, images, clock, size: int = 3, **config) -> AsyncIterato
         yield pool
 
 
+def take(pool: Pool, images, driver: str = "stub", hostname: str | None = None, **limits):  # noqa: ANN201
+    return pool.take(images.get("base"), driver, Limits(**limits), hostname)
+
+
 def ready(pool: Pool) -> int:
     return pool.stats()[0].ready
 
@@ -38,7 +42,7 @@ async def test_it_fills_itself_to_its_target(driver, images, clock, eventually) 
 async def test_a_hit_gives_a_box_and_a_new_one_is_made(driver, images, clock, eventually) -> None:
     async with filled(driver, images, clock) as pool:
         await eventually(lambda: ready(pool) == 3)
-        box = pool.take(images.get("base"), "stub")
+        box = take(pool, images)
         assert box is not None
         assert pool.stats()[0].hits == 1
         clock.advance(1.0)
@@ -49,16 +53,27 @@ async def test_a_hit_gives_a_box_and_a_new_one_is_made(driver, images, clock, ev
 async def test_a_box_is_given_once(driver, images, clock, eventually) -> None:
     async with filled(driver, images, clock, size=5) as pool:
         await eventually(lambda: ready(pool) == 5)
-        taken = [pool.take(images.get("base"), "stub") for _ in range(7)]
+        taken = [take(pool, images) for _ in range(7)]
         ids = [box.facts.id for box in taken if box is not None]
         assert len(ids) == len(set(ids)) == 5
         assert taken[5:] == [None, None]
         assert pool.stats()[0].misses == 2
 
 
+async def test_what_a_driver_cannot_change_later_is_a_miss(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: ready(pool) == 2)
+        driver.can_rename = driver.can_change_pids = False
+        assert take(pool, images, hostname="otter") is None
+        assert take(pool, images, pids=99) is None
+        assert take(pool, images, memory_bytes=64 * MIB) is not None
+        driver.can_rename = driver.can_change_pids = True
+        assert take(pool, images, hostname="otter", pids=99) is not None
+
+
 async def test_what_has_no_shelf_is_a_miss(driver, images, clock) -> None:
     async with filled(driver, images, clock, size=0) as pool:
-        assert pool.take(images.get("base"), "other") is None
+        assert take(pool, images, "other") is None
 
 
 async def test_a_member_that_dies_is_dropped_and_freed(driver, images, clock, eventually) -> None:
@@ -68,7 +83,7 @@ async def test_a_member_that_dies_is_dropped_and_freed(driver, images, clock, ev
         dead.die()
         await eventually(lambda: dead.is_destroyed)
         assert pool.stats()[0].dead == 1
-        taken = pool.take(images.get("base"), "stub")
+        taken = take(pool, images)
         assert taken is not dead
         clock.advance(5.0)
         await eventually(lambda: ready(pool) == 2)
@@ -79,11 +94,11 @@ async def test_a_member_of_an_image_that_was_rebuilt_is_not_given(driver, images
         await eventually(lambda: ready(pool) == 2)
         old = list(driver.boxes.values())
         images.digest = "d2"
-        assert pool.take(images.get("base"), "stub") is None
+        assert take(pool, images) is None
         await eventually(lambda: all(box.is_destroyed for box in old))
         clock.advance(1.0)
         await eventually(lambda: ready(pool) == 2)
-        fresh = pool.take(images.get("base"), "stub")
+        fresh = take(pool, images)
         assert fresh is not None
         assert fresh.facts.image_digest == "d2"
 
@@ -95,7 +110,7 @@ async def test_filling_stands_back_while_a_caller_waits(driver, images, clock, e
         driver.gate.clear()
         spec = BoxSpec(id="f" * 16, image=images.get("base"), limits=Limits(), hostname="h")
         waiting = asyncio.create_task(pool.create(driver, spec))
-        assert pool.take(images.get("base"), "stub") is not None
+        assert take(pool, images) is not None
         for _ in range(5):
             clock.advance(1.0)
             await asyncio.sleep(0)
@@ -200,10 +215,10 @@ async def test_a_box_unlike_new_ones_is_not_adopted(driver, images, clock, diffe
 async def test_an_untouched_box_can_be_given_back(driver, images, clock, eventually) -> None:
     async with filled(driver, images, clock, size=1) as pool:
         await eventually(lambda: ready(pool) == 1)
-        box = pool.take(images.get("base"), "stub")
+        box = take(pool, images)
         assert box is not None
         pool.give_back(box)
-        assert pool.take(images.get("base"), "stub") is box
+        assert take(pool, images) is box
         pool.give_back(box)
         pool.give_back(box)
         await eventually(lambda: driver.boxes[box.facts.id].is_destroyed or ready(pool) == 1)

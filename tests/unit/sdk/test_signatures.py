@@ -10,7 +10,7 @@ import pytest
 import cove
 from cove import aio
 
-CLASSES = ["Client", "Sandbox", "Files", "Job", "Running"]
+CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running"]
 FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]
 
 

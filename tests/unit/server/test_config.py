@@ -23,7 +23,8 @@ def test_the_settings_page_is_current():
 
 def test_defaults_are_those_of_the_readme(tmp_path):
     found = load({"COVE_DATA_DIR": str(tmp_path)}).settings
-    assert (found.host, found.port, found.pool_size, found.drivers) == ("127.0.0.1", 8080, 64, ("runc",))
+    assert (found.host, found.port, found.pool_size) == ("127.0.0.1", 8080, 64)
+    assert found.drivers == ("runc", "crun", "gvisor")
     assert found.url == "http://127.0.0.1:8080"
 
 
@@ -62,7 +63,7 @@ def test_another_host_needs_tls_or_a_proxy(tmp_path, host):
         ("COVE_QUOTA", "zfs"),
         ("COVE_BEHIND_PROXY", "maybe"),
         ("COVE_TLS_CERT", "/only/one"),
-        ("COVE_DEFAULT_DRIVER", "gvisor"),
+        ("COVE_DEFAULT_DRIVER", "kata"),
         ("COVE_DRIVERS", ","),
         ("COVE_CONFIG", "/no/such/file.toml"),
     ],

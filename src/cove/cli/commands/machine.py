@@ -41,12 +41,17 @@ def setup_command(session: Session, *, refresh: bool, images: tuple[str, ...]) -
 
 
 @verb("doctor", fields=("name", "status", "fact", "cost", "cure"))
-def doctor_command(session: Session) -> int:
+@click.option("--attack", "is_attack", is_flag=True, help="Attack fresh sandboxes of each driver and tell what held.")
+@click.option("--driver", "drivers", multiple=True, metavar="NAME", help="With --attack: only this driver. Repeatable.")
+@click.option("--only", metavar="WORD", default="", help="With --attack: only attacks whose name contains WORD.")
+def doctor_command(session: Session, *, is_attack: bool, drivers: tuple[str, ...], only: str) -> int:
     """Tell what this machine offers and what is missing.
 
     Line by line, with what a gap costs and how to close it. Exit code 1 when sandboxes cannot run here. Changes
-    nothing.
+    nothing. With --attack: about a minute per driver; exit code 1 when a defence did not hold.
     """
+    if is_attack:
+        return _attack(session, drivers, only)
     from cove.server.doctor import examine, render
     from cove.server.setup import settings_from
 
@@ -56,3 +61,23 @@ def doctor_command(session: Session) -> int:
     if not session.json:
         put(render(report))
     return 0 if report.is_usable else 1
+
+
+def _attack(session: Session, drivers: tuple[str, ...], only: str) -> int:
+    from msgspec import to_builtins
+
+    from cove.engine.attacks.run import Verdict
+    from cove.server.config import load
+    from cove.server.doctor import attack
+    from cove.server.setup import settings_from
+
+    names = drivers or load(os.environ).settings.drivers
+    verdicts: list[Verdict] = []
+    for verdict in attack.attack(settings_from(os.environ), names, only):
+        verdicts.append(verdict)
+        session.emit(to_builtins(verdict))
+        if not session.json:
+            put(attack.line(verdict))
+    if not session.json:
+        put(attack.summary(verdicts))
+    return 0 if attack.is_green(verdicts) else 1

@@ -30,6 +30,8 @@ ROWS: Final = MappingProxyType(
         "sandbox-gone": Row(502, "sandbox-gone"),
         "agent-violation": Row(502, "agent-violation"),
         "agent-timeout": Row(504, "agent-timeout"),
+        "registry-error": Row(502, "registry-error"),
+        "registry-unreachable": Row(502, "registry-unreachable"),
         "file-error": Row(400, "file-error"),
         "file-error/not_found": Row(404, "file-error"),
         "file-error/exists": Row(409, "file-error"),
@@ -77,7 +79,13 @@ _ENCODE: Final = msgspec.json.Encoder().encode
 def problem(failure: Failure) -> wire.Problem:
     """A failure as RFC 9457 has it."""
     error = failure.error
-    hint = _HTTP.get(error.kind) or HINTS.get(error.kind) or HINTS.get(failure.code) or Hint(failure.code)
+    hint = (
+        _HTTP.get(error.kind)
+        or HINTS.get(f"{error.kind}:{error.field}")
+        or HINTS.get(error.kind)
+        or HINTS.get(failure.code)
+        or Hint(failure.code)
+    )
     return wire.Problem(
         type=f"/docs/errors#{failure.code}",
         title=hint.title,

@@ -1,11 +1,11 @@
-"""Operations on keys, projects, images and the server itself."""
+"""Operations on keys, projects and the server itself."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from cove.dialects.native import wire, wire_server
-from cove.dialects.native.translate import image_view, key_view, new_key_view, project_view, server_view
+from cove.dialects.native import wire_server
+from cove.dialects.native.translate import key_view, new_key_view, project_view, server_view
 from cove.edge.metrics import MEDIA_TYPE
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
@@ -23,11 +23,6 @@ async def health(call: Call[None, Nothing]) -> Json:
 async def show_server(call: Call[None, Nothing]) -> Json:
     """What it is and has."""
     return Json(server_view(call.core.server_info(call.who), call.services.facts.public_domain))
-
-
-async def list_images(call: Call[None, Nothing]) -> Json:
-    """Its images."""
-    return Json(wire.ImageList(tuple(map(image_view, call.core.images.list(call.who)))))
 
 
 async def shut_down(call: Call[wire_server.Shutdown, Nothing]) -> Json:
@@ -154,15 +149,6 @@ OPS: Final = (
         tag=KEYS,
         answer=wire_server.ProjectList,
         scopes=(Scope.ADMIN,),
-    ),
-    Op(
-        method="GET",
-        path="/images",
-        handler=list_images,
-        summary="List images",
-        tag=SERVER,
-        answer=wire.ImageList,
-        scopes=(Scope.READ,),
     ),
     Op(
         method="GET",

@@ -8,7 +8,6 @@ import codecs
 import re
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -17,6 +16,8 @@ from msgspec.structs import replace
 
 from cove.core.info import ServerInfo
 from cove.dialects.native import wire, wire_server
+from cove.dialects.native.times import optional_timestamp, timestamp
+from cove.dialects.native.translate_images import image_view
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Json
 from cove.edge.sse import event
@@ -26,7 +27,6 @@ from cove.model.errors import NotFound
 from cove.model.execs import Chunk, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec, Gap, Paused, Started
 from cove.model.files import FileInfo, FilePage
 from cove.model.ids import is_core_id, is_name
-from cove.model.image import ImageInfo
 from cove.model.request import SandboxChange, SandboxFilter, SandboxPage
 from cove.model.sandbox import MIB, IdleAction, Isolation, Limits, Sandbox, SandboxSpec, Usage
 from cove.model.state import State
@@ -48,16 +48,6 @@ def sandbox_ref(text: str) -> str:
 def sandbox_id(core_id: str) -> str:
     """How the native API spells a core id."""
     return PREFIX + core_id
-
-
-def timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-
-
-def optional_timestamp(seconds: float | None) -> str | None:
-    """The same, None for none."""
-    return None if seconds is None else timestamp(seconds)
 
 
 def spec_of(body: wire.Create) -> SandboxSpec:
@@ -388,11 +378,6 @@ def new_key_view(key: Key, text: str) -> wire_server.NewKey:
 def project_view(project: Project) -> wire_server.Project:
     """A project."""
     return wire_server.Project(project.id, timestamp(project.created_at), project.default_driver, project.drivers)
-
-
-def image_view(image: ImageInfo) -> wire.Image:
-    """An image."""
-    return wire.Image(name=image.name, digest=image.digest, size_bytes=image.size_bytes, status=image.status)
 
 
 def server_view(info: ServerInfo, public_domain: str) -> wire_server.Server:

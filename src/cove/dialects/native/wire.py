@@ -350,21 +350,6 @@ class Removed(Struct, frozen=True):
     removed: int
 
 
-class Image(Struct, frozen=True, kw_only=True):
-    """An image; `status` is ready, building or failed."""
-
-    name: str
-    digest: str
-    size_bytes: int
-    status: str
-
-
-class ImageList(Struct, frozen=True):
-    """Images of this server."""
-
-    images: tuple[Image, ...]
-
-
 class StartedEvent(Struct, frozen=True):
     """Data of `started`."""
 

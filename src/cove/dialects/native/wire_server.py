@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from cove.dialects.native.wire import DriverName, Image, Isolation, Label, Request, ScopeName, Seconds
+from cove.dialects.native.wire import DriverName, Isolation, Label, Request, ScopeName, Seconds
+from cove.dialects.native.wire_images import Image
 
 
 class MintKey(Request, frozen=True):

@@ -5,18 +5,28 @@ box's own user namespace, as its ids and in its cgroup, each under a system-call
 inside as well (`--oci-seccomp`). The agent's socket is made by the gofer, so the gofer is who listens as the host sees
 it. An idle box still uses some per cent of a core, so the pool keeps its members frozen.
 
-What is different from a container, and stays so: the sentry is one process to the host, so a box that passes its memory
-limit ends as a whole (reason `oom`), and so does one whose processes pass the limit of threads that the host gives.
+What is different from a container, and stays so:
+
+* What programs keep in the sentry (pipes, files in memory) is the sentry's own memory to the host: a box that passes
+  its memory limit with that ends as a whole, and its record says out of memory. A program that passes it with memory of
+  its own ends alone, with code 1.
+* The sentry counts the processes of each user inside. Many users together can pass the limit of threads that the host
+  gives, and then the box ends.
+* The gofer listens for whoever binds a socket inside, so root inside can put itself in the agent's place. What it then
+  answers is, as ever, believed of its own box only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
+from cove.engine import kernel
 from cove.engine.driver import BoxFacts
 from cove.engine.oci.driver import OciDriver
 
@@ -37,18 +47,34 @@ class GvisorDriver(OciDriver):
     program = "runsc"
     flags = ("--platform=systrap", "--network=none", "--host-uds=all", "--overlay2=none", "--oci-seccomp")
     can_rename = False
-    rests_frozen = True
+    can_change_pids = False
+    own_kernel = True
 
     def _version_gaps(self, version: str) -> tuple[str, ...]:
         if release_of(version) >= MINIMUM:
             return ()
         return (f"runsc {version} is older than release {MINIMUM}: run `cove setup`",)
 
-    def _listener_pid(self, facts: BoxFacts) -> int:
+    def _completed(self, facts: BoxFacts) -> BoxFacts:
+        _prefer_programs_for_oom(facts.init_pid)
         for path in self._ground.runtime_state(self.name).glob(f"{facts.id}_*.state"):
             with contextlib.suppress(OSError, msgspec.DecodeError):
-                return msgspec.json.decode(path.read_bytes(), type=_State).gofer_pid
-        return 0
+                gofer = msgspec.json.decode(path.read_bytes(), type=_State).gofer_pid
+                return msgspec.structs.replace(facts, listener_pid=gofer)
+        return facts
+
+
+def _prefer_programs_for_oom(sentry: int) -> None:
+    """Let the kernel take a program before the sentry, whose death is the box's.
+
+    Each address space inside is a process of the host, forked from the sentry's first child, which is nobody's: what
+    that one has, all later ones have. A failure only loses the preference.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        tasks = Path(f"/proc/{sentry}/task").iterdir()
+        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        first = min(children, key=lambda pid: kernel.process_start(pid) or sys.maxsize)
+        Path(f"/proc/{first}/oom_score_adj").write_text("1000")
 
 
 def release_of(version: str) -> int:

@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from cove.engine import seccomp
@@ -33,41 +34,47 @@ CAPABILITIES: Final = (
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/buddyinfo",
+    "/proc/bus",
     "/proc/cmdline",
     "/proc/config.gz",
+    "/proc/consoles",
+    "/proc/crypto",
     "/proc/diskstats",
+    "/proc/dma",
+    "/proc/driver",
+    "/proc/fs",
     "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/irq",
     "/proc/kallsyms",
     "/proc/kcore",
-    "/proc/keys",
     "/proc/key-users",
+    "/proc/keys",
     "/proc/latency_stats",
+    "/proc/locks",
+    "/proc/mdstat",
+    "/proc/misc",
     "/proc/modules",
+    "/proc/mtrr",
     "/proc/pagetypeinfo",
     "/proc/partitions",
     "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/slabinfo",
+    "/proc/softirqs",
     "/proc/swaps",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/proc/vmstat",
     "/proc/zoneinfo",
-    "/sys/block",
-    "/sys/bus",
-    "/sys/class/block",
-    "/sys/dev",
-    "/sys/devices/virtual/block",
-    "/sys/devices/virtual/dmi",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-    "/sys/fs",
-    "/sys/kernel",
-    "/sys/module",
-    "/sys/power",
 )
-READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""The host's hardware, its drivers' state and its counters. Of /sys: `_SHOWN`."""
+
+READONLY_PATHS: Final = ("/proc/sys", "/proc/sysrq-trigger")
 
 AGENT_TARGET: Final = "/.agent/agent"
 SOCKET_DIR_TARGET: Final = "/run/agent"
@@ -75,8 +82,16 @@ SIZE_OF_IDS: Final = 65536
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+_TASKS_PER_PROCESS: Final = 4
+"""What gVisor needs of the host for one process inside: 2 threads (measured), and as many again when all are busy."""
+
+
 class BundleSpec(Struct, frozen=True, kw_only=True):
-    """What differs from box to box. Paths are the host's; `uid_base` is the first id of its range, 0: the host's."""
+    """What differs from box to box. Paths are the host's; `uid_base` is the first id of its range, 0: the host's.
+
+    `own_kernel`: the box gets one (gVisor), which counts its processes, while the host's cgroup sees only its threads.
+    `shown`: what the box sees of the host's /sys.
+    """
 
     hostname: str
     rootfs: Path
@@ -86,6 +101,24 @@ class BundleSpec(Struct, frozen=True, kw_only=True):
     cgroup_path: str
     limits: Limits
     io_device: str | None
+    own_kernel: bool = False
+    shown: tuple[str, ...] = ()
+
+
+_SHOWN: Final = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+"""All that a container sees of /sys: the processors, which lscpu, Java and PyTorch read."""
+
+
+def shown_of_sys() -> tuple[str, ...]:
+    """What of `_SHOWN` this machine has."""
+    return tuple(path for path in _SHOWN if Path(path).is_dir())
+
+
+def host_limits(limits: Limits, *, own_kernel: bool) -> Limits:
+    """What the host's cgroup is to enforce of a box's limits."""
+    if not own_kernel:
+        return limits
+    return msgspec.structs.replace(limits, pids=_TASKS_PER_PROCESS * (limits.pids + OWN_PIDS))
 
 
 def build(spec: BundleSpec) -> dict[str, Any]:
@@ -96,7 +129,7 @@ def build(spec: BundleSpec) -> dict[str, Any]:
         "ociVersion": "1.1.0",
         "hostname": spec.hostname,
         "root": {"path": str(spec.rootfs), "readonly": False},
-        "process": _process(),
+        "process": _process(spec),
         "mounts": _mounts(spec),
         "linux": {
             "uidMappings": ids,
@@ -106,32 +139,42 @@ def build(spec: BundleSpec) -> dict[str, Any]:
             "resources": _resources(spec),
             "maskedPaths": list(MASKED_PATHS),
             "readonlyPaths": list(READONLY_PATHS),
-            "seccomp": seccomp.profile(),
+            "seccomp": seccomp.profile(own_kernel=spec.own_kernel),
             "rootfsPropagation": "private",
         },
     }
 
 
-def _process() -> dict[str, Any]:
+def _process(spec: BundleSpec) -> dict[str, Any]:
     capabilities = list(CAPABILITIES)
     return {
         "terminal": False,
         "user": {"uid": 0, "gid": 0, "umask": 0o022},
-        "args": [AGENT_TARGET],
+        # gVisor's kill of a process group misses what is forked meanwhile; Linux's does not.
+        "args": [AGENT_TARGET, *(("-extra-kills", "20") if spec.own_kernel else ())],
         "env": [_PATH],
         "cwd": "/",
         "noNewPrivileges": True,
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "oomScoreAdj": 0,
-        "rlimits": _rlimits(),
+        "rlimits": _rlimits(spec),
     }
 
 
-def _rlimits() -> list[dict[str, Any]]:
+def _rlimits(spec: BundleSpec) -> list[dict[str, Any]]:
     # Above our own hard limit the runtime's setrlimit fails without CAP_SYS_RESOURCE (measured), so never ask for more.
     # CORE 1: a limit of 0 does not stop a dump into a pipe, which would start the host's handler with a hostile core as
     # its input; exactly 1 does (core(5)). The seccomp profile keeps it there.
-    wanted = {"NOFILE": (65536, resource.RLIMIT_NOFILE), "CORE": (1, resource.RLIMIT_CORE)}
+    # NICE and RTPRIO 0: what the server's own service may have of them, no sandbox shall inherit.
+    wanted = {
+        "NOFILE": (65536, resource.RLIMIT_NOFILE),
+        "CORE": (1, resource.RLIMIT_CORE),
+        "NICE": (0, resource.RLIMIT_NICE),
+        "RTPRIO": (0, resource.RLIMIT_RTPRIO),
+    }
+    if spec.own_kernel:
+        # Of each user inside. On a shared kernel it is the cgroup that counts: for one user it would count all boxes.
+        wanted["NPROC"] = (spec.limits.pids + OWN_PIDS, resource.RLIMIT_NPROC)
     limits: list[dict[str, Any]] = []
     for name, (value, number) in wanted.items():
         hard = resource.getrlimit(number)[1]
@@ -159,14 +202,26 @@ def _mounts(spec: BundleSpec) -> list[dict[str, Any]]:
         ),
         of("/dev/shm", "tmpfs", "shm", [*plain, "mode=1777", f"size={shm}"]),  # noqa: S108 (inside the sandbox)
         of("/dev/mqueue", "mqueue", "mqueue", plain),
-        of("/sys", "sysfs", "sysfs", [*plain, "ro"]),
+        *_sys(spec, plain),
         of(AGENT_TARGET, "bind", str(spec.agent), ["bind", "ro", "nosuid", "nodev"]),
         of(SOCKET_DIR_TARGET, "bind", str(spec.socket_dir), ["bind", *plain]),
     ]
 
 
+def _sys(spec: BundleSpec, plain: list[str]) -> list[dict[str, Any]]:
+    if spec.own_kernel:
+        return [{"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*plain, "ro"]}]
+    # Not a sysfs: it shows every device of the host, under names that differ by machine, so that no list of paths to
+    # mask can be complete. An empty /sys with binds is also quicker to make than a dozen masks.
+    empty = {"destination": "/sys", "type": "tmpfs", "source": "sys", "options": [*plain, "ro", "mode=755", "size=4k"]}
+    binds = [
+        {"destination": path, "type": "bind", "source": path, "options": ["bind", "ro", *plain]} for path in spec.shown
+    ]
+    return [empty, *binds]
+
+
 def _resources(spec: BundleSpec) -> dict[str, Any]:
-    limits = spec.limits
+    limits = host_limits(spec.limits, own_kernel=spec.own_kernel)
     resources: dict[str, Any] = {
         "devices": [{"allow": False, "access": "rwm"}],
         "memory": {"limit": limits.memory_bytes, "swap": limits.memory_bytes},

@@ -36,8 +36,7 @@ class OciBox(Box):
 
     def __init__(self, driver: OciDriver, ground: Ground, facts: BoxFacts, agent: AgentClient | None) -> None:
         self.facts = facts
-        self._can_rename = driver.can_rename
-        self._rests_frozen = driver.rests_frozen
+        self._own_kernel = driver.own_kernel
         self._ground = ground
         self._agent = agent
         self._group = ground.cgroups.of(facts.id)
@@ -63,9 +62,12 @@ class OciBox(Box):
 
     async def set_limits(self, limits: Limits) -> None:
         facts = self.facts
+        if self._own_kernel and limits.pids != facts.limits.pids:
+            raise Unsupported(f"the driver {facts.driver} cannot change the limit of processes later", field="pids")
+        for_host = bundle.host_limits(limits, own_kernel=self._own_kernel)
         try:
             # Beside the loop: lowering memory makes the kernel reclaim inside the write, which took 0.7 s for 1.5 GB.
-            await self._ground.quickly(lambda: self._group.set_limits(limits, device=self._ground.io_device))
+            await self._ground.quickly(lambda: self._group.set_limits(for_host, device=self._ground.io_device))
             if limits.disk_bytes != facts.limits.disk_bytes:
                 await self._ground.mounts.run(lambda _: self._ground.layers.resize(facts.id, limits.disk_bytes))
         except OSError as error:
@@ -76,12 +78,17 @@ class OciBox(Box):
         self._ground.write_facts(self.facts)
 
     async def rest(self) -> None:
-        if self._rests_frozen:
+        if self._own_kernel:
             await self.pause()
 
     async def wake(self) -> None:
-        if self._rests_frozen:
+        if self._own_kernel:
             await self.resume()
+
+    @property
+    def oom_codes(self) -> frozenset[int]:
+        # A process whose memory the kernel took from under gVisor ends with EPERM as its code.
+        return super().oom_codes | ({errno.EPERM} if self._own_kernel else frozenset[int]())
 
     @property
     def obituary(self) -> str:
@@ -103,7 +110,7 @@ class OciBox(Box):
                 os.close(own)
                 os.close(theirs)
 
-        if not self._can_rename:
+        if self._own_kernel:
             raise Unsupported(f"the driver {self.facts.driver} cannot rename a running sandbox", field="hostname")
         if not self.is_alive:
             raise SandboxGone("the sandbox has ended")
@@ -173,13 +180,14 @@ async def _connect(ground: Ground, facts: BoxFacts, *, is_new: bool) -> AgentCli
 class OciDriver(Driver):
     """Boxes by one OCI runtime. Subclasses name it and say what it needs.
 
-    `program`: the runtime's file name where it is not the driver's; `flags`: its global options; `rests_frozen`:
-    whether its boxes use CPU while they idle, so that the pool keeps them frozen.
+    `program`: the runtime's file name where it is not the driver's; `flags`: its global options; `own_kernel`: a box
+    has its own, which uses CPU while it idles (so the pool keeps it frozen) and fixes the host name and the limit of
+    processes when it starts.
     """
 
     program = ""
     flags: tuple[str, ...] = ()
-    rests_frozen = False
+    own_kernel = False
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -237,6 +245,8 @@ class OciDriver(Driver):
                 cgroup_path=ground.cgroups.runtime_path(spec.id),
                 limits=spec.limits,
                 io_device=ground.io_device,
+                shown=ground.shown,
+                own_kernel=self.own_kernel,
             ),
         )
         ground.note_uid_base(spec.id, base)
@@ -244,7 +254,7 @@ class OciDriver(Driver):
         pid_file = dirs.home / "pid"
         await self._runtime.run(spec.id, dirs.home, pid_file)
         facts = self._facts(spec, base, int(pid_file.read_text()))
-        facts = msgspec.structs.replace(facts, listener_pid=self._listener_pid(facts))
+        facts = self._completed(facts)
         box = OciBox(self, ground, facts, await _connect(ground, facts, is_new=True))
         ground.write_facts(facts)
         return box
@@ -272,17 +282,16 @@ class OciDriver(Driver):
             created_at=time.time(),
         )
 
-    def _listener_pid(self, facts: BoxFacts) -> int:
-        """The process that listens for the agent, as the host sees it; 0: the box's init."""
-        del facts
-        return 0
+    def _completed(self, facts: BoxFacts) -> BoxFacts:
+        """The facts with what is known only once the runtime has started the box."""
+        return facts
 
     def _isolation(self) -> Isolation:
         return Isolation(
             driver=self.name,
             driver_version=self._version,
             user_namespace=self._ground.choice.ids is not Ids.HOST,
-            seccomp=seccomp.NAME,
+            seccomp=seccomp.NAME_OWN_KERNEL if self.own_kernel else seccomp.NAME,
             quota=self._ground.layers.kind,
             cgroup=self._ground.cgroups.kind,
             missing=self._ground.missing,

@@ -27,7 +27,7 @@ from cove.engine.config import EngineConfig
 from cove.engine.driver import BoxFacts
 from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
-from cove.engine.oci import runtime
+from cove.engine.oci import bundle, runtime
 from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
 
@@ -55,6 +55,7 @@ class Ground:
         self.agents = config.run_dir / "agents"
         self.live: set[str] = set()
         self.io_device = layers.device
+        self.shown = bundle.shown_of_sys()
 
     @property
     def agent(self) -> Path:
@@ -72,6 +73,11 @@ class Ground:
     def runtime_state(self, driver: str) -> Path:
         """The state directory that a runtime gets as its `--root`."""
         return self.config.run_dir / "runtime" / driver
+
+    def _runtime_states(self) -> list[Path]:
+        """Of every runtime that was ever used here, also of a driver that is no longer configured."""
+        home = self.config.run_dir / "runtime"
+        return list(home.iterdir()) if home.is_dir() else []
 
     def take_ids(self) -> int:
         """The first uid of a new box's range; 0 without user namespaces. Raises: CapacityExceeded."""
@@ -130,8 +136,8 @@ class Ground:
         if pid is not None:
             await _kill_and_wait(pid, group)
         await _kill_stragglers(group)
-        for driver in self.config.drivers:
-            runtime.forget(self.runtime_state(driver), box)
+        for state in self._runtime_states():
+            runtime.forget(state, box)
         await group.remove()
         dirs = self.dirs(box)
 
@@ -151,8 +157,8 @@ class Ground:
         self._kill_runtimes()
         found = {d.name for d in (self.config.run_dir / "sb").iterdir()} | self.cgroups.boxes()
         found |= await self.mounts.run(lambda _: self.layers.names())
-        for driver in self.config.drivers:
-            found |= runtime.known(self.runtime_state(driver))
+        for state in self._runtime_states():
+            found |= runtime.known(state)
         lost = sorted(box for box in found - self.live if is_core_id(box))
         for box in lost:
             base = self._uid_base_of(box)

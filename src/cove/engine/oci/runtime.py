@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Final
 
 from cove.model.errors import EngineFailure
+from cove.model.ids import is_core_id
 
 _RUN_LIMIT_S: Final = 30.0
 _LOG_TAIL: Final = 4000
@@ -78,8 +80,8 @@ class Runtime:
 
 
 def forget(state_dir: Path, box: str) -> None:
-    """Remove a runtime's state of a dead box: a directory, or files whose names begin with its id. Idempotent."""
-    for path in state_dir.glob(f"{box}*"):
+    """Remove a runtime's state of a dead box: all that has its id in the name (runsc: three files). Idempotent."""
+    for path in state_dir.glob(f"*{box}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -88,7 +90,9 @@ def forget(state_dir: Path, box: str) -> None:
 
 def known(state_dir: Path) -> set[str]:
     """The boxes that a runtime has state of."""
-    return {path.name.partition("_")[0] for path in state_dir.iterdir()} if state_dir.is_dir() else set()
+    if not state_dir.is_dir():
+        return set()
+    return {word for path in state_dir.iterdir() for word in re.split("[^0-9a-f]+", path.name) if is_core_id(word)}
 
 
 def _tail(log: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 from anyio.lowlevel import RunVar
 
-from cove.sdk import calls, config, models, server_calls
+from cove.sdk import calls, config, image_calls, models, server_calls
 from cove.sdk.aio.opening import Opening
 from cove.sdk.client import SUCCESS, parsed, unreachable_hint, with_key_hint
 from cove.sdk.errors import Error, Unreachable, from_answer
@@ -19,6 +19,7 @@ from cove.sdk.transport import STREAM_SILENCE_S, AsyncResponse, Call, Retries
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
+    from cove.sdk.aio.images import Images
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.transport import AioTransport
 
@@ -137,7 +138,14 @@ class Client:
 
     async def images(self) -> builtins.list[Image]:
         """Return the images that sandboxes can be made from."""
-        return await self.call(server_calls.images())
+        return await self.call(image_calls.images())
+
+    @property
+    def image(self) -> Images:
+        """What can be done with images: pull, build, import, export, verify, remove."""
+        from cove.sdk.aio.images import Images
+
+        return Images(self)
 
     async def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

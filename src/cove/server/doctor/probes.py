@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from cove.server.doctor import kernel_probes, program_probes, storage_probes
+from cove.server.doctor import isolation_probes, kernel_probes, program_probes, storage_probes
 from cove.server.doctor.report import Line, Report, missing
 from cove.server.setup.settings import SetupSettings
 
@@ -36,12 +36,14 @@ ROOT_PROBES: Final[tuple[Probe, ...]] = (
     kernel_probes.probe_kvm,
     program_probes.probe_agent,
     program_probes.probe_images,
+    program_probes.probe_skopeo,
+    isolation_probes.probe_isolation,
     program_probes.probe_server,
 )
 
 
 def examine(settings: SetupSettings) -> Report:
-    """Look at everything. Blocks, about a second; nothing of it is left afterwards, also when it is interrupted.
+    """Look at everything. Blocks, for some seconds; nothing of it is left afterwards, also when it is interrupted.
 
     Call it from a process with one thread: probes fork (see `trial`).
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from cove.engine import kernel
 from cove.engine.agentbin import agent_build, agent_path
 from cove.engine.config import instance_of
+from cove.engine.images.transfer import SKOPEO
 from cove.model.errors import CoveError
 from cove.server.doctor.report import Line, missing, ok, warn
 from cove.server.doctor.trial import attempt
@@ -139,6 +140,18 @@ def probe_images(settings: SetupSettings) -> Line:
     if not any(facts.name == "base" for facts in found):
         return missing("images", "no image base", cost="it is what every sandbox starts from", cure=_SETUP)
     return ok("images", ", ".join(f"{f.name} ({f.suite}, {f.size_bytes >> 20} MiB, {f.digest[:12]})" for f in found))
+
+
+def probe_skopeo(_settings: SetupSettings) -> Line:
+    """What fetches images from registries."""
+    cost = "no images can be pulled; built-in ones, builds and imports work"
+    try:
+        said = subprocess.run(
+            [SKOPEO, "--version"], capture_output=True, check=True, text=True, timeout=20, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return warn("skopeo", f"does not run: {error}", cost=cost, cure=_SETUP)
+    return ok("skopeo", said.stdout.strip().removeprefix("skopeo version "))
 
 
 def probe_server(settings: SetupSettings) -> Line:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from cove.server.setup.settings import SetupFailed, SetupSettings
 
 _SERVER_END_S: Final = 20.0
 _BOX_END_S: Final = 10.0
+_REMOVE_S: Final = 900.0
 _LOOP_CLR_FD: Final = 0x4C01  # linux/loop.h
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
@@ -207,7 +209,8 @@ def _remove(settings: SetupSettings, names: list[str]) -> None:
     for name in names:
         shutil.rmtree(settings.run_dir / name, ignore_errors=True)
     _free_claims(settings.run_dir, names)
-    shutil.rmtree(settings.data_dir, ignore_errors=True)
+    # By rm(1): trees of images may be deeper than our interpreter recurses. It stays on this file system.
+    subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", settings.data_dir], check=False, timeout=_REMOVE_S)
     aptroot.sweep()
 
 

@@ -11,7 +11,9 @@ host's disk they must not lie about.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -21,7 +23,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from cove.engine.extra_ca import VARIABLES, ExtraCa, add_certificates, read_extra_ca
 from cove.server.setup import mirror as mirrors
+from cove.server.setup import npm
 from cove.server.setup.commands import Command, Runner
 from cove.server.setup.mirror import Mirror
 from cove.server.setup.progress import Progress
@@ -52,22 +56,41 @@ class ImageFacts(Struct, frozen=True, kw_only=True):
 
 
 def ensure_image(settings: SetupSettings, runner: Runner, progress: Progress, name: str) -> None:
-    """Have the image `name` built from its present recipe. Raises: SetupFailed."""
-    loaded = load_recipe(settings.recipes_dir, name)
-    if not settings.refresh and is_current(settings.images_dir, loaded):
+    """Have the image `name` built from its present recipe, and first those it is based on. Raises: SetupFailed."""
+    _ensure(settings, runner, progress, load_recipe(settings.recipes_dir, name), read_extra_ca(settings.extra_ca))
+
+
+def _ensure(settings: SetupSettings, runner: Runner, progress: Progress, loaded: LoadedRecipe, extra: ExtraCa) -> None:
+    if not settings.refresh and is_current(settings.images_dir, loaded, extra):
         return
-    with progress.step(f"Building image {name}") as step:
-        home = settings.images_dir / name
+    base: ImageFacts | None = None
+    if loaded.base is not None:
+        # Never made anew for its own sake here: with `refresh`, a list of three images would make it three times.
+        _ensure(msgspec.structs.replace(settings, refresh=False), runner, progress, loaded.base, extra)
+        base = read_image(settings.images_dir, loaded.base.name)
+    with progress.step(f"Building image {loaded.name}") as step:
+        home = settings.images_dir / loaded.name
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
         sweep(home)
-        facts = _build(settings, runner, loaded)
-        step.done(f"Built image {name} ({facts.size_bytes >> 20} MiB)")
+        facts = _Build(settings, runner, loaded, extra).run(base)
+        step.done(f"Built image {loaded.name} ({facts.size_bytes >> 20} MiB)")
 
 
-def is_current(images_dir: Path, loaded: LoadedRecipe) -> bool:
-    """Whether `current` of this image was built from this recipe."""
+def is_current(images_dir: Path, loaded: LoadedRecipe, extra: ExtraCa) -> bool:
+    """Whether `current` of this image was built from this recipe with these certificates."""
     facts = read_image(images_dir, loaded.name)
-    return facts is not None and facts.recipe_digest == loaded.digest and Path(facts.rootfs, "etc").is_dir()
+    return (
+        facts is not None
+        and facts.recipe_digest == _source_digest(loaded, extra)
+        and Path(facts.rootfs, "etc").is_dir()
+    )
+
+
+def _source_digest(loaded: LoadedRecipe, extra: ExtraCa) -> str:
+    """Names all that an image is made of, besides the state of the mirror."""
+    if not extra.certificates:
+        return loaded.digest
+    return hashlib.sha256(f"{loaded.digest} {extra.digest}".encode()).hexdigest()
 
 
 def read_image(images_dir: Path, name: str) -> ImageFacts | None:
@@ -84,17 +107,37 @@ def sweep(home: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _build(settings: SetupSettings, runner: Runner, loaded: LoadedRecipe) -> ImageFacts:
-    mirror = mirrors.find_mirror(runner, settings.debian_mirror)
-    recipe = loaded.recipe
-    suite = mirror.suite if mirror.suite in recipe.suites else recipe.suites[0]
-    home = settings.images_dir / loaded.name
-    building = home / f"{_BUILDING}{os.getpid()}"
-    building.mkdir(mode=0o755)
-    try:
-        rootfs = building / "rootfs"
-        runner.run(_mmdebstrap(runner, mirror, suite, loaded, rootfs))
+class _Build:
+    """One build of one image."""
+
+    def __init__(self, settings: SetupSettings, runner: Runner, loaded: LoadedRecipe, extra: ExtraCa) -> None:
+        self._settings = settings
+        self._runner = runner
+        self._loaded = loaded
+        self._extra = extra
+        self._home = settings.images_dir / loaded.name
+        self._building = self._home / f"{_BUILDING}{os.getpid()}"
+        self._rootfs = self._building / "rootfs"
+
+    def run(self, base: ImageFacts | None) -> ImageFacts:
+        """Make the tree, on a copy of the base's if there is one, and publish it."""
+        self._building.mkdir(mode=0o755)
+        try:
+            return self._run(base)
+        finally:
+            shutil.rmtree(self._building, ignore_errors=True)
+
+    def _run(self, base: ImageFacts | None) -> ImageFacts:
+        loaded, recipe, rootfs = self._loaded, self._loaded.recipe, self._rootfs
+        mirror = mirrors.find_mirror(self._runner, self._settings.debian_mirror)
+        suite = mirror.suite if mirror.suite in recipe.suites else recipe.suites[0]
+        if base is not None:
+            suite = base.suite
+            self._copy(base)
+        npm.add_archives(self._runner, recipe.npm, self._building / "npm", self._added)
+        self._runner.run(self._mmdebstrap(mirror, suite, is_copy=base is not None))
         _empty(rootfs / "dev")  # mmdebstrap leaves nodes there; the runtime mounts its own /dev
+        env = self._trust(base)
         _strip_privileges(rootfs)
         tree = measure_tree(rootfs)
         if tree.special:
@@ -102,60 +145,91 @@ def _build(settings: SetupSettings, runner: Runner, loaded: LoadedRecipe) -> Ima
                 f"image {loaded.name} holds device nodes or sockets: {', '.join(tree.special[:3])}",
                 cure=f"remove them in a hook of images/{loaded.name}",
             )
-        final = home / tree.digest[:12]
+        final = self._home / tree.digest[:12]
         facts = ImageFacts(
             name=loaded.name,
             digest=tree.digest,
             rootfs=str(final / "rootfs"),
-            env=recipe.env,
-            workdir=recipe.workdir,
+            env=env | recipe.env,
+            workdir=recipe.workdir or "/",
             size_bytes=tree.size_bytes,
             created_at=time.time(),
-            recipe_digest=loaded.digest,
+            recipe_digest=_source_digest(loaded, self._extra),
             suite=suite,
         )
-        _publish(home, building, final, facts)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return facts
+        _publish(self._home, self._building, final, facts)
+        return facts
+
+    @property
+    def _added(self) -> Path:
+        """What the recipe adds besides packages, laid out as in the image."""
+        return self._building / "added"
+
+    def _copy(self, base: ImageFacts) -> None:
+        """Start from the base's tree. Copied, not linked: two images share neither files nor their page cache."""
+        self._runner.run(
+            Command(
+                argv=["cp", "--archive", "--reflink=auto", base.rootfs, self._rootfs],
+                what=f"copying image {base.name}",
+                cure="is the disk full? then make room and run setup again",
+            )
+        )
+
+    def _trust(self, base: ImageFacts | None) -> dict[str, str]:
+        """Add the operator's certificates, unless the base has brought them. Returns the variables for them."""
+        if base is not None:
+            return {name: value for name, value in base.env.items() if name in VARIABLES}
+        top = os.open(self._rootfs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return add_certificates(top, self._extra)
+        finally:
+            os.close(top)
+
+    def _mmdebstrap(self, mirror: Mirror, suite: str, *, is_copy: bool) -> Command:
+        """The command that fills the tree. On a copy of a base it adds packages and runs the hooks again."""
+        config = self._building / "apt.conf"
+        config.write_text(inherited_apt_conf(_apt_config(self._runner)), encoding="utf-8")
+        # dpkg would sync every file to disk; `_publish` syncs them all at once.
+        options = ["--dpkgopt=force-unsafe-io"]
+        options += [f"--dpkgopt=path-exclude={glob}" for glob in _UNWANTED]
+        options += [f"--dpkgopt=path-include={glob}" for glob in _WANTED]
+        options += ["--variant=custom", "--skip=check/empty"] if is_copy else ["--variant=apt"]
+        if self._loaded.recipe.packages:
+            options.append(f"--include={','.join(sorted(self._loaded.recipe.packages))}")
+        hooks = [f"--customize-hook={hook}" for hook in self._loaded.hooks]
+        if self._added.is_dir():
+            # A shell reads this one: with a `$` in it, it is no file name.
+            hooks.insert(0, f'--customize-hook=cp -a {shlex.quote(str(self._added))}/. "$1"/')
+        return Command(
+            argv=[
+                "mmdebstrap",
+                "--quiet",
+                "--mode=root",
+                "--format=directory",
+                f"--aptopt={config}",
+                *options,
+                *hooks,
+                suite,
+                self._rootfs,
+                *_sources(mirror, suite),
+            ],
+            what=f"building image {self._loaded.name} with mmdebstrap",
+            cure="see above; it is safe to run setup again",
+            env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "COVE_IMAGE": self._loaded.name},
+            timeout_s=1800,
+        )
 
 
-def _mmdebstrap(runner: Runner, mirror: Mirror, suite: str, loaded: LoadedRecipe, rootfs: Path) -> Command:
-    """The command that fills `rootfs`."""
-    config = rootfs.parent / "apt.conf"
-    config.write_text(inherited_apt_conf(_apt_config(runner)), encoding="utf-8")
-    sources = [mirrors.source_line(mirror.uri, suite, mirror.signed_by)]
+def _sources(mirror: Mirror, suite: str) -> list[str]:
+    """The lines of sources.list(5) that an image of `suite` is built from."""
+    lines = [mirrors.source_line(mirror.uri, suite, mirror.signed_by)]
     if suite == mirror.suite:
         # The machine names them, so they exist. A mirror from the setting may lack them: then the suite alone.
         if mirror.has_updates:
-            sources.append(mirrors.source_line(mirror.uri, f"{suite}-updates", mirror.signed_by))
+            lines.append(mirrors.source_line(mirror.uri, f"{suite}-updates", mirror.signed_by))
         if mirror.security_uri is not None:
-            sources.append(mirrors.source_line(mirror.security_uri, f"{suite}-security", mirror.security_signed_by))
-    # dpkg would sync every file to disk; `_publish` syncs them all at once.
-    options = ["--dpkgopt=force-unsafe-io"]
-    options += [f"--dpkgopt=path-exclude={glob}" for glob in _UNWANTED]
-    options += [f"--dpkgopt=path-include={glob}" for glob in _WANTED]
-    hooks = [f"--customize-hook={hook}" for hook in loaded.hooks]
-    return Command(
-        argv=[
-            "mmdebstrap",
-            "--quiet",
-            "--mode=root",
-            "--format=directory",
-            "--variant=apt",
-            f"--aptopt={config}",
-            f"--include={','.join(sorted(loaded.recipe.packages))}",
-            *options,
-            *hooks,
-            suite,
-            rootfs,
-            *sources,
-        ],
-        what=f"building image {loaded.name} with mmdebstrap",
-        cure="see above; it is safe to run setup again",
-        env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "COVE_IMAGE": loaded.name},
-        timeout_s=1800,
-    )
+            lines.append(mirrors.source_line(mirror.security_uri, f"{suite}-security", mirror.security_signed_by))
+    return lines
 
 
 def _apt_config(runner: Runner) -> str:
@@ -200,6 +274,8 @@ def _publish(home: Path, building: Path, final: Path, facts: ImageFacts) -> None
     """Give the finished image its name, then let `current` name it."""
     (building / "image.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
     (building / "apt.conf").unlink(missing_ok=True)
+    for name in ("npm", "added"):
+        shutil.rmtree(building / name, ignore_errors=True)
     os.sync()
     if final.exists():  # the same bytes again; running sandboxes may stand on it, so only the facts are renewed
         (building / "image.json").rename(final / "image.json")

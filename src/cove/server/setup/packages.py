@@ -18,7 +18,8 @@ PACKAGES: Final = {
     "btrfs-progs": "makes the pool of writable layers",
     "e2fsprogs": "makes them where there is no btrfs",
     "libnftables1": "network policy",
-    "zstd": "snapshots and archives",
+    "zstd": "snapshots, archives and layers of images",
+    "skopeo": "fetches images from registries",
     "ca-certificates": "https of image registries and webhooks",
 }
 

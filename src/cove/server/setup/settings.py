@@ -30,7 +30,8 @@ class SetupSettings(Struct, frozen=True, kw_only=True):
     """Input of setup.
 
     `checkout` is the directory with `hatch_build.py` and `images/`; in an installed wheel the recipes lie inside the
-    package instead and there is nothing to build. `debian_mirror` overrides what the machine's apt configuration says.
+    package instead and there is nothing to build; `recipes` names another directory of them. `debian_mirror` overrides
+    what the machine's apt configuration says. `extra_ca`: certificates that images trust besides their own.
     `refresh` makes runtimes and images again although they are in place.
     """
 
@@ -39,6 +40,8 @@ class SetupSettings(Struct, frozen=True, kw_only=True):
     checkout: Path | None = None
     debian_mirror: str = ""
     images: tuple[str, ...] = ("base",)
+    extra_ca: Path | None = None
+    recipes: Path | None = None
     refresh: bool = False
 
     @property
@@ -54,6 +57,8 @@ class SetupSettings(Struct, frozen=True, kw_only=True):
     @property
     def recipes_dir(self) -> Path:
         """Where the recipes of the built-in images lie."""
+        if self.recipes is not None:
+            return self.recipes
         packaged = Path(__file__).resolve().parents[2] / "images"
         return self.checkout / "images" if self.checkout is not None else packaged
 
@@ -78,4 +83,5 @@ def settings_from(environ: Mapping[str, str]) -> SetupSettings:
         checkout=find_checkout(),
         debian_mirror=settings.debian_mirror.strip(),
         images=settings.images,
+        extra_ca=settings.extra_ca,
     )

@@ -14,7 +14,7 @@ from cove.server.setup.images import ensure_image
 from cove.server.setup.packages import ensure_packages, require_debian_and_root
 from cove.server.setup.progress import Progress
 from cove.server.setup.runtimes import ensure_runtimes
-from cove.server.setup.settings import SetupSettings
+from cove.server.setup.settings import SetupFailed, SetupSettings
 
 
 def run_setup(settings: SetupSettings, progress: Progress) -> None:
@@ -30,7 +30,7 @@ def run_setup(settings: SetupSettings, progress: Progress) -> None:
         _side_by_side(
             runner,
             lambda: ensure_runtimes(settings, runner, progress),
-            lambda: _build_all(settings, runner, progress),
+            lambda: build_all(settings, runner, progress),
         )
 
 
@@ -44,10 +44,17 @@ def build_images(settings: SetupSettings, progress: Progress, names: list[str]) 
             ensure_image(settings, runner, progress, name)
 
 
-def _build_all(settings: SetupSettings, runner: Runner, progress: Progress) -> None:
+def build_all(settings: SetupSettings, runner: Runner, progress: Progress) -> None:
+    """The agents, then the images of the setting. Raises: SetupFailed for the agents and the first image."""
     ensure_agents(settings, runner, progress)
-    for name in settings.images:
-        ensure_image(settings, runner, progress, name)
+    for number, name in enumerate(settings.images):
+        try:
+            ensure_image(settings, runner, progress, name)
+        except SetupFailed as error:
+            if number == 0:
+                raise
+            # Sandboxes do without it: a machine without a registry of npm packages still gets everything else.
+            progress.note(f"The image {name} was not made: {error.public}\nhint: {error.cure}")
 
 
 def _side_by_side(runner: Runner, *jobs: Callable[[], None]) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from cove.engine.extra_ca import Certificate, ExtraCa
+from cove.server.setup.commands import Runner
 from cove.server.setup.images import ImageFacts, inherited_apt_conf, is_current, read_image, sweep
+from cove.server.setup.progress import StderrProgress
 from cove.server.setup.recipes import load_recipe, recipe_names
-from cove.server.setup.settings import SetupFailed, find_checkout
+from cove.server.setup.settings import SetupFailed, SetupSettings, find_checkout
+from cove.server.setup.steps import build_all
 from cove.server.setup.treedigest import measure_tree
 
 RECIPE = """
@@ -18,6 +23,12 @@ packages = ["bash", "libc6"]
 [env]
 PATH = "/bin"
 """
+INTEGRITY = f"sha512-{'A' * 86}=="
+
+
+def npm(name: str = "npm", version: str = "1.0.0", integrity: str = INTEGRITY, into: str = "opt") -> str:
+    """An npm archive in a recipe."""
+    return f'[[npm]]\nname = "{name}"\nversion = "{version}"\nintegrity = "{integrity}"\ninto = "{into}"\n'
 
 
 def recipe(top: Path, name: str = "small", text: str = RECIPE) -> Path:
@@ -65,6 +76,13 @@ def test_a_name_that_is_no_name_finds_no_recipe(tmp_path: Path, name: str) -> No
         RECIPE.replace('"libc6"', '"a,b"'),
         RECIPE.replace('["bookworm"]', "[]"),
         RECIPE + "[surprise]\n",
+        RECIPE.replace("[env]", 'base = "small"\n[env]'),
+        RECIPE.replace("[env]", 'workdir = "root"\n[env]'),
+        RECIPE + npm(name="--evil"),
+        RECIPE + npm(version="latest"),
+        RECIPE + npm(integrity="sha1-abc"),
+        RECIPE + npm(into="/etc"),
+        RECIPE + npm(into="usr/../.."),
         "not toml",
     ],
 )
@@ -74,11 +92,49 @@ def test_a_malformed_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load_recipe(tmp_path, "small")
 
 
+def derived(top: Path, text: str = 'description = "d"\nbase = "small"\npackages = ["git"]\n[env]\nX = "1"\n') -> Path:
+    """A recipe `derived` that is based on `small`."""
+    recipe(top)
+    return recipe(top, "derived", text)
+
+
+def test_a_derived_recipe_inherits_all_but_the_packages(tmp_path: Path) -> None:
+    derived(tmp_path)
+    for name, hook in (("small", "50-b"), ("small", "10-a"), ("derived", "20-c")):
+        path = tmp_path / name / "hooks" / hook
+        path.touch()
+        path.chmod(0o755)
+    loaded = load_recipe(tmp_path, "derived")
+    assert loaded.base is not None
+    assert loaded.base.name == "small"
+    assert loaded.recipe.packages == ("git",)
+    assert loaded.recipe.suites == ("bookworm",)
+    assert loaded.recipe.env == {"PATH": "/bin", "X": "1"}
+    assert [hook.name for hook in loaded.hooks] == ["10-a", "20-c", "50-b"]
+
+
+def test_a_change_of_the_base_changes_the_digest(tmp_path: Path) -> None:
+    before = load_recipe(derived(tmp_path), "derived").digest
+    (tmp_path / "small" / "recipe.toml").write_text(RECIPE + "# changed\n")
+    assert load_recipe(tmp_path, "derived").digest != before
+
+
+def test_recipes_in_a_circle_are_refused(tmp_path: Path) -> None:
+    recipe(tmp_path, text='description = "d"\nbase = "small"\npackages = []\n')
+    with pytest.raises(SetupFailed, match="based on itself"):
+        load_recipe(tmp_path, "small")
+
+
+def test_npm_archives_are_read(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path, text=RECIPE + npm(name="@scope/x", into="usr/local/lib")), "small")
+    assert [archive.name for archive in loaded.recipe.npm] == ["@scope/x"]
+
+
 def test_the_recipes_of_this_checkout_are_well_formed() -> None:
     checkout = find_checkout()
     assert checkout is not None
     names = recipe_names(checkout / "images")
-    assert "base" in names
+    assert {"base", "python", "node"} <= set(names)
     for name in names:
         assert load_recipe(checkout / "images", name).recipe.description
 
@@ -104,9 +160,34 @@ def facts(home: Path, digest: str) -> None:
 def test_an_image_is_current_until_its_recipe_changes(tmp_path: Path) -> None:
     loaded = load_recipe(recipe(tmp_path / "recipes"), "small")
     facts(tmp_path / "images" / "small", loaded.digest)
-    assert is_current(tmp_path / "images", loaded)
+    assert is_current(tmp_path / "images", loaded, ExtraCa())
     (tmp_path / "recipes" / "small" / "recipe.toml").write_text(RECIPE + "# changed\n")
-    assert not is_current(tmp_path / "images", load_recipe(tmp_path / "recipes", "small"))
+    assert not is_current(tmp_path / "images", load_recipe(tmp_path / "recipes", "small"), ExtraCa())
+
+
+def setup_of(tmp_path: Path, *images: str) -> tuple[SetupSettings, io.StringIO]:
+    """Settings with an image `small` that is ready, and where progress is told."""
+    loaded = load_recipe(recipe(tmp_path / "recipes"), "small")
+    facts(tmp_path / "images" / "small", loaded.digest)
+    return SetupSettings(data_dir=tmp_path, recipes=tmp_path / "recipes", images=images), io.StringIO()
+
+
+def test_without_its_first_image_setup_fails(tmp_path: Path) -> None:
+    settings, told = setup_of(tmp_path, "missing", "small")
+    with pytest.raises(SetupFailed, match="no recipe 'missing'"):
+        build_all(settings, Runner(), StderrProgress(told))
+
+
+def test_without_another_image_setup_says_so_and_goes_on(tmp_path: Path) -> None:
+    settings, told = setup_of(tmp_path, "small", "missing", "small")
+    build_all(settings, Runner(), StderrProgress(told))
+    assert "The image missing was not made: there is no recipe 'missing'\nhint: known are: small" in told.getvalue()
+
+
+def test_other_certificates_make_an_image_out_of_date(tmp_path: Path) -> None:
+    loaded = load_recipe(recipe(tmp_path / "recipes"), "small")
+    facts(tmp_path / "images" / "small", loaded.digest)
+    assert not is_current(tmp_path / "images", loaded, ExtraCa((Certificate("pem", ""),)))
 
 
 def test_an_image_that_is_not_there_has_no_facts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images on this machine: read-only directory trees with a digest, made by `cove setup`. Reads only.
+"""Built-in images: read-only directory trees with a digest, made by `cove setup`. Reads only.
 
 Layout: `<images_dir>/<name>/current/image.json` beside `rootfs/`. `current` is a link that setup moves when an image is
 rebuilt; a box keeps the tree it started with.
@@ -24,7 +24,7 @@ class _ImageFile(Struct, kw_only=True):
     size_bytes: int = 0
 
 
-class Images:
+class BuiltinImages:
     """The images in a directory. `get` is cached until the link moves: one readlink, 5 µs."""
 
     def __init__(self, directory: Path) -> None:

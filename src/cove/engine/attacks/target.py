@@ -1,0 +1,114 @@
+"""What an attack works with: boxes of one driver, ways to run code in them, and the words for what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from msgspec import Struct
+
+from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
+from cove.model.execs import ExecResult, ExecSpec
+from cove.model.ids import new_core_id
+from cove.model.sandbox import MIB, Limits
+
+SMALL: Final = Limits(memory_bytes=256 * MIB, disk_bytes=128 * MIB, pids=256)
+
+PRELUDE: Final = '''
+import ctypes, errno, os, platform, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+X86 = platform.machine() == "x86_64"
+
+def said(word, what, why=""):
+    print(word, what, why, flush=True)
+
+def code():
+    return errno.errorcode.get(ctypes.get_errno(), str(ctypes.get_errno()))
+
+def must_fail(what, call, *arguments):
+    """`call` is a libc function or a system call's number: -1 is what must come back."""
+    ctypes.set_errno(0)
+    if isinstance(call, int):
+        answer = libc.syscall(ctypes.c_long(call), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    else:
+        answer = call(*arguments)
+    said("held" if answer == -1 else "BROKEN", what, code() if answer == -1 else "answered %d" % answer)
+    return answer
+
+def must_not_open(path, flags, write=b""):
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        return said("held", path, errno.errorcode.get(error.errno, error.errno))
+    try:
+        if write:
+            os.write(fd, write)
+        elif not os.read(fd, 16):
+            return said("held", path, "empty")
+        said("BROKEN", path, "written" if write else "read")
+    except OSError as error:
+        said("held", path, errno.errorcode.get(error.errno, error.errno))
+    finally:
+        os.close(fd)
+'''
+"""In front of each script: every line it prints says `held` or `BROKEN`, what was tried, and what came back."""
+
+
+class Broken(Exception):
+    """A defence did not hold; the text says what was seen."""
+
+
+class NotHere(Exception):
+    """The attack has no ground on this driver or machine; the text says why."""
+
+
+class Target(Struct, frozen=True):
+    """One driver, and the image that boxes start from."""
+
+    driver: Driver
+    image: BoxImage
+
+    @asynccontextmanager
+    async def box(self, limits: Limits = SMALL) -> AsyncGenerator[Box]:
+        """A fresh claimed box, gone afterwards."""
+        spec = BoxSpec(id=new_core_id(), image=self.image, limits=limits, hostname="target")
+        box = await self.driver.create(spec)
+        try:
+            await box.agent.claim({"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, None, None)
+            yield box
+        finally:
+            await box.destroy()
+
+
+async def shell(box: Box, script: str, timeout_s: float = 20.0) -> ExecResult:
+    """Run a shell script inside."""
+    return await box.agent.exec(ExecSpec(shell=script, timeout_s=timeout_s))
+
+
+async def python(box: Box, script: str, timeout_s: float = 20.0) -> ExecResult:
+    """Run a Python program inside, after `PRELUDE`."""
+    source = (PRELUDE + script).encode()
+    return await box.agent.exec(ExecSpec(argv=("python3", "-"), stdin=source, timeout_s=timeout_s))
+
+
+async def attempt(box: Box, script: str, timeout_s: float = 20.0) -> str:
+    """Run a program of `must_fail` lines inside. Returns what held. Raises: Broken for each line that says so."""
+    result = await python(box, script, timeout_s)
+    lines = result.stdout.decode(errors="replace").splitlines()
+    broken = [line for line in lines if not line.startswith("held ")]
+    if broken or not lines or result.exit.code != 0:
+        tail = result.stderr.decode(errors="replace")[-300:]
+        raise Broken("; ".join(broken)[:600] or f"the attack did not run: exit {result.exit.code} {tail}")
+    return "; ".join(line.removeprefix("held ") for line in lines)
+
+
+def require(condition: object, seen: object) -> None:
+    """Raises: Broken unless `condition`."""
+    if not condition:
+        raise Broken(str(seen)[:600])
+
+
+def text_of(result: ExecResult) -> str:
+    """Both streams."""
+    return (result.stdout + result.stderr).decode(errors="replace")

@@ -1,0 +1,88 @@
+"""The attacks that `cove doctor --attack` ships, on every driver; and that they notice a layer that is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cove.engine.attacks.run import attacks
+
+pytestmark = pytest.mark.real
+DRIVERS = ("runc", "crun", "gvisor")
+SETUP_DIR = os.environ.get("COVE_DATA_DIR", "/var/lib/cove")
+WEAKENED = str(Path(__file__).with_name("weakened.py"))
+
+Verdicts = dict[str, dict[str, Any]]
+
+
+def attacked(folder: Path, program: list[str], driver: str, *only: str) -> tuple[int, Verdicts, str]:
+    argv = [sys.executable, *program, "--driver", driver, "--data-dir", str(folder), "--setup-dir", SETUP_DIR]
+    for word in only:
+        argv += ["--only", word]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, {row["name"]: row for row in rows}, done.stderr
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdicts]:
+    """Every driver attacked once, by itself: what one does to the machine must not be another's result."""
+    found: dict[str, Verdicts] = {}
+    for driver in DRIVERS:
+        _, found[driver], complaint = attacked(tmp_path_factory.mktemp(driver), ["-m", "cove.engine.attacks"], driver)
+        assert found[driver], complaint
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("attack", sorted(attacks()))
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_attack_holds(driver: str, attack: str, verdicts: dict[str, Verdicts]) -> None:
+    verdict = verdicts[driver][attack]
+    assert verdict["outcome"] in {"held", "not-here"}, f"{verdict['tried']} {verdict['seen']}"
+
+
+LAYERS = {
+    "seccomp": ("a02", "attack_a02_new_namespaces"),
+    "capabilities": ("a15", "attack_a15_more_capabilities"),
+    "users": ("s03", "attack_s03_root_inside_is_nobody_outside"),
+    "masks": ("a20", "attack_a20_what_can_be_read_of_the_machine"),
+    "network": ("a17", "attack_a17_abstract_sockets_of_the_host"),
+    "limits": ("c33", "attack_c33_memory_bombs"),
+    "privileges": ("a15", "attack_a15_more_capabilities"),
+}
+"""The layer that is taken away, which attacks to try, and the one that must notice."""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_that_is_gone_is_noticed(layer: str, tmp_path: Path) -> None:
+    only, noticing = LAYERS[layer]
+    code, found, complaint = attacked(tmp_path / "d", [WEAKENED, layer], "runc", only)
+    assert found, complaint
+    assert found[noticing]["outcome"] == "broken", found[noticing]
+    assert code == 1
+
+
+def test_the_command_prints_a_verdict_and_its_exit_code_is_the_verdict(tmp_path: Path) -> None:
+    cove = Path(sys.executable).with_name("cove")
+    env = {"PATH": os.environ["PATH"], "COVE_DATA_DIR": SETUP_DIR, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [cove, "doctor", "--attack", "--driver", "runc", "--only", "a0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=env,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "held     runc    A1 " in done.stdout
+    assert "Every attack held" in done.stdout

@@ -26,6 +26,7 @@ from pathlib import Path
 from bench.common import (
     MIB,
     ROOT,
+    SETUP_DIR,
     Api,
     Report,
     RunningServer,
@@ -37,6 +38,7 @@ from bench.common import (
     wait_pool,
 )
 from bench.drivers import bench_drivers
+from bench.images import bench_unpack
 
 
 def bench_warm(report: Report, api: Api, pool: int, rounds: int) -> None:
@@ -256,6 +258,7 @@ def main() -> int:
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)
+            bench_unpack(report, SETUP_DIR)
             bench_peers(report, server, 30 // scale)
         finally:
             if server.process is not None and server.process.poll() is None:

@@ -15,11 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tests_support import RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
+from tests_support import SETUP_DIR, RunningServer, make_server  # noqa: E402 (the tests' server is the one to measure)
 
 __all__ = [
     "MIB",
     "ROOT",
+    "SETUP_DIR",
     "Api",
     "Report",
     "Row",

@@ -60,6 +60,10 @@ class AgentClient(CommandCalls, FileCalls):
         """Return when the connection is gone. Cancelling leaves nothing behind."""
         await self._connection.wait_closed()
 
+    def drop(self) -> None:
+        """Close without waiting for it. Idempotent."""
+        self._connection.abort(SandboxGone("the sandbox is gone", internal="dropped by us"))
+
     async def close(self) -> None:
         """Close; running attached commands are killed by the agent. Idempotent."""
         self._connection.abort(SandboxGone("the sandbox is gone", internal="closed by us"))

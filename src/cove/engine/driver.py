@@ -105,6 +105,10 @@ class Box(ABC):
         """Be ready for calls again. Idempotent."""
         return
 
+    def let_go(self) -> None:
+        """Drop the connection to its agent, at the server's end: the box goes on, for the next start to adopt."""
+        return
+
     @property
     def oom_codes(self) -> frozenset[int]:
         """Exit codes that mean a kill for memory where one was counted meanwhile: 128 + SIGKILL, and a driver's own."""

@@ -308,8 +308,9 @@ class Pool:
         for maker in self._makers:
             maker.cancel()
         for shelf in self._shelves.values():
-            for _, watch in shelf.members.values():
+            for box, watch in shelf.members.values():
                 watch.cancel()
+                box.let_go()
             shelf.members.clear()
 
 

@@ -187,6 +187,8 @@ class Supervisor:
     def _close(self) -> None:
         """Answer whoever still waits, forget the timer, tell the owner."""
         self._deadlines.stop()
+        if self._box is not None:
+            self._box.let_go()
         self._box = None
         error = ended_error(self.sandbox)
         if not self._started.done():

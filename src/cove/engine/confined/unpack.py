@@ -52,14 +52,26 @@ class Applier:
         self._made_above: set[bytes] = set()
         self._skipped: set[bytes] = set()
         self._times: dict[bytes, int] = {}
+        self._last: tuple[bytes, int] | None = None
 
     def apply(self) -> None:
+        """Every entry, then the times of directories, which entries in them would change."""
+        try:
+            self._apply()
+        finally:
+            self._forget()
+
+    def _apply(self) -> None:
         for entry in self._tar.entries():
+            if entry.kind != REGULAR:
+                self._forget()  # it may move, replace or remove directories
             path = cleaned(entry.name)
             folder, name = posixpath.split(path)
             if name == OPAQUE:
+                self._forget()
                 self._empty(folder)
             elif name.startswith(WHITEOUT):
+                self._forget()
                 self._white_out(folder, name)
             elif path == b"":
                 self._dress_directory(b"/", entry)
@@ -79,13 +91,37 @@ class Applier:
         if entry.kind == HARDLINK and cleaned(entry.link) in self._skipped:
             return
         self._budget.add_file()
-        parent = self._parent(path)
-        try:
-            self._clear_at(parent, path, keep_directory=entry.kind == DIRECTORY)
-            self._make(entry, path, parent)
-        finally:
-            os.close(parent)
+        if entry.kind == REGULAR:
+            self._put_file(entry, path)
+        else:
+            parent = self._parent(path)
+            try:
+                self._clear_at(parent, path, keep_directory=entry.kind == DIRECTORY)
+                self._make(entry, path, parent)
+            finally:
+                os.close(parent)
         self._note(path)
+
+    def _put_file(self, entry: Entry, path: bytes) -> None:
+        """A regular file. Nearly all entries are: its directory stays open for the next one in it."""
+        folder, name = posixpath.split(path)
+        if self._last is None or self._last[0] != folder:
+            self._forget()
+            self._last = (folder, self._parent(path))
+        parent = self._last[1]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        except FileExistsError:
+            self._clear_at(parent, path, keep_directory=False)
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+        self._fill(fd, entry)
+
+    def _forget(self) -> None:
+        """Close the directory that was kept open."""
+        if self._last is not None:
+            os.close(self._last[1])
+            self._last = None
 
     def _note(self, path: bytes) -> None:
         """Remember that this layer made it: its own whiteouts do not hide it."""
@@ -103,9 +139,6 @@ class Applier:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             self._dress(fd, entry)
             self._times[path] = entry.mtime_ns
-        elif entry.kind == REGULAR:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fill(os.open(name, flags, 0o600, dir_fd=parent), entry)
         elif entry.kind == SYMLINK:
             if not entry.link or len(entry.link) > MAX_PATH or b"\0" in entry.link:
                 raise LayerError("a layer has a symbolic link to no valid path")
@@ -142,7 +175,9 @@ class Applier:
     def _dress(self, fd: int, entry: Entry) -> None:
         """Owner, mode, attributes and time; closes `fd`."""
         try:
-            os.fchown(fd, owner(entry.uid), owner(entry.gid))
+            uid, gid = owner(entry.uid), owner(entry.gid)
+            if uid or gid or entry.kind == DIRECTORY:  # a new file is root's already
+                os.fchown(fd, uid, gid)
             os.fchmod(fd, entry.mode & KEPT_MODE[entry.kind])
             for key, value in entry.attributes.items():
                 if key.startswith(b"user.") and not key.startswith(b"user.overlay."):

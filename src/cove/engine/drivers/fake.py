@@ -116,6 +116,10 @@ class FakeBox(Box):
                 os.close(pidfd)
             _collect(self.facts.init_pid)
 
+    def let_go(self) -> None:
+        """Drop the connection."""
+        self._agent.drop()
+
     async def reconnect(self) -> None:
         """A fresh connection, if the old one is closed."""
         if self.agent.is_closed:

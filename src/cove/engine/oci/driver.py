@@ -85,6 +85,10 @@ class OciBox(Box):
         if self._own_kernel:
             await self.resume()
 
+    def let_go(self) -> None:
+        if self._agent is not None:
+            self._agent.drop()
+
     @property
     def oom_codes(self) -> frozenset[int]:
         # A process whose memory the kernel took from under gVisor ends with EPERM as its code.

@@ -36,6 +36,9 @@ from cove.server.setup.treedigest import measure_tree
 # Every image is built as if at this moment, so that two builds from one state of the mirror are the same bytes.
 SOURCE_DATE_EPOCH: Final = "1735689600"  # 2025-01-01
 _BUILDING: Final = ".building-"
+_KEEP_OLD_S: Final = 3600.0
+"""A server that was asked for a sandbox may have read `current` just before it moved."""
+
 _XATTR_CAPABILITY: Final = "security.capability"
 _UNWANTED: Final = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*")
 _WANTED: Final = ("/usr/share/doc/*/copyright",)
@@ -72,6 +75,7 @@ def _ensure(settings: SetupSettings, runner: Runner, progress: Progress, loaded:
         home = settings.images_dir / loaded.name
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
         sweep(home)
+        collect_old(home, settings.run_dir)
         facts = _Build(settings, runner, loaded, extra).run(base)
         step.done(f"Built image {loaded.name} ({facts.size_bytes >> 20} MiB)")
 
@@ -105,6 +109,35 @@ def sweep(home: Path) -> None:
     """Remove builds that were interrupted. The caller holds the setup lock."""
     for path in home.glob(f"{_BUILDING}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def collect_old(home: Path, run_dir: Path, *, older_than_s: float = _KEEP_OLD_S) -> list[str]:
+    """Remove trees of an image that `current` does not name any more and no box stands on. Returns their names.
+
+    Boxes of every server of this machine count: each keeps its image's digest in its directory below `run_dir`. While
+    one is being made, which has none there yet, nothing is removed. The caller holds the setup lock.
+    """
+    boxes = list(run_dir.glob("*/sb/*"))
+    used = {digest for box in boxes if (digest := _digest_of(box)) is not None}
+    if any(_digest_of(box) is None for box in boxes):
+        return []
+    current = (home / "current").readlink().name if (home / "current").is_symlink() else ""
+    removed: list[str] = []
+    for tree in home.iterdir():
+        is_tree = tree.is_dir() and not tree.is_symlink() and not tree.name.startswith(".")
+        is_old = is_tree and time.time() - (tree / "image.json").stat().st_mtime > older_than_s
+        if is_old and tree.name != current and not any(digest.startswith(tree.name) for digest in used):
+            tree.rename(tree.with_name(f"{_BUILDING}old-{tree.name}"))
+            removed.append(tree.name)
+    sweep(home)
+    return removed
+
+
+def _digest_of(box: Path) -> str | None:
+    try:
+        return str(msgspec.json.decode((box / "box.json").read_bytes())["image_digest"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return None
 
 
 class _Build:

@@ -9,7 +9,7 @@ import pytest
 
 from cove.engine.extra_ca import Certificate, ExtraCa
 from cove.server.setup.commands import Runner
-from cove.server.setup.images import ImageFacts, inherited_apt_conf, is_current, read_image, sweep
+from cove.server.setup.images import ImageFacts, collect_old, inherited_apt_conf, is_current, read_image, sweep
 from cove.server.setup.progress import StderrProgress
 from cove.server.setup.recipes import load_recipe, recipe_names
 from cove.server.setup.settings import SetupFailed, SetupSettings, find_checkout
@@ -249,3 +249,18 @@ def test_pipes_and_devices_in_a_tree_are_reported(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_have_a_digest_too(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
     assert measure_tree(tmp_path).files == 1
+
+
+def test_old_trees_go_once_no_box_stands_on_them(tmp_path: Path) -> None:
+    home, run_dir = tmp_path / "images" / "base", tmp_path / "run"
+    for name in ("aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"):
+        (home / name / "rootfs").mkdir(parents=True)
+        (home / name / "image.json").touch()
+    (home / "current").symlink_to("cccccccccccc")
+    box = run_dir / "server" / "sb" / "b1"
+    box.mkdir(parents=True)
+    assert collect_old(home, run_dir, older_than_s=-1) == [], "a box is being made"
+    (box / "box.json").write_text('{"image_digest": "bbbbbbbbbbbb0000"}')
+    assert collect_old(home, run_dir) == [], "younger than an hour"
+    assert collect_old(home, run_dir, older_than_s=-1) == ["aaaaaaaaaaaa"]
+    assert sorted(path.name for path in home.iterdir()) == ["bbbbbbbbbbbb", "cccccccccccc", "current"]

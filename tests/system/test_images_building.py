@@ -352,10 +352,11 @@ def test_a_file_system_without_end_meets_the_limit(new_server: NewServer) -> Non
 
 def test_a_server_that_dies_in_a_build_leaves_a_sandbox_with_an_end_and_no_files(new_server: NewServer) -> None:
     running = new_server(COVE_POOL_SIZE="0")
-    body: Mapping[str, object] = {"from": "base", "commands": ["echo begun; sleep 600"]}
+    # The sum is in the output alone: the step itself is told before its sandbox is there.
+    body: Mapping[str, object] = {"from": "base", "commands": ["echo begun-$((1 + 1)); sleep 600"]}
     with running.client(timeout=60) as client:
         with client.stream("POST", "/images/build", params={"name": "dies"}, json=body, headers=EVENTS) as stream:
-            assert any("begun" in line for line in stream.iter_lines())
+            assert any("begun-2" in line for line in stream.iter_lines())
             running.kill()
         running.start()
         left = client.get("/sandboxes").json()["sandboxes"]

@@ -222,7 +222,7 @@ def test_a_long_directory_is_listed_whole(box: cove.Sandbox) -> None:
 
 def test_errors_say_what_to_do(client: cove.Client, server: RunningServer) -> None:
     with pytest.raises(cove.NotFound) as caught:
-        client.create("pyhton")
+        client.create("localhost/pyhton")  # a name that no registry is asked for
     assert caught.value.field == "image"
     assert caught.value.request_id
     with pytest.raises(cove.BadRequest) as bad:

@@ -9,7 +9,7 @@ import click
 
 from cove.cli.failures import usage
 from cove.cli.tree import complete_box, complete_image
-from cove.sdk.errors import NotFound
+from cove.sdk.errors import NotFound, RegistryError
 
 if TYPE_CHECKING:
     from cove.sdk.client import Client
@@ -87,8 +87,8 @@ def sandbox_of(client: Client, **properties: Any) -> Sandbox:
             keep=True,
             **properties,
         )
-    except NotFound as error:
-        if error.field == "image":
+    except (NotFound, RegistryError) as error:
+        if isinstance(error, RegistryError) or error.field == "image":
             error.hint = _nearest_image(client, image)
         raise
 

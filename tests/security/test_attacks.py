@@ -28,7 +28,7 @@ def attacked(folder: Path, program: list[str], driver: str, *only: str) -> tuple
         argv += ["--only", word]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
     shutil.rmtree(folder, ignore_errors=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = [row for line in done.stdout.splitlines() if "name" in (row := json.loads(line))]
     return done.returncode, {row["name"]: row for row in rows}, done.stderr
 
 

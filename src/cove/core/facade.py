@@ -153,6 +153,11 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             journal=journal,
             creation=creation,
         )
+        default = settings.default_driver
+        if default not in drivers:
+            log.warning(
+                "the default driver %s cannot be used: creates that name none are refused", settings.default_driver
+            )
         found = await _reconciled(parts)
         pool.start_filling()
         core = _core(parts, found, tasks)

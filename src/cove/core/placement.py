@@ -40,19 +40,27 @@ class Placement(Struct, frozen=True, kw_only=True):
             if wanted not in allowed:
                 raise Forbidden(self._why_not(project, image, wanted, allowed), field="driver")
             return self.drivers[wanted]
-        preferred = (project.default_driver if project else None, self.default_driver, *allowed)
-        for name in preferred:
-            if name is not None and name in allowed:
-                return self.drivers[name]
-        raise Forbidden(self._why_not(project, image, None, allowed), field="driver")
+        return self.drivers[self._unasked(project, image)]
+
+    def _unasked(self, project: Project | None, image: BoxImage) -> str:
+        """The default where the rules admit it, else the first that they name. One that cannot be used here refuses."""
+        default = project.default_driver if project and project.default_driver else self.default_driver
+        rules = self._rules(project, image)
+        named = [name for name in rules[0] if all(name in rule for rule in rules)] if rules else [default]
+        if not named:
+            raise Forbidden(self._why_not(project, image, None, []), field="driver")
+        chosen = default if default in named else named[0]
+        if chosen not in self.drivers:
+            why = f"a sandbox that names no driver gets {chosen} here, which this machine cannot use now"
+            raise Forbidden(f"{why}; name another to have less, or ask the operator", field="driver")
+        return chosen
+
+    def _rules(self, project: Project | None, image: BoxImage) -> list[tuple[str, ...]]:
+        return [rule for rule in (project.drivers if project else (), self._for_image(image)) if rule]
 
     def _allowed(self, project: Project | None, image: BoxImage) -> list[str]:
-        """Usable drivers that every rule admits, in the order in which the rules name them."""
-        names = list(self.drivers)
-        for rule in (project.drivers if project else (), self._for_image(image)):
-            if rule:
-                names = [name for name in rule if name in names]
-        return names
+        """Usable drivers that every rule admits."""
+        return [name for name in self.drivers if all(name in rule for rule in self._rules(project, image))]
 
     def _for_image(self, image: BoxImage) -> tuple[str, ...]:
         return () if image.origin is ImageOrigin.BUILTIN else self.untrusted_drivers

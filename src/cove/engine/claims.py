@@ -118,7 +118,9 @@ class UidRanges:
         return min({*self._free, *self._used})
 
     def mark(self, base: int) -> None:
-        """Note that an adopted sandbox uses `base`."""
+        """Note that an adopted sandbox uses `base`. The host's own ids (`ids.Ids.HOST`) are no range to hand out."""
+        if base < _FIRST_RANGE * RANGE_SIZE:
+            return
         self._used.add(base)
         if base in self._free:
             self._free.remove(base)

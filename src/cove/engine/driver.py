@@ -157,6 +157,11 @@ class Driver(ABC):
     can_rename = True
     can_change_pids = True
 
+    @property
+    def isolation(self) -> Isolation | None:
+        """What a box that is made now gets; None: not known before."""
+        return None
+
     @abstractmethod
     async def requirements(self) -> tuple[str, ...]:
         """What this machine lacks for this driver, one sentence each; empty: usable."""

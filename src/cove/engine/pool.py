@@ -301,6 +301,9 @@ class Pool:
             return False
         is_same_build = self._config.agent_build in {"", box.facts.agent_build}
         is_same_image = box.facts.image_digest == image.digest
+        now = self._drivers[box.facts.driver].isolation
+        if now is not None and now != box.facts.isolation:
+            return False  # made when the machine gave less, or more, or by another version
         return is_same_build and is_same_image and box.facts.limits == self._config.limits and is_connected(box)
 
     def close(self) -> None:

@@ -67,6 +67,12 @@ class Engine:
             known.append(self._ground.layers.space())
         return min((one for one in known if one[0]), key=lambda one: one[1] / one[0], default=(1, 1))
 
+    def end_strangers(self) -> None:
+        """From now on boxes of drivers that are not loaded are nobody's: the next `Driver.reap(None)` frees them."""
+        if self._ground is not None:
+            self._ground.loaded = None
+            self._ground.live.clear()
+
     def release(self) -> None:
         """Unmount everything of this instance; every box must be gone."""
         if self._ground is not None:
@@ -94,6 +100,8 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
         if not drivers:
             reasons = "; ".join(reason for s in status for reason in s.missing)
             raise EngineFailure(f"no isolation driver can be used on this machine: {reasons}")
+        if ground is not None:
+            ground.loaded = frozenset(drivers)
         yield Engine(config, drivers, tuple(status), ground)
 
 

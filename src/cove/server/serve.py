@@ -159,6 +159,8 @@ async def _free_machine(engine: Engine, control: Controller) -> None:
     for driver in engine.drivers.values():
         for facts in await driver.remains():
             await driver.reap(facts)
+    engine.end_strangers()
+    for driver in engine.drivers.values():
         await driver.reap(None)
     engine.release()
 

@@ -61,10 +61,21 @@ def test_images_of_others_run_only_where_the_operator_lets_them() -> None:
 
 def test_a_rule_that_this_machine_cannot_keep_refuses_and_never_degrades() -> None:
     rules = placement("runc", untrusted=("gvisor",))
-    with pytest.raises(Forbidden, match="this machine has none of those"):
+    with pytest.raises(Forbidden, match="gets gvisor here, which this machine cannot use"):
         rules.choose(None, None, PULLED)
+    with pytest.raises(Forbidden, match="this machine has none of those"):
+        rules.choose(None, "runc", PULLED)
     with pytest.raises(Forbidden):
         placement("runc", "gvisor", untrusted=("gvisor",)).choose(project(None, "runc"), None, PULLED)
+
+
+def test_a_default_that_cannot_be_used_is_not_replaced_by_a_weaker_one() -> None:
+    rules = placement("runc")
+    strong = Placement(drivers=rules.drivers, default_driver="gvisor")
+    for who in (None, project("gvisor"), project("gvisor", "gvisor", "runc"), project(None, "gvisor", "runc")):
+        with pytest.raises(Forbidden, match="gvisor"):
+            strong.choose(who, None, image())
+        assert strong.choose(who, "runc", image()).name == "runc", "it was asked for by name"
 
 
 def test_a_driver_nobody_knows_is_a_bad_request() -> None:

@@ -227,9 +227,9 @@ SWITCHES = (
 
 
 async def attack_a10_kernel_switches(target: Target) -> str:
-    """core_pattern, binfmt_misc, modprobe, sysrq, uevent_helper and their like, written to."""
+    """core_pattern, binfmt_misc, modprobe, sysrq, uevent_helper and their like, opened to be written: nothing is."""
     async with target.box() as box:
-        return await attempt(box, f"for path in {SWITCHES!r}:\n    must_not_open(path, os.O_WRONLY, b'x')\n")
+        return await attempt(box, f"for path in {SWITCHES!r}:\n    must_not_open(path, os.O_WRONLY, b'')\n")
 
 
 async def attack_a11_make_devices(target: Target) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from cove.engine.attacks.target import Broken, NotHere, Target, python, require, shell, text_of
+from cove.engine.cgroup import OWN_PIDS
 from cove.engine.driver import Box
+from cove.engine.oci.bundle import TASKS_PER_PROCESS
 from cove.model.errors import AgentTimeout, AgentViolation, CoveError, SandboxGone
 from cove.model.execs import Chunk, Ended, ExecSpec, Why
 from cove.model.sandbox import MIB, Limits
@@ -64,7 +66,8 @@ async def attack_c31_fork_bomb(target: Target) -> str:
             f"{attack.result()}, {pids} processes at a limit of 128, the neighbour's command took {took * 1000:.0f} ms"
         )
         # Not the limit itself: gVisor needs several threads of the host for a process.
-        require(fine.exit.code == 0 and took < 5 and pids <= 128 * 8, seen)  # noqa: PLR2004
+        most = (128 + OWN_PIDS) * (TASKS_PER_PROCESS if box.isolation.driver == "gvisor" else 1)
+        require(fine.exit.code == 0 and took < 5 and pids <= most, seen)  # noqa: PLR2004
         return seen
 
 
@@ -86,8 +89,10 @@ os._exit(0 if made < 20000 else 1)
             result = await python(box, script, 15.0)
         except (SandboxGone, AgentTimeout) as error:
             return f"the box ended itself: {type(error).__name__}"
-        require("stopped at" in text_of(result) or result.exit.code != 0, text_of(result))
-        return text_of(result).strip() or f"exit {result.exit.code}"
+        text = text_of(result).strip()
+        made = int(text.split()[-1]) if text.startswith("stopped at") else -1
+        require(0 < made < 1000, f"{text or 'no answer'} (exit {result.exit.code}) at a limit of 128")  # noqa: PLR2004
+        return text
 
 
 async def attack_c33_memory_bombs(target: Target) -> str:
@@ -222,7 +227,7 @@ def _own_descriptors() -> int:
 
 
 async def attack_c42_descriptors(target: Target) -> str:
-    """Files, sockets, epolls and inotify watches until refused; the host's own count does not move."""
+    """Files, sockets, epolls and pipes until refused; the host's own count does not move."""
     script = """
 import select, socket
 kept, ended = [], ""
@@ -269,18 +274,25 @@ if not ends:
     os._exit(0)
 for size in range(10000):
     fcntl.ioctl(ends[0][0], termios.TIOCSWINSZ, struct.pack("HHHH", size % 500, size % 300, 0, 0))
-print("made", made)
+print("made", made, flush=True)
+import time
+time.sleep(1.5)
 """
-    before = _terminals()
+    before, most = _terminals(), 0
     async with target.box() as box, target.box() as neighbour:
         try:
-            text = text_of(await python(box, script, 30.0)).strip()
-        except (SandboxGone, AgentTimeout) as error:
-            text = f"the box ended itself: {type(error).__name__}"
+            async with asyncio.TaskGroup() as tasks:
+                attack = tasks.create_task(python(box, script, 30.0))
+                while not attack.done():
+                    await asyncio.wait({attack}, timeout=0.2)
+                    most = max(most, _terminals() - before)
+            text = text_of(attack.result()).strip()
+        except* (SandboxGone, AgentTimeout) as errors:
+            text = f"the box ended itself: {type(errors.exceptions[0]).__name__}"
         fine = await shell(neighbour, "python3 -c 'import os; os.openpty()'")
         require(fine.exit.code == 0, "the neighbour gets no terminal: " + text_of(fine))
-        require(_terminals() - before < 512, "the machine's terminals are used up")  # noqa: PLR2004 - two boxes at 256
-        return text
+        require(most < 512, f"the machine lost {most} terminals")  # noqa: PLR2004 - two boxes at 256
+        return f"{text}; the machine lost at most {most} terminals"
 
 
 async def attack_c44_zombies(target: Target) -> str:

@@ -54,7 +54,7 @@ flistxattr flock fork fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex
 futex_wake futimesat get_mempolicy get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid geteuid
 getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid
 getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat inotify_add_watch
-inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit
+inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_submit
 ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link
 linkat listen listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise mbind membarrier
 memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify mq_open
@@ -69,7 +69,7 @@ sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setsc
 semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_mempolicy set_mempolicy_home_node set_robust_list
 set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid
 setresuid setreuid setsid setsockopt setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack
-signalfd signalfd4 socketpair splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee
+signalfd signalfd4 splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee
 tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime
 timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid
 write writev
@@ -160,6 +160,15 @@ def cases(*, own_kernel: bool = False) -> list[ByArgument]:
             answer = 0 if number in _FAMILIES.values() else _EPERM
             found.append(ByArgument("socket", (number, 1, 0), answer, f"socket of family {number}"))
             found.append(ByArgument("socket", (number | _HIGH, 1, 0), _EPERM, f"family {number}, high bits set"))
+            pair = 0 if number == _FAMILIES["unix"] else _EPERM
+            found.append(ByArgument("socketpair", (number, 1, 0, "buffer"), pair, f"socket pair of family {number}"))
+    found.append(ByArgument("socketpair", (_NETLINK, 3, 16, "buffer"), _EPERM, "socket pair of netlink"))
+    for family in ("inet", "inet6"):
+        for protocol in (0, 1, 6, 17, 33, 41, 47, 58, 132, 136, 255, 256, 262):
+            answer = 0 if protocol in {0, 1, 6, 17, 58} else _EPERM
+            given = (_FAMILIES[family], 1, protocol)
+            found.append(ByArgument("socket", given, answer, f"{family} socket of protocol {protocol}"))
+    found.append(ByArgument("io_setup", (1, "buffer"), 0 if own_kernel else _ENOSYS, "an AIO context"))
     for number in range(_ALL_PROTOCOLS):
         refusal = _EPROTONOSUPPORT if number == _AUDIT else _EPERM
         answer = 0 if number in _OPEN_PROTOCOLS.values() else refusal

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import inspect
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -20,7 +21,6 @@ from cove.engine.attacks import calls, escape, exhaustion, exposure, surface
 from cove.engine.attacks.target import Broken, NotHere, Target
 from cove.engine.config import EngineConfig
 from cove.engine.registry import DriverStatus, Engine, open_engine
-from cove.model.errors import CoveError
 
 ATTACK_LIMIT_S: Final = 150.0
 MODULES: Final = (escape, surface, exposure, calls, exhaustion)
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class Verdict(Struct, frozen=True, kw_only=True, tag="verdict"):
     """What came of one attack on one driver."""
 
     name: str
@@ -53,6 +53,12 @@ class Verdict(Struct, frozen=True, kw_only=True):
     def is_good(self) -> bool:
         """Whether nothing has to be looked into."""
         return self.outcome in {Outcome.HELD, Outcome.NOT_HERE}
+
+
+class End(Struct, frozen=True, kw_only=True, tag="end"):
+    """The last line of a run that came to its end: how many verdicts were before it."""
+
+    verdicts: int
 
 
 def attacks() -> dict[str, Attack]:
@@ -88,7 +94,7 @@ async def _carry_out(target: Target, driver: str, name: str, attack: Attack) -> 
         outcome, seen = Outcome.BROKEN, str(error)
     except NotHere as error:
         outcome, seen = Outcome.NOT_HERE, str(error)
-    except (CoveError, TimeoutError, OSError, ValueError, ExceptionGroup) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the attack was not carried out, and that is told
         outcome, seen = Outcome.FAILED, f"{type(error).__name__}: {error} {getattr(error, 'internal', '')}".strip()
     return Verdict(
         name=name,
@@ -102,22 +108,27 @@ async def _carry_out(target: Target, driver: str, name: str, attack: Attack) -> 
 
 
 async def run(config: EngineConfig, only: str) -> bool:
-    """Attack the configured drivers; print a JSON line for each attack. Whether everything held."""
-    is_good = True
+    """Attack the configured drivers; print a JSON line for each attack, and a last one (`End`). Whether all held."""
+    is_good, count = True, 0
     async with open_engine(config) as engine:
-        for status in engine.status:
-            if not status.usable:
-                _tell(_unusable(status))
-        for driver in engine.drivers:
-            async for verdict in against(engine, driver, only):
-                _tell(verdict)
-                is_good = is_good and verdict.is_good
-        engine.release()
+        try:
+            for status in engine.status:
+                if not status.usable:
+                    _tell(_unusable(status))
+                    count += 1
+            for driver in engine.drivers:
+                async for verdict in against(engine, driver, only):
+                    _tell(verdict)
+                    count += 1
+                    is_good = is_good and verdict.is_good
+        finally:
+            engine.release()
+    _tell(End(verdicts=count))
     return is_good
 
 
-def _tell(verdict: Verdict) -> None:
-    sys.stdout.write(msgspec.json.encode(verdict).decode() + "\n")
+def _tell(line: Verdict | End) -> None:
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 
 
@@ -147,6 +158,16 @@ def main() -> int:
     config = EngineConfig.for_trials(given.data_dir, given.setup_dir, tuple(given.driver))
     origin = machine.enter(config.run_dir)
     try:
-        return 0 if asyncio.run(run(config, given.only)) else 1
+        return 0 if asyncio.run(_until_told(run(config, given.only))) else 1
+    except asyncio.CancelledError:
+        return 130
     finally:
         machine.release(config.run_dir, origin)
+
+
+async def _until_told(work: Coroutine[Any, Any, bool]) -> bool:
+    """Run it; SIGTERM cancels it, so that what it made is freed on the way out."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work

@@ -36,17 +36,17 @@ def must_fail(what, call, *arguments):
     said("held" if answer == -1 else "BROKEN", what, code() if answer == -1 else "answered %d" % answer)
     return answer
 
-def must_not_open(path, flags, write=b""):
+def must_not_open(path, flags, write=None):
     try:
         fd = os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
         return said("held", path, errno.errorcode.get(error.errno, error.errno))
     try:
-        if write:
+        if write is not None:
             os.write(fd, write)
         elif not os.read(fd, 16):
             return said("held", path, "empty")
-        said("BROKEN", path, "written" if write else "read")
+        said("BROKEN", path, "read" if write is None else "open for writing")
     except OSError as error:
         said("held", path, errno.errorcode.get(error.errno, error.errno))
     finally:

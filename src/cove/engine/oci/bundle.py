@@ -36,6 +36,7 @@ MASKED_PATHS: Final = (
     "/proc/asound",
     "/proc/buddyinfo",
     "/proc/bus",
+    "/proc/bootconfig",
     "/proc/cmdline",
     "/proc/config.gz",
     "/proc/consoles",
@@ -43,11 +44,16 @@ MASKED_PATHS: Final = (
     "/proc/diskstats",
     "/proc/dma",
     "/proc/driver",
+    "/proc/dynamic_debug",
     "/proc/fs",
+    "/proc/fb",
     "/proc/interrupts",
     "/proc/iomem",
     "/proc/ioports",
     "/proc/irq",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/key-users",
@@ -62,6 +68,7 @@ MASKED_PATHS: Final = (
     "/proc/partitions",
     "/proc/pressure",
     "/proc/sched_debug",
+    "/proc/schedstat",
     "/proc/scsi",
     "/proc/slabinfo",
     "/proc/softirqs",
@@ -79,10 +86,12 @@ READONLY_PATHS: Final = ("/proc/sys", "/proc/sysrq-trigger")
 AGENT_TARGET: Final = "/.agent/agent"
 SOCKET_DIR_TARGET: Final = "/run/agent"
 SIZE_OF_IDS: Final = 65536
+_RLIMIT_SIGPENDING: Final = getattr(resource, "RLIMIT_SIGPENDING", 11)  # not in every build of Python
+_RLIMIT_MSGQUEUE: Final = resource.RLIMIT_MSGQUEUE
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-_TASKS_PER_PROCESS: Final = 4
+TASKS_PER_PROCESS: Final = 4
 """What gVisor needs of the host for one process inside: 2 threads (measured), and as many again when all are busy."""
 
 
@@ -118,7 +127,7 @@ def host_limits(limits: Limits, *, own_kernel: bool) -> Limits:
     """What the host's cgroup is to enforce of a box's limits."""
     if not own_kernel:
         return limits
-    return msgspec.structs.replace(limits, pids=_TASKS_PER_PROCESS * (limits.pids + OWN_PIDS))
+    return msgspec.structs.replace(limits, pids=TASKS_PER_PROCESS * (limits.pids + OWN_PIDS))
 
 
 def build(spec: BundleSpec) -> dict[str, Any]:
@@ -165,12 +174,15 @@ def _rlimits(spec: BundleSpec) -> list[dict[str, Any]]:
     # Above our own hard limit the runtime's setrlimit fails without CAP_SYS_RESOURCE (measured), so never ask for more.
     # CORE 1: a limit of 0 does not stop a dump into a pipe, which would start the host's handler with a hostile core as
     # its input; exactly 1 does (core(5)). The seccomp profile keeps it there.
+    # SIGPENDING and MSGQUEUE are counted for the owner of the user namespace as well, who is the machine's root.
     # NICE and RTPRIO 0: what the server's own service may have of them, no sandbox shall inherit.
     wanted = {
         "NOFILE": (65536, resource.RLIMIT_NOFILE),
         "CORE": (1, resource.RLIMIT_CORE),
         "NICE": (0, resource.RLIMIT_NICE),
         "RTPRIO": (0, resource.RLIMIT_RTPRIO),
+        "SIGPENDING": (1024, _RLIMIT_SIGPENDING),
+        "MSGQUEUE": (65536, _RLIMIT_MSGQUEUE),
     }
     if spec.own_kernel:
         # Of each user inside. On a shared kernel it is the cgroup that counts: for one user it would count all boxes.

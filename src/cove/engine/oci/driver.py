@@ -217,6 +217,8 @@ class OciDriver(Driver):
             self._version = await self._runtime.version()
         ground = self._ground
         base = ground.take_ids()
+        if (base == 0) is not (ground.choice.ids is Ids.HOST):
+            raise EngineFailure("a sandbox was about to get the wrong ids", internal=f"{base} for {ground.choice.ids}")
         ground.live.add(spec.id)
         try:
             return await self._create(spec, base)
@@ -281,7 +283,7 @@ class OciDriver(Driver):
             init_pid=pid,
             init_start=start,
             limits=spec.limits,
-            isolation=self._isolation(),
+            isolation=self.isolation,
             agent_build=self._ground.agent_build,
             created_at=time.time(),
         )
@@ -290,7 +292,9 @@ class OciDriver(Driver):
         """The facts with what is known only once the runtime has started the box."""
         return facts
 
-    def _isolation(self) -> Isolation:
+    @property
+    def isolation(self) -> Isolation:
+        """What a box that is made now gets."""
         return Isolation(
             driver=self.name,
             driver_version=self._version,

@@ -38,7 +38,10 @@ KILL_LIMIT_S: Final = 15.0
 
 
 class Ground:
-    """Shared state of the OCI drivers. `live` has the boxes that a driver object answers for."""
+    """Shared state of the OCI drivers. `live` has the boxes that a driver object answers for.
+
+    `loaded` names the drivers that work here; None: boxes of any other are nobody's, as at the end of everything.
+    """
 
     def __init__(self, config: EngineConfig, layers: LayerStore, choice: IdsChoice, missing: tuple[str, ...]) -> None:
         self.config = config
@@ -54,6 +57,7 @@ class Ground:
         self.agent_build = agent_build()
         self.agents = config.run_dir / "agents"
         self.live: set[str] = set()
+        self.loaded: frozenset[str] | None = None
         self.io_device = layers.device
         self.shown = bundle.shown_of_sys()
 
@@ -153,8 +157,16 @@ class Ground:
         self.live.discard(box)
 
     async def sweep(self) -> list[str]:
-        """Free everything of this instance that belongs to no live box. Returns their ids."""
+        """Free everything of this instance that belongs to no live box. Returns their ids.
+
+        A live box of a driver that is not `loaded` stays: the next start with it takes it back.
+        """
         self._kill_runtimes()
+        for facts in self.read_facts():
+            is_strange = self.loaded is not None and facts.driver not in self.loaded
+            if is_strange and kernel.process_start(facts.init_pid) == facts.init_start:
+                self.uids.mark(facts.uid_base)
+                self.live.add(facts.id)
         found = {d.name for d in (self.config.run_dir / "sb").iterdir()} | self.cgroups.boxes()
         found |= await self.mounts.run(lambda _: self.layers.names())
         for state in self._runtime_states():

@@ -14,14 +14,15 @@ import tempfile
 import textwrap
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
-from cove.engine.attacks.run import Outcome, Verdict
+from cove.engine.attacks.run import End, Outcome, Verdict
 from cove.server.setup.settings import SetupFailed, SetupSettings
 
 _WIDTH: Final = 100
+_END_LIMIT_S: Final = 60.0
 _WORDS: Final = {
     Outcome.HELD: "held",
     Outcome.BROKEN: "BROKEN",
@@ -46,25 +47,37 @@ def attack(settings: SetupSettings, drivers: Sequence[str], only: str = "") -> G
         argv += ["--setup-dir", str(settings.data_dir), "--only", only]
         for driver in drivers:
             argv += ["--driver", driver]
-        with _running(argv) as process:
+        with tempfile.TemporaryFile() as complaints, _running(argv, complaints) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe was asked for
-            count = 0
+            count, end = 0, None
             for line in process.stdout:
+                found = msgspec.json.decode(line, type=Verdict | End)
+                if isinstance(found, End):
+                    end = found
+                    break
                 count += 1
-                yield msgspec.json.decode(line, type=Verdict)
-            _, complaint = process.communicate()
-        if not count:
+                yield found
+            process.wait(_END_LIMIT_S)
+            complaints.seek(0)
+            complaint = complaints.read()[-500:].decode(errors="replace").strip()
+        if end is None or end.verdicts != count:
             raise SetupFailed(
-                f"nothing could be attacked: {complaint.decode(errors='replace').strip()[-500:]}",
+                f"the attacks did not come to their end ({count} were tried): {complaint}",
                 cure="cove doctor tells what is missing; it must run as root, after cove setup",
             )
 
 
 @contextlib.contextmanager
-def _running(argv: list[str]) -> Generator[subprocess.Popen[bytes]]:
+def _running(argv: list[str], complaints: IO[bytes]) -> Generator[subprocess.Popen[bytes]]:
     environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+    # A session of its own: an interrupt is for us, and we tell it in a way that lets it free what it made.
     process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env=environment,
+        start_new_session=True,
     )
     try:
         yield process
@@ -72,14 +85,16 @@ def _running(argv: list[str]) -> Generator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(_END_LIMIT_S)
             process.kill()
             process.wait()
 
 
 def is_green(verdicts: Sequence[Verdict]) -> bool:
-    """Whether nothing broke, and something was attacked."""
-    return all(one.is_good for one in verdicts) and any(one.outcome is Outcome.HELD for one in verdicts)
+    """Whether nothing broke, and every driver was attacked."""
+    drivers = {one.driver for one in verdicts}
+    attacked = {one.driver for one in verdicts if one.outcome is Outcome.HELD}
+    return bool(verdicts) and all(one.is_good for one in verdicts) and drivers == attacked
 
 
 def line(verdict: Verdict) -> str:
@@ -103,6 +118,9 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         text.append(f"{driver}: {', '.join(parts)}.")
     bad = [f"{one.driver} {one.case}" for one in verdicts if not one.is_good]
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {os.uname().nodename}, Linux {os.uname().release}"
+    absent = [one.driver for one in verdicts if one.name == "driver"]
+    if absent:
+        text.append(f"Not attacked, because it cannot run here: {', '.join(absent)}.")
     if bad:
         text.append(f"NOT SAFE for hostile code, {when}: {', '.join(bad)}.")
     else:

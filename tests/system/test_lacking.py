@@ -119,3 +119,10 @@ def test_the_filter_of_these_tests_takes_something_away() -> None:
         [sys.executable, LACKING, "userns", sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "-1"
+
+
+def test_another_umask_changes_nothing(lacking: RunningServer) -> None:
+    lacking.prefix = ("/bin/sh", "-c", 'umask 077; exec "$@"', "sh")
+    lacking.start()
+    _, text = ids_inside(lacking)
+    assert " 0 0 " in text

@@ -8,6 +8,7 @@ To add a key of a recipe: `model/build.py`, `_recipe`; an instruction: `dockerfi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import posixpath
 import re
 import secrets
@@ -42,10 +43,12 @@ from cove.engine.images.settings import ImageSettings
 from cove.engine.images.unpack import LayerFile
 from cove.model.access import Principal, Scope
 from cove.model.build import BuildOrder, Recipe
-from cove.model.errors import BadRequest
+from cove.model.errors import BadRequest, CoveError
 from cove.model.image import ImageConfig, ImageEvent, ImageInfo, ImageOrigin, ImageStage
-from cove.model.reference import LOCAL, parse_local
+from cove.model.reference import INTERIM, parse_local
 
+_MAX_RECIPE: Final = 64 * 1024
+_MAX_DOTS: Final = 8
 _SHELL: Final = ("/bin/sh", "-c")
 _OWN_FOLDER: Final = ".cove-build"
 """In an uploaded context: where a client puts a recipe or Dockerfile that lies outside of it."""
@@ -246,7 +249,8 @@ class _Job:
             return await self.adopt(self.order.name, layer, config)
         finally:
             for name in plan.interim:
-                await self.images.remove(self.who, name)
+                with contextlib.suppress(CoveError):  # not there yet, or somebody runs it: the next start forgets it
+                    await self.images.remove(self.who, name)
 
 
 class _Plan:
@@ -287,11 +291,11 @@ class _Plan:
         if isinstance(stage.base, str):
             return await self.job.base(stage.base)
         # What the earlier stage has by now, as an image of its own for the time of the build.
-        name = f"{LOCAL}/cove-build-{secrets.token_hex(8)}:{stage.base}"
+        name = f"{INTERIM}{secrets.token_hex(8)}:{stage.base}"
         config = self._configs[stage.base]
         layer = await self.job.save(self.benches[stage.base])
-        await self.job.adopt(name, layer, config)
         self.interim.append(name)
+        await self.job.adopt(name, layer, config)
         return name, config
 
     async def copied(self, instruction: Instruction, sources: tuple[str, ...], number: int) -> Path:
@@ -408,6 +412,11 @@ class _Stage:
 
 def _read_recipe(data: bytes, name: str) -> Recipe:
     """Raises: BadRequest."""
+    if len(data) > _MAX_RECIPE:
+        raise BadRequest(f"{name[:200]} is larger than {_MAX_RECIPE // 1024} KiB", field="file")
+    # TOML's dotted keys cost the square of their parts to read.
+    if any(line.split(b"=", 1)[0].count(b".") > _MAX_DOTS for line in data.splitlines()):
+        raise BadRequest(f"{name[:200]} has a key of more than {_MAX_DOTS} parts", field="file")
     decode = msgspec.toml.decode if name.endswith(".toml") else msgspec.json.decode
     try:
         return decode(data, type=Recipe)

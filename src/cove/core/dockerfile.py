@@ -23,10 +23,12 @@ WORDS: Final = frozenset(
 LEFT_OUT: Final = frozenset({"EXPOSE", "VOLUME", "HEALTHCHECK", "STOPSIGNAL", "MAINTAINER"})
 FLAGS: Final = {"FROM": {"platform"}, "COPY": {"from", "chown", "chmod", "link"}, "ADD": {"chown", "chmod", "link"}}
 MAX_INSTRUCTIONS: Final = 2000
+MAX_EXPANDED: Final = 64 * 1024
+"""Characters of one instruction with its variables replaced: each could double what the one before made."""
 
 _DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z]+)\s*=\s*(\S+)\s*")
 _FLAG: Final = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
-_HEREDOC: Final = re.compile(r"""<<(-?)\s*(["']?)([A-Za-z_][A-Za-z0-9_]*)\2""")
+_HEREDOC: Final = re.compile(r"""(?<!<)<<(-?)\s*(["']?)([A-Za-z_][A-Za-z0-9_]*)\2""")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STAGE: Final = re.compile(r"[a-z][a-z0-9-_.]*", re.IGNORECASE)
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?[-+])([^{}]*))?\})")
@@ -54,7 +56,7 @@ class Instruction(Struct, frozen=True, kw_only=True):
             return None
         try:
             found: object = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None  # as the reference has it: what is no JSON is for the shell
         if not isinstance(found, list) or not all(isinstance(one, str) for one in cast("list[object]", found)):
             raise self.bad("its list must have strings only")
@@ -126,7 +128,7 @@ def needed(stages: tuple[Stage, ...], target: str | None) -> tuple[Stage, ...]:
 
 def find_stage(stages: tuple[Stage, ...], name: str) -> Stage | None:
     """The stage of that name or number."""
-    if name.isdigit():
+    if name.isascii() and name.isdecimal():
         return stages[int(name)] if len(name) < 5 and int(name) < len(stages) else None  # noqa: PLR2004 - not a bomb
     return next((stage for stage in reversed(stages) if stage.name == name.lower()), None)
 
@@ -184,7 +186,16 @@ def expand(instruction: Instruction, text: str, variables: dict[str, str]) -> st
 
 
 def _pieces(instruction: Instruction, variables: dict[str, str]) -> Iterator[tuple[str, bool]]:
-    """Parts of the text, and whether each is the blank between two words."""
+    """Parts of the text, and whether each is the blank between two words. Raises: BadRequest past `MAX_EXPANDED`."""
+    size = 0
+    for piece, is_blank in _expanded(instruction, variables):
+        size += len(piece)
+        if size > MAX_EXPANDED:
+            raise instruction.bad(f"with its variables it is longer than {MAX_EXPANDED // 1024} KiB")
+        yield piece, is_blank
+
+
+def _expanded(instruction: Instruction, variables: dict[str, str]) -> Iterator[tuple[str, bool]]:
     text, at, quote = instruction.text, 0, ""
     while at < len(text):
         letter = text[at]

@@ -30,7 +30,7 @@ from cove.engine.images.store import ImageStore, verified
 from cove.engine.images.unpack import LayerFile
 from cove.engine.ports import ImageSource
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, CoveError, NotFound, RegistryUnreachable, Unsupported
+from cove.model.errors import BadRequest, Conflict, NotFound, RegistryUnreachable, Unsupported
 from cove.model.image import Credentials, ImageConfig, ImageEvent, ImageInfo, ImageOrigin
 from cove.model.reference import Reference, parse_local, parse_reference
 from cove.model.sandbox import Sandbox
@@ -248,7 +248,7 @@ class Images:
                     self._collect_soon.clear()
                     try:
                         await self._store.collect(self._use.digests)
-                    except (OSError, CoveError):
+                    except Exception:  # this task's outermost frame: a failed collection must not end the server
                         log.exception("images that nothing uses could not be removed")
                     await self._collect_soon.wait()
         finally:

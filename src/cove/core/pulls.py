@@ -20,7 +20,7 @@ from cove.engine.images.settings import ImageSettings
 from cove.engine.images.store import ImageStore
 from cove.engine.images.transfer import Fetched, Resolution, Transfer
 from cove.engine.images.unpack import LayerFile
-from cove.model.errors import CoveError, EngineFailure, RegistryError, RegistryUnreachable
+from cove.model.errors import CoveError, EngineFailure, RegistryError, RegistryUnreachable, TooLarge
 from cove.model.image import Credentials, ImageEvent, ImageInfo, ImageOrigin, ImageStage
 from cove.model.reference import Reference
 
@@ -207,6 +207,9 @@ class Pulls:
                 present = self._store.get(project, str(reference))
                 if present is not None and present.manifest_digest == resolution.digest:
                     return present
+                most = self._settings.limits.most_bytes
+                if resolution.size_bytes > most:
+                    raise TooLarge(f"this image is larger than {most >> 20} MiB, packed", field="image")
                 fetched = await transfer.fetch(resolution, _reporter(job, ImageStage.DOWNLOAD, resolution.size_bytes))
             except RegistryUnreachable:
                 self._unreachable[reference.registry] = self._clock.monotonic() + self._settings.unreachable_s

@@ -8,10 +8,11 @@ the image; both GNU's and busybox' will do.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from msgspec import Struct
 
@@ -21,7 +22,7 @@ from cove.core.following import Voice
 from cove.core.sandboxes import Sandboxes
 from cove.model.access import Principal
 from cove.model.build import BuildOrder
-from cove.model.errors import BadRequest, TooLarge
+from cove.model.errors import BadRequest, CapacityExceeded, TooLarge
 from cove.model.execs import Chunk, Ended, ExecExit, ExecSpec, Stream, Why
 from cove.model.image import ImageEvent, ImageStage
 from cove.model.sandbox import IdleAction, SandboxSpec
@@ -33,6 +34,7 @@ SCRATCH: Final = "/.cove-build"
 BUILD_LABEL: Final = "cove.build"
 """Metadata of a build's sandboxes: the name of the image."""
 
+_RESERVE: Final = 512 * 1024**2
 _ROOT: Final = "0"
 _GRACE_S: Final = 300.0
 _PIECE_BYTES: Final = 256 * 1024
@@ -229,13 +231,19 @@ class Workbench:
                         size += len(event.data)
                         if size > most_bytes:
                             raise TooLarge(f"{shown}: more than {most_bytes >> 20} MiB", field="disk_mib")
-                        # On the loop on purpose: it goes to the page cache, and the pieces are small.
-                        file.write(event.data)
+                        await asyncio.to_thread(_append, file, event.data)
                     elif isinstance(event, Chunk):
                         lines.feed(event.data)
                     elif isinstance(event, Ended):
                         exit_ = event.exit
         _must_succeed(exit_, shown, lines.last)
+
+
+def _append(file: IO[bytes], data: bytes) -> None:
+    """Write, unless that leaves too little of the disk for everybody else. Raises: CapacityExceeded."""
+    if shutil.disk_usage(file.name).free < _RESERVE:
+        raise CapacityExceeded("the disk is full: the image cannot be saved", retry_after_s=60)
+    file.write(data)
 
 
 @asynccontextmanager

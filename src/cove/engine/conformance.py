@@ -433,6 +433,7 @@ def main() -> int:
     )
     parser.add_argument("--slow", type=float, default=1.0, help="multiplies time limits, for emulated machines")
     given = parser.parse_args()
+    os.umask(0o022)
     given.data_dir.mkdir(parents=True, exist_ok=True)
     config = EngineConfig.for_trials(given.data_dir, given.setup_dir, (given.driver,))
     origin = machine.enter(config.run_dir)

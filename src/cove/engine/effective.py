@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--setup-dir", type=Path, required=True)
     given = parser.parse_args()
+    os.umask(0o022)
     config = EngineConfig.for_trials(given.data_dir, given.setup_dir, tuple(given.driver))
     origin = machine.enter(config.run_dir)
     try:

@@ -18,6 +18,9 @@ from msgspec import Struct
 from cove.model.errors import BadRequest
 
 LOCAL: Final = "localhost"
+INTERIM: Final = f"{LOCAL}/cove-build-"
+"""How names of images begin that a build makes on its way."""
+
 """The registry part of images that were built or imported here. Nothing is ever fetched for it."""
 
 DEFAULT_REGISTRY: Final = "docker.io"

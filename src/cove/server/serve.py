@@ -167,6 +167,9 @@ async def _free_machine(engine: Engine, control: Controller) -> None:
 
 def main(argv_overrides: Mapping[str, str], welcome: bool) -> int:  # noqa: FBT001 - the CLI's contract
     """`cove serve`. Returns the exit code: 0, 2 for a setting that cannot be used, 125 for anything else."""
+    # A unit or a shell may have another: directories that a sandbox's root must pass through are made with their modes,
+    # and secrets are made with 0600 whatever it is.
+    os.umask(0o022)
     try:
         loaded = config.load(os.environ, argv_overrides)
     except CoveError as error:

@@ -175,3 +175,11 @@ def test_what_means_nothing_here_is_kept_for_a_note() -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(BadRequest):
         read_all("FROM base\n" + text)
+
+
+def test_variables_that_double_end_at_a_limit() -> None:
+    text = "FROM base\nARG A=" + "x" * 16 + "\n" + "ENV B=$A\n"
+    stages, _ = parse_dockerfile(text, {})
+    values = {"A": "x" * 40_000}
+    with pytest.raises(BadRequest, match="longer than 64 KiB"):
+        pairs(stages[0].steps[1].__class__(line=3, word="ENV", text="B=$A$A$A"), values)

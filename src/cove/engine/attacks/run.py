@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import inspect
+import os
 import signal
 import sys
 import time
@@ -154,6 +155,7 @@ def main() -> int:
         "--setup-dir", type=Path, default=Path("/var/lib/cove"), help="the data directory of `cove setup`"
     )
     given = parser.parse_args()
+    os.umask(0o022)
     given.data_dir.mkdir(parents=True, exist_ok=True)
     config = EngineConfig.for_trials(given.data_dir, given.setup_dir, tuple(given.driver))
     origin = machine.enter(config.run_dir)

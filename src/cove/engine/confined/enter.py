@@ -7,6 +7,7 @@ and setuid, read-only unless said; no capabilities but those given, none to gain
 process that started it.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -136,6 +137,8 @@ def run(spec: dict[str, Any], hold: int) -> None:
             os._exit(1)
     except BlockingIOError:
         pass
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # before any sandbox, and before the server that may be protected
     make_root(spec)
     for name, value in spec["limits"].items():
         number = getattr(resource, name)

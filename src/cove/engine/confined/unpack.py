@@ -76,7 +76,7 @@ class Applier:
             elif path == b"":
                 self._dress_directory(b"/", entry)
             elif path.startswith(b"dev/"):
-                self._skipped.add(path)
+                self._skip(path)
             else:
                 self._put(entry, path)
         for path, moment in self._times.items():
@@ -85,7 +85,7 @@ class Applier:
 
     def _put(self, entry: Entry, path: bytes) -> None:
         if entry.kind in SPECIAL:
-            self._skipped.add(path)
+            self._skip(path)
             self._clear(path, keep_directory=False)
             return
         if entry.kind == HARDLINK and cleaned(entry.link) in self._skipped:
@@ -122,6 +122,11 @@ class Applier:
         if self._last is not None:
             os.close(self._last[1])
             self._last = None
+
+    def _skip(self, path: bytes) -> None:
+        """Remember what was left out; it counts, or memory would have no limit."""
+        self._budget.add_file()
+        self._skipped.add(path)
 
     def _note(self, path: bytes) -> None:
         """Remember that this layer made it: its own whiteouts do not hide it."""
@@ -176,7 +181,8 @@ class Applier:
         """Owner, mode, attributes and time; closes `fd`."""
         try:
             uid, gid = owner(entry.uid), owner(entry.gid)
-            if uid or gid or entry.kind == DIRECTORY:  # a new file is root's already
+            facts = os.fstat(fd)  # a new file is root's already, but below a setgid directory
+            if (facts.st_uid, facts.st_gid) != (uid, gid):
                 os.fchown(fd, uid, gid)
             os.fchmod(fd, entry.mode & KEPT_MODE[entry.kind])
             for key, value in entry.attributes.items():

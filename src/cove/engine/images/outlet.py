@@ -12,7 +12,9 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, Self
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 HEAD_BYTES: Final = 32 * 1024
 HEAD_LIMIT_S: Final = 15.0
 CHUNK: Final = 256 * 1024
+_RESOLVERS: Final = ThreadPoolExecutor(4, "cove-resolve")
+"""Threads of their own: a name server that is silent must not keep the rest of the server from its threads."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -34,7 +38,8 @@ class Refused(Exception):
 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of `host`, in the system's order. Raises: OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, look_up)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

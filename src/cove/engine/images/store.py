@@ -46,6 +46,7 @@ from cove.engine.images.records import (
 from cove.engine.images.settings import UnpackLimits
 from cove.engine.images.unpack import LayerFile, Tree, measure, unpack_layers
 from cove.model.errors import CapacityExceeded, EngineFailure
+from cove.model.reference import INTERIM
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class ImageStore:
         self._held: Counter[str] = Counter()
         self._pulls = 0
         self._blob_gate = asyncio.Lock()
+        self._records = asyncio.Lock()
         self._collecting = asyncio.Lock()
         self.collected = 0
 
@@ -78,7 +80,9 @@ class ImageStore:
         for path in (*(self._dir / "work").iterdir(), *(self._dir / "downloads").glob("*/job-*")):
             path.rename(self._dir / "trash" / f"{path.name}-{secrets.token_hex(4)}")
         for image in read_records(self._dir / "refs"):
-            if self.tree(image.digest).is_dir():
+            if image.name.startswith(INTERIM):
+                remove_file(record_path(self._dir / "refs", image))  # of a build that a crash ended
+            elif self.tree(image.digest).is_dir():
                 self._images[image.project, image.name] = image
             else:
                 log.error("image %s of project %s is gone: its tree is missing", image.name, image.project)
@@ -153,6 +157,7 @@ class ImageStore:
         async with self.workspace() as work:
             rootfs = work / "tree" / "rootfs"
             rootfs.mkdir(mode=0o755, parents=True)
+            rootfs.chmod(0o755)  # whatever the umask
             tree = await unpack_layers(
                 layers, rootfs, self._within_disk(limits), timeout_s=timeout_s, progress=progress
             )
@@ -189,7 +194,7 @@ class ImageStore:
         """Remove the record. The tree goes with the next `collect`, once nothing uses it."""
         if self._images.get((image.project, image.name)) == image:
             del self._images[image.project, image.name]
-            await asyncio.shield(asyncio.to_thread(remove_file, record_path(self._dir / "refs", image)))
+            await asyncio.shield(self._remove_record(image))
 
     async def collect(self, used: Callable[[], AbstractSet[str]]) -> int:
         """Remove trees that no record, no hold and no box (`used`: their digests) names, and blobs nobody needs.
@@ -209,7 +214,10 @@ class ImageStore:
         self.collected += len(gone)
         async with self._blob_gate:
             if not self._pulls:
-                await asyncio.to_thread(self._drop_blobs)
+                needed: dict[str, set[str]] = {}
+                for image in self._images.values():
+                    needed.setdefault(folder_of(image.project), set()).update(image.blobs)
+                await asyncio.to_thread(self._drop_blobs, needed)
         await self.empty_trash()
         return len(gone)
 
@@ -235,8 +243,17 @@ class ImageStore:
             yield
 
     async def _keep(self, image: StoredImage) -> None:
-        await asyncio.to_thread(write_file, record_path(self._dir / "refs", image), msgspec.json.encode(image))
-        self._images[image.project, image.name] = image
+        # Held here, not by the caller alone: it may be cancelled while this goes on.
+        with self.hold(image.digest):
+            async with self._records:
+                path = record_path(self._dir / "refs", image)
+                await asyncio.to_thread(write_file, path, msgspec.json.encode(image))
+                self._images[image.project, image.name] = image
+
+    async def _remove_record(self, image: StoredImage) -> None:
+        async with self._records:
+            if (image.project, image.name) not in self._images:  # another may have come by that name meanwhile
+                await asyncio.to_thread(remove_file, record_path(self._dir / "refs", image))
 
     async def _discard(self, path: Path) -> None:
         trash = self._dir / "trash" / path.name
@@ -244,11 +261,8 @@ class ImageStore:
             path.rename(trash)  # noqa: ASYNC240 - a rename takes microseconds, on the loop it is a point in time
             await remove_tree(trash)
 
-    def _drop_blobs(self) -> None:
-        """Remove blobs that no image of their project was fetched as, a while after they came."""
-        wanted: dict[str, set[str]] = {}
-        for image in self._images.values():
-            wanted.setdefault(folder_of(image.project), set()).update(image.blobs)
+    def _drop_blobs(self, wanted: dict[str, set[str]]) -> None:
+        """Remove blobs that no image of their project was fetched as (`wanted`), a while after they came."""
         for path in (self._dir / "downloads").glob("*/blobs/sha256/*"):
             project = path.parents[2].name
             with contextlib.suppress(FileNotFoundError):

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
+import stat
 from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +33,7 @@ from cove.engine.images.outlet import Outlet
 from cove.engine.images.settings import ImageSettings
 from cove.model.errors import (
     BadRequest,
+    CapacityExceeded,
     CoveError,
     EngineFailure,
     Forbidden,
@@ -51,6 +55,8 @@ _MOST_ERROR: Final = 8192
 _MOST_RAW: Final = manifests.MAX_MANIFEST + 1
 _RETRIES: Final = 2
 _SLACK_BYTES: Final = 16 * 1024**2
+_RESERVE: Final = 512 * 1024**2
+"""What a download leaves of the disk."""
 
 
 class Resolution(Struct, frozen=True, kw_only=True):
@@ -181,6 +187,8 @@ class Transfer:
             failure: CoveError | None = None
             if now - max(since, self._outlet.last_byte_at) > self._settings.stall_s:
                 failure = RegistryError(f"the registry {self._reference.registry} stalled", retry_after_s=60)
+            elif resolution is not None and shutil.disk_usage(self._directory).free < _RESERVE:
+                failure = CapacityExceeded("the disk is full: no image can be pulled", retry_after_s=60)
             elif resolution is not None and loose > resolution.size_bytes + _SLACK_BYTES:
                 failure = RegistryError("the registry sent more than the image's manifest says")
             if failure is not None:
@@ -371,5 +379,9 @@ async def _most(stream: asyncio.StreamReader, limit: int) -> bytes:
 
 
 def _read_most(path: Path) -> bytes:
-    with path.open("rb") as file:
+    """At most so much of a file that skopeo wrote. Raises: OSError, also for whatever is no regular file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a file", os.fspath(path))
         return file.read(_MOST_RAW)

@@ -29,7 +29,7 @@ from cove.engine.confined.process import (
 from cove.engine.images.settings import UnpackLimits
 from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, TooLarge
 
-_MEMORY_BYTES: Final = 6 * 1024**3
+_MEMORY_BYTES: Final = 2 * 1024**3
 _MOST_ERROR: Final = 4096
 _OPEN_FILES: Final = 8192
 _SLACK_BYTES: Final = 64 * 1024**2

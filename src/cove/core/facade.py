@@ -153,11 +153,6 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             journal=journal,
             creation=creation,
         )
-        default = settings.default_driver
-        if default not in drivers:
-            log.warning(
-                "the default driver %s cannot be used: creates that name none are refused", settings.default_driver
-            )
         found = await _reconciled(parts)
         pool.start_filling()
         core = _core(parts, found, tasks)
@@ -218,6 +213,10 @@ def _image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
 
 
 async def _reconciled(parts: _Parts) -> Reconciled:
+    default = parts.settings.default_driver
+    if default not in parts.drivers:
+        log.warning("the default driver %s cannot be used: creates that name none are refused", default)
+
     def adopt(sandbox: Sandbox, box: Box) -> None:
         parts.admission.admit(sandbox.id, sandbox.limits, is_new=False)
         parts.directory.hold_name(sandbox.project, sandbox.name, sandbox.id)

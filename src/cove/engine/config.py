@@ -56,7 +56,16 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def for_trials(cls, data_dir: Path, setup_dir: Path, drivers: tuple[str, ...]) -> EngineConfig:
+    def for_trials(
+        cls,
+        data_dir: Path,
+        setup_dir: Path,
+        drivers: tuple[str, ...],
+        *,
+        quota: str = "auto",
+        degrade: tuple[str, ...] = (),
+    ) -> EngineConfig:
         """An engine of its own in `data_dir`, with the runtimes and images that setup made in `setup_dir`."""
-        config = cls.at(data_dir, drivers=drivers, pool_bytes=_TRIAL_POOL)
-        return replace(config, runtimes_dir=setup_dir / "runtimes" / "current", images_dir=setup_dir / "images")
+        config = cls.at(data_dir, drivers=drivers, pool_bytes=_TRIAL_POOL, quota=quota)
+        runtimes, images = setup_dir / "runtimes" / "current", setup_dir / "images"
+        return replace(config, runtimes_dir=runtimes, images_dir=images, degrade=degrade)

@@ -62,9 +62,13 @@ def main() -> int:
     parser.add_argument("--driver", action="append", required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--setup-dir", type=Path, required=True)
+    parser.add_argument("--quota", default="auto", help="as COVE_QUOTA")
+    parser.add_argument("--degrade", action="append", default=[], help="as COVE_DEGRADE")
     given = parser.parse_args()
     os.umask(0o022)
-    config = EngineConfig.for_trials(given.data_dir, given.setup_dir, tuple(given.driver))
+    config = EngineConfig.for_trials(
+        given.data_dir, given.setup_dir, tuple(given.driver), quota=given.quota, degrade=tuple(given.degrade)
+    )
     origin = machine.enter(config.run_dir)
     try:
         asyncio.run(_run(config))

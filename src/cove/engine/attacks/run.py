@@ -154,10 +154,14 @@ def main() -> int:
     parser.add_argument(
         "--setup-dir", type=Path, default=Path("/var/lib/cove"), help="the data directory of `cove setup`"
     )
+    parser.add_argument("--quota", default="auto", help="as COVE_QUOTA")
+    parser.add_argument("--degrade", action="append", default=[], help="as COVE_DEGRADE")
     given = parser.parse_args()
     os.umask(0o022)
     given.data_dir.mkdir(parents=True, exist_ok=True)
-    config = EngineConfig.for_trials(given.data_dir, given.setup_dir, tuple(given.driver))
+    config = EngineConfig.for_trials(
+        given.data_dir, given.setup_dir, tuple(given.driver), quota=given.quota, degrade=tuple(given.degrade)
+    )
     origin = machine.enter(config.run_dir)
     try:
         return 0 if asyncio.run(_until_told(run(config, given.only))) else 1

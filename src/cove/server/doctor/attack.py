@@ -19,6 +19,7 @@ from typing import IO, Final
 import msgspec
 
 from cove.engine.attacks.run import End, Outcome, Verdict
+from cove.server.doctor.isolation_probes import as_configured
 from cove.server.setup.settings import SetupFailed, SetupSettings
 
 _WIDTH: Final = 100
@@ -44,9 +45,7 @@ def attack(settings: SetupSettings, drivers: Sequence[str], only: str = "") -> G
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".attack-", dir=settings.data_dir, ignore_cleanup_errors=True) as folder:
         argv = [sys.executable, "-m", "cove.engine.attacks", "--data-dir", folder]
-        argv += ["--setup-dir", str(settings.data_dir), "--only", only]
-        for driver in drivers:
-            argv += ["--driver", driver]
+        argv += ["--setup-dir", str(settings.data_dir), "--only", only, *as_configured(drivers)]
         with tempfile.TemporaryFile() as complaints, _running(argv, complaints) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe was asked for
             count, end = 0, None

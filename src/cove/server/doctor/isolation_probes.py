@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from cove.engine.effective import Effective
 from cove.model.sandbox import Isolation
+from cove.server.config import load
 from cove.server.doctor.report import Line, missing, ok, warn
 from cove.server.setup.settings import SetupSettings
 
-DRIVERS: Final = ("runc", "crun", "gvisor")
 _LIMIT_S: Final = 60.0
 
 
@@ -26,13 +27,22 @@ def probe_isolation(settings: SetupSettings) -> Line:
     return judge(measure(settings))
 
 
+def as_configured(drivers: Sequence[str]) -> list[str]:
+    """Arguments for a trial of `drivers` as the server would run them. Raises: BadSetting."""
+    configured = load(os.environ).settings
+    argv = ["--quota", configured.quota]
+    for word in configured.degrade:
+        argv += ["--degrade", word]
+    for driver in drivers:
+        argv += ["--driver", driver]
+    return argv
+
+
 def measure(settings: SetupSettings) -> tuple[list[Effective], str]:
     """Make a sandbox of each driver in a process of its own. Returns what was found, and that process's complaint."""
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=settings.data_dir, ignore_cleanup_errors=True) as folder:
         argv = [sys.executable, "-m", "cove.engine.effective", "--data-dir", folder]
-        argv += ["--setup-dir", str(settings.data_dir)]
-        for driver in DRIVERS:
-            argv += ["--driver", driver]
+        argv += ["--setup-dir", str(settings.data_dir), *as_configured(load(os.environ).settings.drivers)]
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
         try:
             done = subprocess.run(

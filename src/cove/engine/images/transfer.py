@@ -138,9 +138,9 @@ class Transfer:
             str(_RETRIES),
             *self._source_options("--src-tls-verify=false", "--src-no-creds"),
             "--dest-shared-blob-dir",
-            "/work/blobs",
+            "/pull/blobs",
             f"docker://{_named(source)}",
-            f"oci:/work/{self._job}:image",
+            f"oci:/pull/{self._job}:image",
         )
         job = self._directory / self._job
         job.mkdir(mode=0o700)
@@ -268,7 +268,7 @@ class Transfer:
         proxy = f"http://127.0.0.1:{port}"
         spec = Confinement(
             argv=(str(SKOPEO), "--policy", "/etc/policy.json", "--tmpdir", "/tmp", *argv),  # noqa: S108 - its own
-            binds=(*binds, (self._directory, "/work", True)) if writable else tuple(binds),
+            binds=(*binds, (self._directory, "/pull", True)) if writable else tuple(binds),
             files=files,
             env={"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "GOMAXPROCS": "2"},
             listen=listen,

@@ -18,7 +18,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from cove.engine.confined.process import CAP_SETGID, CAP_SETUID, Confinement, confined, python_program
+from cove.engine.confined.process import CAP_SETGID, CAP_SETUID, Confinement, python_program
+from cove.engine.images.dialogue import converse
 from cove.engine.images.manifests import (
     DEFAULT_PATH,
     MAX_LAYERS,
@@ -33,7 +34,7 @@ from cove.engine.images.manifests import (
 )
 from cove.engine.images.settings import UnpackLimits
 from cove.engine.images.unpack import LayerFile
-from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, TooLarge
+from cove.model.errors import BadRequest, EngineFailure, TooLarge
 from cove.model.image import ImageConfig, ImageInfo
 
 CAP_DAC_READ_SEARCH: Final = 2
@@ -166,7 +167,7 @@ async def write_archive(
         capabilities=(CAP_DAC_READ_SEARCH,),
         limits={"RLIMIT_AS": _MEMORY_BYTES},
     )
-    facts = await _converse(spec, {}, timeout_s, progress)
+    facts = await converse(spec, {}, progress, what="archive", timeout_s=timeout_s)
     described = _described(image, facts)
     name = _blob(facts["digest"])
     archive = Export(size_bytes=0, files=described, layer_name=name, layer=layer)
@@ -277,51 +278,7 @@ async def _split(
         capabilities=(CAP_SETGID, CAP_SETUID),
         limits={"RLIMIT_AS": _MEMORY_BYTES, "RLIMIT_FSIZE": most + _SLACK_BYTES},
     )
-    return await _converse(spec, order, timeout_s, lambda _: None)
-
-
-async def _converse(
-    spec: Confinement, order: dict[str, Any], timeout_s: float, progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Run a confined program to its last message. Raises: as its message says; EngineFailure."""
-    try:
-        async with asyncio.timeout(timeout_s), confined(spec) as (process, _):
-            assert process.stdin is not None  # noqa: S101 - pipes were asked for
-            assert process.stdout is not None  # noqa: S101
-            assert process.stderr is not None  # noqa: S101
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            await process.stdin.drain()
-            message: dict[str, Any]
-            message, said = await asyncio.gather(_last_message(process.stdout, progress), process.stderr.read(8192))
-    except TimeoutError as error:
-        raise TooLarge(f"the archive could not be processed within {timeout_s:.0f} s", field="archive") from error
-    if "error" in message:
-        raise _failure(message)
-    if not message:
-        raise EngineFailure("the archive could not be processed", internal=said.decode(errors="replace")[-2000:])
-    return message
-
-
-async def _last_message(stream: asyncio.StreamReader, progress: Callable[[int], None]) -> dict[str, Any]:
-    message: dict[str, Any] = {}
-    while line := await stream.readline():
-        found: dict[str, Any] = json.loads(line)
-        if "done" in found:
-            progress(int(found["done"]))
-        else:
-            message = found
-    return message
-
-
-def _failure(message: dict[str, Any]) -> CoveError:
-    text = str(message.get("text", ""))[:300]
-    match message.get("error"):
-        case "limit":
-            return TooLarge(f"this archive cannot be used: {text}", field="archive")
-        case "space":
-            return CapacityExceeded("the disk is full: the archive could not be processed", retry_after_s=60)
-        case _:
-            return BadRequest(f"this archive cannot be used: {text}", field="archive")
+    return await converse(spec, order, lambda _: None, what="archive", timeout_s=timeout_s)
 
 
 def _head(name: str, size: int) -> bytes:

@@ -6,8 +6,6 @@ memory. What it does to hostile layers is said there.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +21,10 @@ from cove.engine.confined.process import (
     CAP_SETUID,
     CAP_SYS_CHROOT,
     Confinement,
-    confined,
     python_program,
 )
+from cove.engine.images.dialogue import converse
 from cove.engine.images.settings import UnpackLimits
-from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, TooLarge
 
 _MEMORY_BYTES: Final = 2 * 1024**3
 _MOST_ERROR: Final = 4096
@@ -95,41 +92,6 @@ async def _run(
         capabilities=(CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID, CAP_SYS_CHROOT),
         limits={"RLIMIT_AS": _MEMORY_BYTES, "RLIMIT_NOFILE": _OPEN_FILES, "RLIMIT_FSIZE": largest_file},
     )
-    try:
-        async with asyncio.timeout(timeout_s), confined(spec) as (process, _):
-            assert process.stdin is not None  # noqa: S101 - pipes were asked for
-            assert process.stdout is not None  # noqa: S101
-            assert process.stderr is not None  # noqa: S101
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            await process.stdin.drain()
-            message, said = await asyncio.gather(
-                _last_message(process.stdout, progress), process.stderr.read(_MOST_ERROR)
-            )
-    except TimeoutError as error:
-        raise TooLarge(f"the image could not be unpacked within {timeout_s:.0f} s", field="image") from error
-    if "error" in message:
-        raise _failure(message)
-    if "tree" not in message:
-        raise EngineFailure("the image could not be unpacked", internal=said.decode(errors="replace"))
+    message = await converse(spec, order, progress, what="image", timeout_s=timeout_s)
     tree = message["tree"]
     return Tree(digest=tree["digest"], size_bytes=tree["size_bytes"], files=tree["files"])
-
-
-async def _last_message(stream: asyncio.StreamReader, progress: Callable[[int], None]) -> dict[str, Any]:
-    message: dict[str, Any] = {}
-    while line := await stream.readline():
-        message = json.loads(line)
-        if "done" in message:
-            progress(int(message["done"]))
-    return message
-
-
-def _failure(message: dict[str, Any]) -> CoveError:
-    text = str(message.get("text", ""))[:300]
-    match message.get("error"):
-        case "limit":
-            return TooLarge(f"this image cannot be used: {text}", field="image")
-        case "space":
-            return CapacityExceeded("the disk is full: the image could not be unpacked", retry_after_s=60)
-        case _:
-            return BadRequest(f"this image cannot be used: {text}", field="image")

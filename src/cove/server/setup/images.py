@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from cove.engine.confined.measure import measure_tree
 from cove.engine.extra_ca import VARIABLES, ExtraCa, add_certificates, read_extra_ca
 from cove.server.setup import mirror as mirrors
 from cove.server.setup import npm
@@ -31,7 +32,6 @@ from cove.server.setup.mirror import Mirror
 from cove.server.setup.progress import Progress
 from cove.server.setup.recipes import LoadedRecipe, load_recipe
 from cove.server.setup.settings import SetupFailed, SetupSettings
-from cove.server.setup.treedigest import measure_tree
 
 # Every image is built as if at this moment, so that two builds from one state of the mirror are the same bytes.
 SOURCE_DATE_EPOCH: Final = "1735689600"  # 2025-01-01

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cove.engine.confined.measure import measure_tree
 from cove.engine.extra_ca import Certificate, ExtraCa
 from cove.server.setup.commands import Runner
 from cove.server.setup.images import ImageFacts, collect_old, inherited_apt_conf, is_current, read_image, sweep
@@ -14,7 +15,6 @@ from cove.server.setup.progress import StderrProgress
 from cove.server.setup.recipes import load_recipe, recipe_names
 from cove.server.setup.settings import SetupFailed, SetupSettings, find_checkout
 from cove.server.setup.steps import build_all
-from cove.server.setup.treedigest import measure_tree
 
 RECIPE = """
 description = "small"

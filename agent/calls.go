@@ -47,6 +47,17 @@ type call struct {
 	Host     *string `json:"host"`
 	Workdir  *string `json:"workdir"`
 	Hostname *string `json:"hostname"`
+
+	payload []byte // the whole CALL, for operations with fields of their own: see `fields`
+}
+
+// fields decodes what only one operation knows into a struct of its own.
+func fields[T any](in *call) (*T, error) {
+	var own T
+	if err := json.Unmarshal(in.payload, &own); err != nil {
+		return nil, fail("invalid", "the call is malformed")
+	}
+	return &own, nil
 }
 
 // or is the value, or the default where the host left it out.
@@ -82,6 +93,7 @@ func (a *agent) run(ch *channel, payload []byte) {
 		ch.conn.end(ch, kindFail, failure{"invalid", "the call is malformed"})
 		return
 	}
+	in.payload = payload
 	if in.Op == "quiesce" {
 		ch.conn.end(ch, kindResult, empty{})
 		a.listener.quiesce(a.socket)

@@ -7,6 +7,8 @@ another type is a breach. Unknown fields are ignored, because a newer agent may 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -197,19 +199,17 @@ class EventReply(Struct, frozen=True):
 
 
 T = TypeVar("T")
-_DECODERS: Final[dict[type[Any], msgspec.json.Decoder[Any]]] = {
-    kind: msgspec.json.Decoder(kind)
-    for kind in (
-        AgentHello, AgentStats, FailReply, Empty, ExitReply, StartedReply, CommandReply, CommandsReply, OutputReply,
-        WrittenReply, StatReply, ListReply, RemovedReply, BytesReply, EventReply,
-    )
-}  # fmt: skip
+
+
+@cache
+def _decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
 
 
 def decode(payload: bytes | bytearray, kind: type[T]) -> T:
     """`payload` as a `kind`. Raises: AgentViolation for anything else."""
     try:
-        value: T = _DECODERS[kind].decode(payload)
+        value: T = _decoder(kind).decode(payload)  # type: ignore[arg-type]  # a class is hashable
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise violation(f"not a {kind.__name__}: {str(error)[:200]}") from error
     return value

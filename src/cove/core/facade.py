@@ -29,6 +29,7 @@ from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.placement import Placement
+from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.workbench import Tools
@@ -57,6 +58,7 @@ class Core:
     sandboxes: Sandboxes
     execs: Execs
     files: Files
+    ports: Ports
     keys: Keys
     projects: Projects
     images: Images
@@ -192,6 +194,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         sandboxes=sandboxes,
         execs=execs,
         files=files,
+        ports=Ports(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
         images=parts.images,

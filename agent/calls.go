@@ -21,6 +21,7 @@ type call struct {
 	TimeoutMS int64             `json:"timeout_ms"`
 	Stdin     bool              `json:"stdin"`
 	KeepBytes *int              `json:"keep_bytes"`
+	Tool      bool              `json:"tool"`
 
 	Cursor int64 `json:"cursor"`
 	Follow bool  `json:"follow"`

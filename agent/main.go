@@ -34,6 +34,9 @@ const (
 )
 
 func main() {
+	if code, isTool := runTool(os.Args); isTool {
+		os.Exit(code)
+	}
 	socket := flag.String("socket", "/run/agent/a.sock", "path of the unix socket to listen on")
 	extraKills := flag.Int("extra-kills", 0, "how often a killed process group is killed again, 2 ms apart")
 	flag.Parse()

@@ -58,6 +58,9 @@ func (a *agent) plan(in *call) (*plan, error) {
 	if p.cwd, err = directory(or(in.Cwd, workdir)); err != nil {
 		return nil, err
 	}
+	if in.Tool {
+		return p, p.planTool()
+	}
 	p.program, err = findProgram(p.argv[0], merged["PATH"])
 	return p, err
 }

@@ -1,4 +1,8 @@
 package main
 
+import "syscall"
+
 // renameat2(2) is newer than the frozen table of package syscall.
 const sysRenameat2 = 276
+
+const sysNewfstatat = syscall.SYS_FSTATAT

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from cove.agentlink.session import ExecSession
+from cove.agentlink.wire import AgentHello
 from cove.core.admission import Memory
 from cove.core.facade import Core, open_core
 from cove.core.info import CoreSettings
@@ -38,6 +40,7 @@ class StubAgent:
 
     def __init__(self) -> None:
         self.is_closed = False
+        self.hello = AgentHello(protocol=1, agent="stub", build="stub", features=("tools",))
         self.gone = False
         self.exit = ExecExit(code=0, why=Why.EXITED)
         self.on_exec: Callable[[], None] = lambda: None
@@ -71,6 +74,19 @@ class StubAgent:
             yield Ended(exit=self.exit)
 
         yield events()
+
+    @asynccontextmanager
+    async def exec_session(self, spec: ExecSpec):
+        async def sent(data: bytes) -> bool:
+            return not self.gone
+
+        async def signalled(command_id: str, number: int) -> None:
+            self._check()
+
+        async with self.exec_stream(spec) as events:
+            session = ExecSession(events, send=sent, send_eof=lambda: None, send_signal=signalled)
+            await session.begin()
+            yield session
 
     async def start(self, id, spec, *, keep_bytes, stdin_open) -> Started:  # noqa: A002 - the client's name
         self._check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, TypeVar
@@ -11,6 +12,7 @@ from cove.agentlink.connection import Connection
 from cove.agentlink.frames import Kind
 from cove.agentlink.refusals import command_error, shell_code, start_error
 from cove.agentlink.room import STEP_BYTES, Share
+from cove.agentlink.session import ExecSession
 from cove.agentlink.wire import (
     CommandReply,
     CommandsReply,
@@ -23,6 +25,7 @@ from cove.agentlink.wire import (
     exec_fields,
     violation,
 )
+from cove.model.errors import AgentTimeout, Conflict, NotFound
 from cove.model.execs import (
     Chunk,
     Command,
@@ -122,6 +125,38 @@ class CommandCalls:
             channel.feed(spec.stdin)
         try:
             yield _exec_events(channel, _guard(spec.timeout_s))
+        finally:
+            channel.cancel()
+
+    @asynccontextmanager
+    async def exec_session(self, spec: ExecSpec) -> AsyncGenerator[ExecSession, None]:
+        """Run `spec` with its stdin open to the caller; `spec.stdin` is not sent.
+
+        Leaving the context while it runs kills its process group. Raises, also while iterating: as `exec`.
+        """
+        channel = self._connection.open({"op": "exec", "stdin": True, **exec_fields(spec)}, takes_output=True)
+
+        async def send_signal(command_id: str, number: int) -> None:
+            if not command_id:
+                raise Conflict("the command was never started")
+            try:
+                await self.signal(command_id, number)
+            except NotFound as error:  # an attached command is forgotten at its end
+                raise Conflict("the command has ended") from error
+
+        session = ExecSession(
+            _exec_events(channel, _guard(spec.timeout_s)),
+            send=lambda data: channel.send(data, timeout_s=None),
+            send_eof=channel.send_eof,
+            send_signal=send_signal,
+        )
+        try:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await session.begin()
+            except TimeoutError as error:
+                raise AgentTimeout("the sandbox did not answer in time") from error
+            yield session
         finally:
             channel.cancel()
 

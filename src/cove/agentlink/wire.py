@@ -229,6 +229,7 @@ def exec_fields(spec: ExecSpec) -> dict[str, object]:
         "cwd": spec.cwd,
         "user": spec.user,
         "timeout_ms": 0 if spec.timeout_s is None else max(1, math.ceil(spec.timeout_s * 1000)),
+        "tool": spec.tool,
     }
 
 

@@ -17,18 +17,16 @@ from msgspec.structs import replace
 from cove.agentlink.room import OutputRoom, Share
 from cove.core.access import require
 from cove.core.directory import Directory
+from cove.core.sessions import SIGNALS, Session
 from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
 from cove.core.verdict import GONE, judged
 from cove.engine.driver import Box
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, CoveError, SandboxGone
+from cove.model.errors import BadRequest, Conflict, CoveError, SandboxGone, Unsupported
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
 from cove.model.state import State
-
-SIGNALS = (1, 64)
-
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +77,21 @@ class Execs:
             before = box.oom_kills()
             async with box.agent.exec_stream(spec) as events:
                 yield _judged_events(events, box, before)
+
+    @asynccontextmanager
+    async def session(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[Session]:
+        """Run a command whose stdin the caller writes while it runs. Leaving the context kills a running command.
+
+        Raises: BadRequest, Unsupported (a tool that the sandbox's agent, of an older Cove, does not bring).
+        """
+        require(who, Scope.EXEC)
+        check_exec(spec)
+        async with self._directory.live(who, ref).lease() as box:
+            before = box.oom_kills()
+            if spec.tool and "tools" not in box.agent.hello.features:
+                raise Unsupported("this sandbox was made by an older Cove, which brought no such program: make it anew")
+            async with box.agent.exec_session(spec) as command:
+                yield Session(command, _judged_events(command, box, before))
 
     async def start(
         self, who: Principal, ref: str, spec: ExecSpec, *, keep_bytes: int = KEPT_OUTPUT_BYTES, stdin_open: bool = False

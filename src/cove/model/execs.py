@@ -36,6 +36,7 @@ class ExecSpec(Struct, frozen=True, kw_only=True):
 
     `env` is added to the sandbox's own; `cwd` None: the image's working directory; `user` is a name or
     `uid[:gid]` inside, None: the image's, else root; `timeout_s` None: no limit; `stdin` None: /dev/null.
+    `tool`: `argv` names a program that the agent brings (`login`, `sftp`, `socket`), not one of the sandbox.
     """
 
     argv: tuple[str, ...] | None = None
@@ -46,6 +47,7 @@ class ExecSpec(Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     stdin: bytes | None = None
     output_limit_bytes: int = OUTPUT_LIMIT_BYTES
+    tool: bool = False
 
 
 class ExecExit(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from cove.core.access import LOCAL
 from cove.core.verdict import judged
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, Forbidden, Gone, NotFound
+from cove.model.errors import BadRequest, Conflict, Forbidden, Gone, NotFound, Unsupported
 from cove.model.execs import Chunk, Ended, ExecExit, ExecSpec, Started, Why
 from cove.model.sandbox import SandboxSpec
 from cove.model.state import State
@@ -67,6 +67,37 @@ async def test_a_stream_always_ends_in_ended(core, made, box) -> None:
     async with core.execs.stream(LOCAL, made.id, TRUE) as events:
         seen = [event async for event in events]
     assert seen[-1] == Ended(exit=ExecExit(code=137, why=Why.SANDBOX_GONE, signal=9))
+
+
+async def test_a_session_holds_the_sandbox_and_ends_with_the_last_word(core, made, box) -> None:
+    async with core.execs.session(LOCAL, made.id, TRUE) as session:
+        assert isinstance(await anext(session), Started)
+        assert await session.write(b"in")
+        session.write_eof()
+        with pytest.raises(BadRequest):
+            await session.signal(65)
+        box.agent.exit = ExecExit(code=137, why=Why.KILLED, signal=9)
+        box.ooms += 1
+        *_, last = [event async for event in session]
+    assert last.exit.why is Why.OUT_OF_MEMORY
+    box.agent.on_exec = box.die
+    async with core.execs.session(LOCAL, made.id, TRUE) as session:
+        *_, last = [event async for event in session]
+    assert last.exit.why is Why.SANDBOX_GONE
+
+
+async def test_a_tool_that_an_older_agent_lacks_is_refused_with_what_helps(core, made, box) -> None:
+    box.agent.hello = replace(box.agent.hello, features=())
+    with pytest.raises(Unsupported, match="make it anew"):
+        async with core.execs.session(LOCAL, made.id, ExecSpec(argv=("sftp",), tool=True)):
+            pass
+
+
+async def test_a_session_needs_the_scope(core, made) -> None:
+    reader = Principal(key_id="k", name="k", project="default", scopes=frozenset({Scope.FILES}))
+    with pytest.raises(Forbidden):
+        async with core.execs.session(reader, made.id, TRUE):
+            pass
 
 
 async def test_a_command_keeps_an_idle_sandbox_awake_until_it_ends(core, driver, clock, eventually) -> None:

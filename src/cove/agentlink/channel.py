@@ -1,7 +1,7 @@
 """One call on a connection: its result, its flow control in both directions, its queue of output.
 
 Made only by `Connection.open`. Not thread-safe: everything happens on the loop. Memory is bounded by the credit we give
-(1 MiB of payload) plus `_MAX_EVENTS` small events; see `_enqueue` for what keeps tiny frames from costing more.
+(1 MiB) plus `_MAX_EVENTS` events of 256 KiB in all; see `_enqueue` for what keeps tiny frames from costing more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _CREDIT_PIECE: Final = INITIAL_CREDIT_BYTES // 4
 _SEND_PIECE: Final = 256 * 1024
-_MAX_EVENTS: Final = 256
+_MAX_EVENTS: Final = 4096
+_MAX_EVENT_BYTES: Final = 256 * 1024
 _MERGE_BEYOND: Final = 1024
 
 Sink = Callable[[Kind, bytes], None]
@@ -47,6 +48,7 @@ class Channel:
         self._sink = sink
         self._items: deque[Item] = deque()
         self._events = 0
+        self._event_bytes = 0
         self._allowed = INITIAL_CREDIT_BYTES  # what the agent may still send
         self._unspent = 0  # consumed, not yet given back
         self._sendable = INITIAL_CREDIT_BYTES  # what we may still send
@@ -83,11 +85,15 @@ class Channel:
             self._enqueue(kind, payload)
 
     def on_event(self, payload: bytes) -> None:
-        """EVENT. Raises: AgentViolation when they pile up: events need no credit, so their number is limited."""
+        """EVENT. Raises: AgentViolation when they pile up: events need no credit, so number and size are limited.
+
+        An honest agent may send many before one is read: a gap before each piece of output that a slow reader missed.
+        """
         if self.is_canceled:
             return
         self._events += 1
-        if self._events > _MAX_EVENTS:
+        self._event_bytes += len(payload)
+        if self._events > _MAX_EVENTS or self._event_bytes > _MAX_EVENT_BYTES:
             raise violation("too many events")
         if self._sink is None:
             self._items.append((Kind.EVENT, payload))
@@ -159,6 +165,7 @@ class Channel:
             item = self._items.popleft()
             if item[0] is Kind.EVENT:
                 self._events -= 1
+                self._event_bytes -= len(item[1])
             else:
                 self.consumed(len(item[1]))
             return item

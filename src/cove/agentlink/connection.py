@@ -26,6 +26,10 @@ _WRITE_BUFFER: Final = 1024 * 1024
 _JOIN_BELOW: Final = 16 * 1024
 """Header and payload up to this size leave in one write; above it the copy would cost more than a second write."""
 
+_FRAMES_A_TURN: Final = 256
+"""Frames taken in one turn of the loop. A read of 1 MiB may hold a hundred thousand tiny ones, and nobody else would
+have a turn before the last; these take under 1 ms, and honest output comes in some dozen frames a read."""
+
 
 class Connection(asyncio.BufferedProtocol):
     """Made by `AgentClient.connect`. Use `open` to start a call."""
@@ -41,6 +45,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._reason: CoveError | None = None
+        self._is_behind = False  # reading is paused until the frames that are there were taken
         self.is_writable = True
 
     @property
@@ -66,13 +71,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came. A breach ends the connection."""
-        try:
-            for frame in self._decoder.received(nbytes):
-                self._dispatch(frame)
-                if self._reason is not None:
-                    return
-        except AgentViolation as error:
-            self.abort(error)
+        self._decoder.received(nbytes)
+        self._take_frames()
 
     def eof_received(self) -> bool:
         """The agent sends no more: the transport closes."""
@@ -170,6 +170,28 @@ class Connection(asyncio.BufferedProtocol):
         for channel in tuple(self._channels.values()):
             channel.on_lost(reason)
         self._channels.clear()
+
+    def _take_frames(self) -> None:
+        """Dispatch what is there, a turn's worth of it. Until the rest is taken, nothing more is read."""
+        if self._reason is not None:
+            return
+        try:
+            for frame in self._decoder.frames(_FRAMES_A_TURN):
+                self._dispatch(frame)
+                if self._reason is not None:
+                    return
+        except AgentViolation as error:
+            self.abort(error)
+            return
+        transport = self._transport
+        if self._decoder.has_frame:
+            if transport is not None:
+                cast("asyncio.ReadTransport", transport).pause_reading()
+                self._is_behind = True
+            self._loop.call_soon(self._take_frames)
+        elif self._is_behind:
+            self._is_behind = False
+            cast("asyncio.ReadTransport", transport).resume_reading()
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._transport is not None and self._reason is None:

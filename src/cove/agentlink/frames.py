@@ -6,6 +6,7 @@ To add a kind: the table there, `Kind`, a row in `FROM_AGENT` if the agent may s
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 from struct import Struct
 from types import MappingProxyType
@@ -77,28 +78,36 @@ def encode_header(kind: Kind, channel: int, length: int) -> bytes:
 class Decoder:
     """Turns received bytes into frames, whatever the pieces they come in.
 
-    Used as `space()`, fill a prefix of it, `received(n)`; it never holds more than one largest frame. A breach raises
-    AgentViolation, before any memory is taken for it, and leaves the decoder unusable.
+    Used as `space()`, fill a prefix of it, `received(n)`, then `frames()` until `has_frame` is false; it never holds
+    more than one largest frame. A breach raises AgentViolation, before any memory is taken for it, and leaves the
+    decoder unusable.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray(_SMALL_BUFFER)
         self._start = 0
         self._end = 0
+        self.has_frame = False
 
     def space(self) -> memoryview:
-        """Where the next bytes go: never empty."""
+        """Where the next bytes go: never empty while there is no whole frame."""
         if self._start == self._end:
             self._start = self._end = 0
         return memoryview(self._buffer)[self._end :]
 
-    def received(self, count: int) -> list[Frame]:
-        """The frames that became complete with `count` more bytes in the space. Raises: AgentViolation."""
+    def received(self, count: int) -> None:
+        """Take note of `count` more bytes in the space."""
         self._end += count
+        self.has_frame = True  # perhaps; `frames` finds out
+
+    def frames(self, limit: int = sys.maxsize) -> list[Frame]:
+        """Up to `limit` of the frames that are complete; `has_frame`: there may be more. Raises: AgentViolation."""
         frames: list[Frame] = []
         view = memoryview(self._buffer)
         needed = HEADER.size
         while (available := self._end - self._start) >= HEADER.size:
+            if len(frames) == limit:
+                return frames
             length, number, channel = HEADER.unpack_from(view, self._start)
             kind = _checked(number, length)
             needed = HEADER.size + length
@@ -108,11 +117,12 @@ class Decoder:
             frames.append(Frame(kind, channel, payload))
             self._start += needed
             needed = HEADER.size
+        self.has_frame = False
         self._make_room(needed)
         return frames
 
     def feed(self, data: bytes) -> list[Frame]:
-        """`space` and `received` over bytes that are already in memory. Raises: AgentViolation."""
+        """`space`, `received` and `frames` over bytes that are already in memory. Raises: AgentViolation."""
         frames: list[Frame] = []
         rest = memoryview(data)
         while rest:
@@ -120,7 +130,8 @@ class Decoder:
             count = min(len(space), len(rest))
             space[:count] = rest[:count]
             rest = rest[count:]
-            frames += self.received(count)
+            self.received(count)
+            frames += self.frames()
         return frames
 
     @property

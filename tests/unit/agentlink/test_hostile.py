@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,8 @@ import pytest
 
 from cove.agentlink import files
 from cove.agentlink.client import AgentClient
-from cove.agentlink.frames import HEADER, INITIAL_CREDIT_BYTES, Kind
+from cove.agentlink.connection import Connection
+from cove.agentlink.frames import HEADER, INITIAL_CREDIT_BYTES, Frame, Kind
 from cove.model.errors import (
     AgentTimeout,
     AgentViolation,
@@ -23,13 +25,14 @@ from cove.model.errors import (
     SandboxGone,
     TooLarge,
 )
-from cove.model.execs import Chunk, ExecSpec
+from cove.model.execs import Chunk, ExecSpec, Gap
 
 if TYPE_CHECKING:
     from conftest import Liar
 
 TRUE = ExecSpec(argv=("true",))
 EXIT = {"code": 0, "signal": None, "timed_out": False, "duration_us": 1, "cpu_us": 1, "max_rss_bytes": 1, "pid": 2}
+STATS = {"commands": 0, "attached": 0, "goroutines": 1, "heap_bytes": 1, "uptime_ms": 1}
 STAT = {"path": "/x", "name": "x", "kind": "file", "size": 1, "mode": 420, "uid": 0, "gid": 0, "mtime": 1.5}
 
 
@@ -119,13 +122,46 @@ async def test_a_flood_of_one_byte_frames_stays_small_in_memory(lied_to: tuple[A
         for _ in range(50):  # 200 000 bytes in as many frames
             await liar.raw(frames)
         await liar.say(Kind.RESULT, 1, EXIT)
-        await asyncio.sleep(0.1)
+        async with asyncio.TaskGroup() as group:  # frames are taken in their order: after this one all of them were
+            group.create_task(client.stats())
+            channel, _ = await liar.hear_call()
+            await liar.say(Kind.RESULT, channel, STATS)
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert size < 4 * 1024 * 1024
         chunks = [event.data async for event in events if isinstance(event, Chunk)]
     assert sum(map(len, chunks)) == 200_000
     assert len(chunks) < 2000
+
+
+async def test_tiny_frames_do_not_hold_the_loop(
+    lied_to: tuple[AgentClient, Liar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, liar = lied_to
+    turns = [0]
+    dispatch = Connection._dispatch
+
+    def counted(connection: Connection, frame: Frame) -> None:
+        turns[-1] += 1
+        dispatch(connection, frame)
+
+    async def tick() -> None:
+        while True:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Connection, "_dispatch", counted)
+    event = json.dumps({"event": "gap", "lost": 1}).encode()
+    frames = (HEADER.pack(len(event), Kind.EVENT, 1) + event + HEADER.pack(1, Kind.DATA, 1) + b"x") * 2000
+    async with client.exec_stream(TRUE) as events:
+        await liar.hear_call()
+        ticking = asyncio.create_task(tick())
+        await liar.raw(frames)
+        await liar.say(Kind.RESULT, 1, EXIT)
+        seen = [event async for event in events]
+        ticking.cancel()
+    assert sum(isinstance(one, Chunk) for one in seen) == sum(isinstance(one, Gap) for one in seen) == 2000
+    assert max(turns) <= 2 * 256  # what was left, and a read, may meet in one turn
 
 
 async def test_a_million_entries_are_a_violation(lied_to: tuple[AgentClient, Liar]) -> None:

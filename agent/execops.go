@@ -147,12 +147,23 @@ type outputResult struct {
 	Exit   *exit `json:"exit"`
 }
 
-// output sends kept bytes from a cursor on. With follow it ends when the command has, else at what was there.
+type outputCall struct {
+	WaitMS int64 `json:"wait_ms"`
+}
+
+// output sends kept bytes from a cursor on. With follow it ends when the command has, else at what was there; if there
+// was nothing, it waits up to wait_ms for something.
 func (a *agent) output(ch *channel, in *call) (any, error) {
+	own, err := fields[outputCall](in)
+	if err != nil {
+		return nil, err
+	}
 	cmd, err := a.commands.kept(in.ID)
 	if err != nil {
 		return nil, err
 	}
+	patience := newPatience(own.WaitMS)
+	defer patience.stop()
 	_, stop := cmd.ring.cursors()
 	if in.Cursor < 0 || in.Cursor > stop {
 		return nil, fail("invalid", "the cursor is beyond the end of the output")
@@ -174,11 +185,14 @@ func (a *agent) output(ch *channel, in *call) (any, error) {
 			cursor += lost
 		}
 		if n == 0 {
-			if ended || !in.Follow {
+			if ended || !in.Follow && (sent > 0 || lost > 0 || patience.isOver()) {
 				break
 			}
-			if err := awaitChange(changed, ch.done); err != nil {
+			if err := patience.awaitChange(changed, ch.done, in.Follow); err != nil {
 				return nil, err
+			}
+			if !in.Follow {
+				_, stop = cmd.ring.cursors()
 			}
 			continue
 		}
@@ -194,13 +208,41 @@ func (a *agent) output(ch *channel, in *call) (any, error) {
 	return cmd.outputEnd(cursor), nil
 }
 
-func awaitChange(changed, done <-chan struct{}) error {
+// patience is how long a call that does not follow waits for something to come.
+type patience struct {
+	timer *time.Timer // nil: not at all
+	over  bool
+}
+
+func newPatience(ms int64) *patience {
+	if ms <= 0 {
+		return &patience{over: true}
+	}
+	return &patience{timer: time.NewTimer(limitOf(ms))}
+}
+
+func (p *patience) isOver() bool { return p.over }
+
+func (p *patience) stop() {
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+}
+
+// awaitChange returns when `changed` closes; for one that does not follow also when its time is over.
+func (p *patience) awaitChange(changed, done <-chan struct{}, follows bool) error {
+	var expired <-chan time.Time
+	if p.timer != nil && !follows {
+		expired = p.timer.C
+	}
 	select {
 	case <-changed:
-		return nil
+	case <-expired:
+		p.over = true
 	case <-done:
 		return errCanceled
 	}
+	return nil
 }
 
 func (cmd *command) outputEnd(cursor int64) outputResult {

@@ -196,15 +196,23 @@ class CommandCalls:
         """Signal a running command, attached or kept. Raises: Conflict (it has ended), and as `command`."""
         await self._command_call({"op": "signal", "id": id, "signal": signal, "group": group}, Empty)
 
-    async def stdin(self, id: str, chunks: AsyncIterable[bytes], *, close: bool) -> int:  # noqa: A002
+    async def stdin(
+        self,
+        id: str,  # noqa: A002
+        chunks: AsyncIterable[bytes],
+        *,
+        close: bool,
+        stall_s: float | None = None,
+    ) -> int:
         """Write to a kept command's stdin; returns the bytes it took (fewer if it stopped reading).
 
-        No time limit: a command may read when it likes. Cancelling leaves a prefix written.
+        `stall_s`: how long a command may read nothing while more waits than it has credit for (1 MiB); None: for as
+        long as it likes. Cancelling leaves a prefix written.
         Raises: BadRequest (no stdin, or closed), Conflict (another call writes), and as `command`.
         """
         channel = self._connection.open({"op": "stdin", "id": id, "close": close})
         try:
-            await channel.send_all(chunks, timeout_s=None)
+            await channel.send_all(chunks, timeout_s=stall_s)
             return (await channel.reply(WrittenReply, None)).written
         except Refusal as refusal:
             raise command_error(refusal) from refusal
@@ -219,16 +227,19 @@ class CommandCalls:
         cursor: int = 0,
         follow: bool = False,
         limit_bytes: int = 0,
+        wait_s: float = 0.0,
     ) -> AsyncGenerator[AsyncIterator[ExecEvent], None]:
         """Kept output from `cursor` on; the last event is Ended or Paused, with the cursor to go on from.
 
-        `limit_bytes` 0: no limit. Leaving the context ends the reading, not the command. Raises, also while iterating:
+        `limit_bytes` 0: no limit. `wait_s`: how long a read that does not follow waits for the first byte.
+        Leaving the context ends the reading, not the command. Raises, also while iterating:
         BadRequest (cursor beyond the end), and as `command`.
         """
         call: dict[str, object] = {"op": "output", "id": id, "cursor": cursor, "follow": follow, "limit": limit_bytes}
+        call["wait_ms"] = round(wait_s * 1000)
         channel = self._connection.open(call, takes_output=True)
         try:
-            yield _output_events(channel, None if follow else CALL_TIMEOUT_S)
+            yield _output_events(channel, None if follow else CALL_TIMEOUT_S + wait_s)
         finally:
             channel.cancel()
 

@@ -7,7 +7,6 @@ does not, so an idle timer may pause it in mid-work (it goes on at the next use)
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -17,18 +16,22 @@ from msgspec.structs import replace
 from cove.agentlink.room import OutputRoom, Share
 from cove.core.access import require
 from cove.core.directory import Directory
+from cove.core.feeds import Feeds
 from cove.core.sessions import SIGNALS, Session
 from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
 from cove.core.verdict import GONE, judged
 from cove.engine.driver import Box
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, CoveError, SandboxGone, Unsupported
+from cove.model.errors import BadRequest, Conflict, SandboxGone, Unsupported
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
 from cove.model.state import State
 
-log = logging.getLogger(__name__)
+STDIN_STALL_S: Final = 600.0
+"""How long a caller may wait for a command that reads none of what it was sent. As long as a reader may stall."""
+
+LONG_POLL_S: Final = (0.0, 600.0)
 
 OUTPUT_ROOM_BYTES: Final = 256 * 1024 * 1024
 """Output of buffered commands that the server holds at once. Past it results are cut to 64 KiB a stream, and say so."""
@@ -39,7 +42,7 @@ class Execs:
 
     def __init__(self, directory: Directory, tasks: asyncio.TaskGroup) -> None:
         self._directory = directory
-        self._tasks = tasks
+        self._feeds = Feeds(tasks)
         self._room = OutputRoom(OUTPUT_ROOM_BYTES)
 
     def output_share(self) -> Share:
@@ -98,19 +101,20 @@ class Execs:
     ) -> Command:
         """Start a background command. It outlives its caller and the server; its last `keep_bytes` of output are kept.
 
-        Raises: BadRequest; NotFound or Conflict when it cannot be started.
+        Raises: BadRequest; NotFound or Conflict when it cannot be started; CapacityExceeded when too much input of
+        other commands waits to be read.
         """
         require(who, Scope.EXEC)
         check_exec(spec)
         check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
+        self._feeds.check_room(spec.stdin)
         async with self._directory.live(who, ref).lease() as box:
             has_stdin = stdin_open or spec.stdin is not None
             command_id = f"c{new_core_id()[:12]}"
             started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
             if spec.stdin is not None:
                 # The command may read it late or never; the answer does not wait for that, nor does a lease.
-                feed = _feed(box, started.id, spec.stdin, close=not stdin_open)
-                self._tasks.create_task(feed, name=f"stdin of {started.id}")
+                self._feeds.feed(box, started.id, spec.stdin, close=not stdin_open)
             return _judged_command(await box.agent.command(started.id), box)
 
     async def list(self, who: Principal, ref: str) -> list[Command]:
@@ -139,28 +143,46 @@ class Execs:
 
     @asynccontextmanager
     async def output(  # noqa: PLR0913 - what to read, all by name
-        self, who: Principal, ref: str, command_id: str, *, cursor: int = 0, follow: bool = False, limit_bytes: int = 0
+        self,
+        who: Principal,
+        ref: str,
+        command_id: str,
+        *,
+        cursor: int = 0,
+        follow: bool = False,
+        limit_bytes: int = 0,
+        wait_s: float = 0.0,
     ) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
         """Kept output from `cursor` on; the last event is Ended (all was read) or Paused. Leaving stops no command.
 
+        `wait_s`: how long a read that does not follow waits for the first byte.
         Raises: NotFound, BadRequest.
         """
         require(who, Scope.READ)
         check_command_id(command_id)
         check_count(cursor, (0, 2**63 - 1), "cursor")
         check_count(limit_bytes, (0, 2**31 - 1), "limit")
-        async with self._readable(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the stream
-            async with box.agent.output(command_id, cursor=cursor, follow=follow, limit_bytes=limit_bytes) as events:
-                yield _judged_events(events, box, 0)
+        check_timeout(wait_s, "wait_s", LONG_POLL_S)
+        async with (
+            self._readable(who, ref).lease() as box,
+            box.agent.output(
+                command_id, cursor=cursor, follow=follow, limit_bytes=limit_bytes, wait_s=wait_s
+            ) as events,
+        ):
+            yield _judged_events(events, box, 0)
 
     async def stdin(
         self, who: Principal, ref: str, command_id: str, chunks: AsyncIterable[bytes], *, close: bool = False
     ) -> int:
-        """Write to a command's stdin; returns the bytes it took. Raises: NotFound, BadRequest (none, or closed)."""
+        """Write to a command's stdin; returns the bytes it took. It waits while the command does not read.
+
+        Raises: NotFound, BadRequest (none, or closed), AgentTimeout (more than 1 MiB waited and for 600 s it read
+        nothing).
+        """
         require(who, Scope.EXEC)
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.stdin(command_id, chunks, close=close)
+            return await box.agent.stdin(command_id, chunks, close=close, stall_s=STDIN_STALL_S)
 
     async def signal(self, who: Principal, ref: str, command_id: str, signal: int, *, group: bool = True) -> None:
         """Signal a command, by default its whole process group. Raises: NotFound, Conflict (it has ended)."""
@@ -188,20 +210,6 @@ class Execs:
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.forget(command_id)
-
-
-async def _feed(box: Box, command_id: str, data: bytes, *, close: bool) -> None:
-    """Until the command has read it or either is gone. A task of its own, so it reports to the log only."""
-    try:
-        await box.agent.stdin(command_id, _once(data), close=close)
-    except CoveError as error:
-        log.info("stdin of command %s was not all read: %s", command_id, error)
-    except Exception:  # the task's outermost frame: a bug here must not end the server
-        log.exception("stdin of command %s failed", command_id)
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
 
 
 async def _judged_events(events: AsyncIterator[ExecEvent], box: Box, oom_before: int) -> AsyncIterator[ExecEvent]:

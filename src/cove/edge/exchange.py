@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any, Final
@@ -21,6 +22,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+TRANSPORT: Final = "cove.transport"
+"""Where the protocol leaves the connection's transport in the ASGI scope."""
+
+LOOK_S: Final = 1.0
+"""How often a connection that is not read from now is looked at: did its client hang up?"""
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """What we take over from a caller: nothing that could forge a log line or a header."""
@@ -139,39 +146,54 @@ class Exchange:
     async def read_body(self, limit: int) -> bytes:
         """The whole body. Raises: BodyTooLarge, BodyStalled, ClientGone."""
         self._refuse_announced(limit)
-        first = await self._receive_body()
+        first = await self._receive_body(self.limits.body_stall_s)
         if self.body_done:
             return first if len(first) <= limit else self._too_large(limit)
         pieces, size = [first], len(first)
         while not self.body_done:
-            piece = await self._receive_body()
+            piece = await self._receive_body(self.limits.body_stall_s)
             size += len(piece)
             if size > limit:
                 self._too_large(limit)
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def body_chunks(self) -> AsyncIterator[bytes]:
+    async def body_chunks(self, *, patient: bool = False) -> AsyncIterator[bytes]:
         """The body as it arrives, any size, flat memory: the next piece is read when the last one was taken.
 
+        `patient`: the client may take its time between two pieces.
         Raises: BodyStalled, ClientGone (so that half an upload is never taken for a whole one).
         """
         while not self.body_done:
-            piece = await self._receive_body()
+            piece = await self._receive_body(None if patient else self.limits.body_stall_s)
             if piece:
                 yield piece
 
     async def wait_gone(self) -> None:
-        """Return when the client has closed the connection. Only after the body was read."""
+        """Return when the client has closed the connection."""
+        while not self.body_done:  # the handler takes the body, and only one may receive
+            await asyncio.sleep(LOOK_S)
+            if self._has_hung_up():
+                self.gone = True
+                return
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone = True
                 return
 
-    async def _receive_body(self) -> bytes:
+    def _has_hung_up(self) -> bool:
+        """Whether the client has closed its side, although nobody reads from the connection now (poll(2))."""
+        transport: asyncio.BaseTransport | None = self.scope.get(TRANSPORT)
+        if transport is None or transport.is_closing():
+            return transport is not None
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    async def _receive_body(self, stall_s: float | None = None) -> bytes:
         try:
-            async with asyncio.timeout(self.limits.body_stall_s):
+            async with asyncio.timeout(stall_s):
                 message = await self._receive()
         except TimeoutError:
             raise BodyStalled(f"no more of the body came for {self.limits.body_stall_s:g} seconds") from None

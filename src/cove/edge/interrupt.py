@@ -16,7 +16,7 @@ from cove.model.errors import CoveError
 
 @asynccontextmanager
 async def interruptible(exchange: Exchange) -> AsyncGenerator[None]:
-    """Run the body; cancel it when the client goes or the server stops. The request's body must have been read.
+    """Run the body; cancel it when the client goes or the server stops.
 
     Raises: ClientGone, ServerStopping.
     """

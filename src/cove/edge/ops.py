@@ -77,6 +77,10 @@ class Call(Generic[B, Q]):
         """The raw body as it arrives. Only for an operation whose `upload` is true."""
         return self.exchange.body_chunks()
 
+    def typed(self) -> AsyncIterator[bytes]:
+        """The raw body as somebody types it: as `chunks`, for as long as it takes. Only where `watched` is true too."""
+        return self.exchange.body_chunks(patient=True)
+
     def idempotency(self) -> Idempotency | None:
         """The caller's Idempotency-Key with the hash of this body. Raises: Malformed."""
         key = self.exchange.text_header("Idempotency-Key")

@@ -9,12 +9,13 @@ import asyncio
 import os
 import socket
 import struct
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from cove.edge.exchange import TRANSPORT
 from cove.edge.limits import EdgeLimits
 
 LINGER_S: Final = 30.0
@@ -95,6 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[TRANSPORT] = self.transport
         if self._timer is None:
             self._arm(self.limits.head_s, HEAD_TOO_SLOW)
 

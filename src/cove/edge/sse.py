@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Generic, TypeVar
 
-from cove.edge.errors import ClientGone, ServerStopping
+from cove.edge.errors import ClientGone, Malformed, ServerStopping, Where
 from cove.edge.exchange import Exchange
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import ErrorWriter
@@ -24,12 +24,24 @@ HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 )
+LAST_EVENT_ID: Final = "Last-Event-ID"
 PING: Final = b": ping\n\n"
 
 
-def event(name: bytes, data: bytes) -> bytes:
-    """One event on the wire. `data` is one line (JSON without line breaks)."""
-    return b"event: %b\ndata: %b\n\n" % (name, data)
+def event(name: bytes, data: bytes, *, id_: int | None = None) -> bytes:
+    """One event on the wire. `data` is one line (JSON without line breaks); `id_` comes back as `Last-Event-ID`."""
+    if id_ is None:
+        return b"event: %b\ndata: %b\n\n" % (name, data)
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (id_, name, data)
+
+
+def resumed_at(last_event_id: str | None, cursor: int) -> int:
+    """The cursor to go on from: that of the last event which a client saw before it came back. Raises: Malformed."""
+    if last_event_id is None:
+        return cursor
+    if not last_event_id.isdigit() or len(last_event_id) > len(str(2**63)) - 1:
+        raise Malformed("Last-Event-ID is no id of this stream", where=Where.HEADER, field=LAST_EVENT_ID)
+    return int(last_event_id)
 
 
 class Events(Generic[E]):

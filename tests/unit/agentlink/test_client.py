@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cove.agentlink.client import AgentClient
-from cove.model.errors import BadRequest, Conflict, FileError, NotFound, SandboxGone
+from cove.model.errors import AgentTimeout, BadRequest, Conflict, FileError, NotFound, SandboxGone
 from cove.model.execs import Chunk, Ended, ExecSpec, Gap, Paused, Started, Stream, Why
 from cove.model.files import FileKind
 
@@ -393,3 +393,25 @@ async def test_a_ping_answers_while_a_command_floods(client: AgentClient) -> Non
     async with client.exec_stream(sh("cat /dev/zero")) as events:
         await anext(events)
         assert await client.ping() < 2
+
+
+async def test_a_writer_gives_up_on_a_command_that_reads_nothing(client: AgentClient) -> None:
+    await client.start("c1", ExecSpec(argv=("sleep", "60")), keep_bytes=4096, stdin_open=True)
+    with pytest.raises(AgentTimeout):
+        await client.stdin("c1", pieces(*[bytes(500_000)] * 4), close=False, stall_s=0.3)
+    async with asyncio.timeout(5):  # the sandbox lets go of it, and of the next
+        while True:
+            try:
+                assert await client.stdin("c1", pieces(), close=True) == 0
+            except Conflict:
+                await asyncio.sleep(0.01)
+            else:
+                break
+
+
+async def test_a_look_at_output_waits_for_the_first_byte(client: AgentClient) -> None:
+    await client.start("c1", sh("sleep 0.3; echo hi; sleep 60"), keep_bytes=4096, stdin_open=False)
+    async with client.output("c1", wait_s=20) as events:
+        assert [one async for one in events] == [Chunk(stream=Stream.STDOUT, data=b"hi\n"), Paused(cursor=3)]
+    async with client.output("c1", cursor=3, wait_s=0.1) as events:
+        assert [one async for one in events] == [Paused(cursor=3)]

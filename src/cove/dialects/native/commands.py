@@ -15,7 +15,7 @@ from cove.dialects.native.translate import (
     signal_of,
 )
 from cove.edge.ops import Answer, Call, Json, Nothing, Op, Raw, empty
-from cove.edge.sse import Events
+from cove.edge.sse import LAST_EVENT_ID, Events, resumed_at
 from cove.model.access import Scope
 from cove.model.errors import AgentTimeout, AgentViolation, Conflict, Gone, NotFound, SandboxGone
 
@@ -71,24 +71,26 @@ async def remove_command(call: Call[None, Nothing]) -> Raw:
 async def read_output(call: Call[None, wire.OutputQuery]) -> Answer:
     """Kept output: a page, or followed."""
     query = call.query
+    cursor = resumed_at(call.exchange.text_header(LAST_EVENT_ID), query.cursor)
     source = call.core.execs.output(
         call.who,
         sandbox_ref(call.path["id"]),
         call.path["command"],
-        cursor=query.cursor,
+        cursor=cursor,
         follow=query.follow,
         limit_bytes=0 if query.follow else query.limit,
+        wait_s=query.wait_s,
     )
     if query.follow:
-        return Events(source, event_encoder(query.encoding))
+        return Events(source, event_encoder(query.encoding, cursor))
     async with source as events:
-        return Json(output_view([one async for one in events], query.encoding, query.cursor))
+        return Json(output_view([one async for one in events], query.encoding, cursor))
 
 
 async def write_stdin(call: Call[None, wire.StdinQuery]) -> Json:
     """Feed its input."""
     written = await call.core.execs.stdin(
-        call.who, sandbox_ref(call.path["id"]), call.path["command"], call.chunks(), close=call.query.close
+        call.who, sandbox_ref(call.path["id"]), call.path["command"], call.typed(), close=call.query.close
     )
     return Json(wire.Written(written))
 
@@ -183,26 +185,29 @@ OPS: Final = (
         path="/sandboxes/{id}/commands/{command}/output",
         handler=read_output,
         summary="Read kept output from a cursor",
-        description="With `follow=true` an event stream as of exec, whose `exit` has the `cursor`. Closing it stops "
-        "nothing.",
+        description="With `follow=true` an event stream as of exec, each event with its cursor as `id`, and "
+        "`exit` also with `cursor`. Closing it stops nothing.",
         tag=BACKGROUND,
         query=wire.OutputQuery,
         answer=wire.Output,
+        headers=((LAST_EVENT_ID, "The `id` of the last event seen; wins over `cursor`."),),
         scopes=(Scope.READ,),
         errors=ERRORS,
+        watched=True,
     ),
     Op(
         method="POST",
         path="/sandboxes/{id}/commands/{command}/stdin",
         handler=write_stdin,
         summary="Write to a command's stdin",
-        description="The raw body goes in as it arrives.",
+        description="The raw body goes in as it arrives, however slowly. It waits while the command does not read.",
         tag=BACKGROUND,
         query=wire.StdinQuery,
         answer=wire.Written,
         scopes=(Scope.EXEC,),
         errors=(*ERRORS, Conflict),
         upload=True,
+        watched=True,
     ),
     Op(
         method="POST",

@@ -279,6 +279,11 @@ class OutputText:
         """The text of one chunk, perhaps empty."""
         return self._decoders[stream].decode(data) if self._encoding == "utf-8" else encoded(data, self._encoding)
 
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """How many bytes of cut characters wait, by stream."""
+        return {name: len(decoder.getstate()[0]) for name, decoder in self._decoders.items()}
+
     def rest(self, stream: str) -> str:
         """What is left of a cut character at the end."""
         return self._decoders[stream].decode(b"", final=True) if self._encoding == "utf-8" else ""
@@ -305,27 +310,40 @@ def output_view(events: list[ExecEvent], encoding: wire.Encoding, cursor: int) -
     return wire.Output(chunks=tuple(chunks), lost_bytes=lost, cursor=cursor, ended=ended, exit=exit_, encoding=encoding)
 
 
-def event_encoder(encoding: wire.Encoding) -> Callable[[ExecEvent], bytes]:
-    """Server-sent events of one stream."""
+def event_encoder(encoding: wire.Encoding, cursor: int | None = None) -> Callable[[ExecEvent], bytes]:
+    """Server-sent events of one stream. `cursor`: where kept output begins, so that each event tells how far it is."""
     text = OutputText(encoding)
+    at = cursor
+
+    def id_(stream: str, size: int) -> int | None:
+        # Who comes back must get a cut character whole: its bytes come again. If those are not the last ones, because
+        # the streams take turns within characters, no number says what was seen of both, and this event has none.
+        held = text.held_bytes
+        mine = held.pop(stream)
+        return None if at is None or any(held.values()) or mine > size else at - mine
 
     def rest() -> bytes:
         pieces = [(name, text.rest(name)) for name in ("stdout", "stderr")]
         return b"".join(event(name.encode(), _ENCODE(wire.DataEvent(rest))) for name, rest in pieces if rest)
 
     def encode(one: ExecEvent) -> bytes:
+        nonlocal at
         match one:
             case Started(id, pid):
                 return event(b"started", _ENCODE(wire.StartedEvent(id, pid)))
             case Chunk(stream, data):
+                at = None if at is None else at + len(data)
                 piece = text.text(stream.value, data)
-                return event(stream.value.encode(), _ENCODE(wire.DataEvent(piece))) if piece else b""
+                if not piece:
+                    return b""
+                return event(stream.value.encode(), _ENCODE(wire.DataEvent(piece)), id_=id_(stream.value, len(data)))
             case Gap(lost_bytes):
-                return rest() + event(b"gap", _ENCODE(wire.GapEvent(lost_bytes)))
-            case Ended(exit, cursor):
-                return rest() + event(b"exit", _ENCODE(exit_view(exit, cursor)))
-            case Paused(cursor):
-                return rest() + event(b"paused", _ENCODE(wire.PausedEvent(cursor)))
+                at = None if at is None else at + lost_bytes
+                return rest() + event(b"gap", _ENCODE(wire.GapEvent(lost_bytes)), id_=at)
+            case Ended(exit, end):
+                return rest() + event(b"exit", _ENCODE(exit_view(exit, end)), id_=end)
+            case Paused(end):
+                return rest() + event(b"paused", _ENCODE(wire.PausedEvent(end)), id_=end)
 
     return encode
 

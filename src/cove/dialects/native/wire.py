@@ -150,6 +150,9 @@ class OutputQuery(Request, frozen=True):
     cursor: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     limit: Annotated[int, Meta(ge=1, le=1048576)] = 1048576
     follow: bool = False
+    wait_s: Annotated[
+        float, Meta(ge=0, le=600, description="Without `follow`: how long to wait where there is nothing yet.")
+    ] = 0.0
     encoding: Encoding = "utf-8"
 
 

@@ -42,6 +42,17 @@ class DialStream:
             raise self._channel.breach(f"{item[0].name} from a dialled port")
         return bytes(item[1])
 
+    async def wait_closed(self) -> None:
+        """After the iteration's end: return when the other direction is closed too. No time limit.
+
+        Raises: Conflict (the connection broke), SandboxGone, AgentViolation.
+        """
+        try:
+            if await self._channel.next_item(None) is not None:
+                raise self._channel.breach("output after the end of a dialled port's")
+        except Refusal as refusal:
+            raise dial_error(refusal, self._port) from refusal
+
     async def write(self, data: bytes) -> None:
         """Send; waits while the peer does not read. Bytes for a closed peer are dropped. Raises: SandboxGone."""
         await self._channel.send(data, timeout_s=None)

@@ -12,6 +12,8 @@ from cove.core.directory import Directory
 from cove.core.validation import check_count
 from cove.model.access import Principal, Scope
 
+__all__ = ["DialStream", "Ports"]
+
 PORTS: Final = (1, 65535)
 
 

@@ -27,6 +27,12 @@ def bearer_or_x_api_key(exchange: Exchange) -> str | None:
     return None if other is None else other.decode("latin-1").strip()
 
 
+def is_foreign_page(exchange: Exchange) -> bool:
+    """Whether a browser sent this for a page of another origin: any page may open a WebSocket to any host."""
+    origin = exchange.header(b"origin")
+    return origin is not None and origin.lower().partition(b"://")[2] != (exchange.header(b"host") or b"").lower()
+
+
 def authenticate(exchange: Exchange, core: Core, key: str | None, dialect: str) -> Principal:
     """The caller. A presented key counts even on the unix socket, so that the operator can try one.
 
@@ -37,6 +43,7 @@ def authenticate(exchange: Exchange, core: Core, key: str | None, dialect: str) 
         if who.dialect is not None and who.dialect != dialect:
             raise Forbidden(f"this key is for the API {who.dialect} only")
         return who
-    if exchange.scope.get(LOCAL_MARK):
+    # What a page of another origin sends must have a key that the page itself knew: nothing that the way brings along.
+    if exchange.scope.get(LOCAL_MARK) and not is_foreign_page(exchange):
         return LOCAL
     raise Unauthorized("no API key was sent")

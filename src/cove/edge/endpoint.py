@@ -15,10 +15,11 @@ from msgspec import Struct
 from cove.edge.auth import authenticate
 from cove.edge.decode import body_decoder, query_decoder
 from cove.edge.dialect import Dialect
-from cove.edge.errors import ClientGone, ErrorTable, MethodNotAllowed, NoSuchRoute, failure_headers
+from cove.edge.errors import ClientGone, ErrorTable, Failure, MethodNotAllowed, NoSuchRoute, failure_headers
 from cove.edge.exchange import Exchange, Receive, Scope, Send
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import Answer, Call, Nothing, Op, Services
+from cove.edge.websocket import check_handshake
 from cove.model.access import Principal
 from cove.model.errors import CoveError, EngineFailure
 
@@ -38,12 +39,16 @@ class Reporter:
     def __init__(self, table: ErrorTable) -> None:
         self._table = table
 
-    def render(self, error: CoveError, request_id: str) -> bytes:
-        """The body that reports `error`, logged if it is our fault."""
+    def failure(self, error: CoveError, request_id: str) -> Failure:
+        """`error` in the dialect's words, logged if it is our fault."""
         failure = self._table.failure(error, request_id)
         if failure.status >= SERVER_FAULT:
             log.warning("%s: %s", error.public, error.internal, extra={"request_id": request_id, "code": failure.code})
-        return self._table.render(failure)
+        return failure
+
+    def render(self, error: CoveError, request_id: str) -> bytes:
+        """The body that reports `error`."""
+        return self._table.render(self.failure(error, request_id))
 
     async def report(self, error: CoveError, exchange: Exchange) -> None:
         """Answer with `error`; if an answer is under way already, leave it incomplete, which closes the connection."""
@@ -106,6 +111,8 @@ class Endpoint:
         exchange.op = op.id
         who = NOBODY if op.public else self._caller(exchange)
         exchange.principal = who.key_id
+        if op.websocket:
+            check_handshake(exchange)
         raw = b"" if op.upload else await exchange.read_body(exchange.limits.json_body_bytes)
         call = Call(
             services=self._services,

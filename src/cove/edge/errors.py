@@ -72,6 +72,12 @@ class NoSuchRoute(NotFound):
     kind = "no-such-route"
 
 
+class UpgradeRequired(BadRequest):
+    """The operation is a WebSocket, and the request does not ask for one, or for another version."""
+
+    kind = "upgrade-required"
+
+
 class ServerStopping(Unsupported):
     """The server is going down; the sandbox goes on. A retry works as soon as a server is back."""
 
@@ -139,6 +145,8 @@ def failure_headers(error: CoveError) -> list[tuple[bytes, bytes]]:
         headers.append((b"allow", ", ".join(error.allowed).encode()))
     if isinstance(error, RangeUnsatisfiable):
         headers.append((b"content-range", b"bytes */%d" % error.size))
+    if isinstance(error, UpgradeRequired):
+        headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]
     if isinstance(error, CLOSING):
         headers.append((b"connection", b"close"))
     return headers

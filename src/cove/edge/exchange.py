@@ -29,6 +29,12 @@ TRANSPORT: Final = "cove.transport"
 LOOK_S: Final = 1.0
 """How often a connection that is not read from now is looked at: did its client hang up?"""
 
+TAKE_OVER: Final = "cove.take_over"
+"""In the ASGI scope of a request that asks for another protocol: a function that sends a head and hands the connection
+to an `asyncio.Protocol`, which gets all that the client sends from there on."""
+
+SWITCHING_PROTOCOLS: Final = 101
+
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """What we take over from a caller: nothing that could forge a log line or a header."""
 
@@ -131,6 +137,22 @@ class Exchange:
         if self.scope["method"] == "HEAD":
             body = b""
         await self.write(body, more=False)
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether the client asks for another protocol and the connection can be handed over."""
+        return TAKE_OVER in self.scope
+
+    def switch_protocols(self, taker: asyncio.Protocol, headers: Headers) -> None:
+        """Answer 101 with `headers` and hand the connection to `taker`; only if `can_switch`, and then all is its own.
+
+        `taker` gets the rest of the connection's events, until `connection_lost`. Raises: ClientGone.
+        """
+        if self.gone:
+            raise ClientGone("the client closed the connection")
+        found = self._head(SWITCHING_PROTOCOLS, headers)["headers"]
+        lines = b"".join(b"%b: %b\r\n" % header for header in found)
+        self.scope[TAKE_OVER](b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n%b\r\n" % lines, taker)
 
     def _head(self, status: int, headers: Headers) -> Message:
         self.status = status

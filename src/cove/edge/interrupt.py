@@ -6,8 +6,9 @@ The two are told apart here once, so that a handler sees a plain cancellation an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from cove.edge.errors import ClientGone, ServerStopping
 from cove.edge.exchange import Exchange
@@ -15,8 +16,10 @@ from cove.model.errors import CoveError
 
 
 @asynccontextmanager
-async def interruptible(exchange: Exchange) -> AsyncGenerator[None]:
+async def interruptible(exchange: Exchange, gone: Coroutine[Any, Any, None] | None = None) -> AsyncGenerator[None]:
     """Run the body; cancel it when the client goes or the server stops.
+
+    `gone` returns when the client has gone, where its connection was taken over.
 
     Raises: ClientGone, ServerStopping.
     """
@@ -29,7 +32,7 @@ async def interruptible(exchange: Exchange) -> AsyncGenerator[None]:
             cause.append(error)
             task.cancel()
 
-    watcher = asyncio.ensure_future(exchange.wait_gone())
+    watcher = asyncio.ensure_future(gone if gone is not None else exchange.wait_gone())
     watcher.add_done_callback(lambda done: None if done.cancelled() else interrupt(ClientGone("the client went away")))
     async with exchange.stopping.signal() as stop:
         stop.add_done_callback(

@@ -17,6 +17,9 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     `reader_stall_s`: an answer of which nothing is taken for so long is cut: no slow reader holds a buffer for ever.
     `ping_s`: a silent event stream gets a comment that often.
     `connections`: further ones are answered 503 and closed. `head_bytes`, `head_s`: of request line and headers.
+    `websocket_message_bytes`: a larger message of a client is refused (1009). `websocket_ping_s`: how often a client is
+    pinged; one that has not answered the last one then is gone. `websocket_close_s`: how long its half of the closing
+    handshake is waited for. `websocket_linger_s`: how long what it sent may still take after it has gone.
     """
 
     json_body_bytes: int = 2 * MIB
@@ -28,3 +31,7 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     head_s: float = 20.0
     idle_connection_s: float = 75.0
     stop_grace_s: float = 5.0
+    websocket_message_bytes: int = MIB
+    websocket_ping_s: float = 20.0
+    websocket_close_s: float = 10.0
+    websocket_linger_s: float = 5.0

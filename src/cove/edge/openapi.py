@@ -8,6 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from cove.edge.dialect import Dialect
+from cove.edge.errors import UpgradeRequired
+from cove.edge.exchange import SWITCHING_PROTOCOLS
 from cove.edge.ops import Op
 from cove.model.errors import BadRequest, CoveError, Forbidden, Unauthorized
 
@@ -54,6 +56,8 @@ def _operation(
         found["description"] = op.description
     if op.scopes:
         found["x-scopes"] = [scope.value for scope in op.scopes]
+    if op.websocket:
+        found["x-websocket"] = True
     if op.public:
         found["security"] = []
     parameters = _parameters(op, schemas)
@@ -93,8 +97,10 @@ def _responses(op: Op, dialect: Dialect, refs: dict[type, JsonObject], problem: 
         success["content"] = {op.media_type: {"schema": refs[op.answer]}}
     elif op.status != 204 and op.media_type != "application/json":  # noqa: PLR2004 - HTTP's own number
         success["content"] = {op.media_type: {"schema": {"type": "string"}}}
-    found: JsonObject = {str(op.status): success}
+    found: JsonObject = {str(SWITCHING_PROTOCOLS if op.websocket else op.status): success}
     kinds: tuple[type[CoveError], ...] = () if op.public else (BadRequest, Unauthorized, Forbidden, *op.errors)
+    if op.websocket:
+        kinds += (UpgradeRequired,)
     by_status: dict[int, list[str]] = {}
     for kind in kinds:
         for name, row in dialect.errors.rows.items():

@@ -1,7 +1,7 @@
 """Operations as a table, and what a handler gets and gives. No routing, no wire format.
 
 A dialect is a tuple of `Op`s. A handler takes a `Call` and returns an `Answer`; it translates, calls the core once and
-translates back. To add a kind of answer (NDJSON, WebSocket): a class with `deliver`, here or in a module of its own.
+translates back. To add a kind of answer (NDJSON): a class with `deliver`, here or in a module of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.core.facade import Core
+from cove.edge.errors import Failure
 from cove.edge.exchange import Exchange, Headers
 from cove.edge.metrics import Metrics
 from cove.model.access import Principal, Scope
@@ -104,6 +105,10 @@ class ErrorWriter(Protocol):
         """The body that reports `error`."""
         ...
 
+    def failure(self, error: CoveError, request_id: str) -> Failure:
+        """`error` in the dialect's words, for an answer that has a form of its own."""
+        ...
+
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 
@@ -160,7 +165,7 @@ class Op:
     the prefix. `headers` are request headers it reads, with what each means.
     `scopes` documents what the core will ask for; `public` needs no key at all. `upload`: the handler takes the raw
     body as a stream. `watched`: it may take long, so a client that goes away cancels it, and so does a server
-    that stops.
+    that stops. `websocket`: the answer is a `WebSocket`, and the request must begin one.
     `answer` and `media_type` are what OpenAPI tells of a success.
     """
 
@@ -181,6 +186,7 @@ class Op:
     public: bool = False
     upload: bool = False
     watched: bool = False
+    websocket: bool = False
     at_root: bool = False
     description: str = ""
 

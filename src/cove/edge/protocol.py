@@ -1,6 +1,10 @@
 """uvicorn's HTTP/1.1 protocol with limits on what a connection may hold: time and size of a head, idle time, how many.
 
 uvicorn has none of these for httptools (0.54: no limit of the head, no time for it). Not here: bodies (`exchange.py`).
+
+Also here: a request that asks for another protocol (`Upgrade`) is a plain HTTP request to the application, with all its
+answers; its scope has `TAKE_OVER`, by which an answer may take the connection for itself. What the client sent after
+such a head waits until then; if nobody takes it, it is the next request.
 """
 
 from __future__ import annotations
@@ -11,15 +15,20 @@ import socket
 import struct
 from typing import Any, Final, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from cove.edge.exchange import TRANSPORT
+from cove.edge.errors import ClientGone
+from cove.edge.exchange import TAKE_OVER, TRANSPORT
 from cove.edge.limits import EdgeLimits
 
 LINGER_S: Final = 30.0
 """How long the rest of a body that nobody reads any more is taken, so that its sender gets to see our answer."""
+
+_HELD_BYTES: Final = 64 * 1024
+"""What a client may send after such a head before it has its answer; whoever sends more waits for none."""
 
 _UCRED: Final = struct.Struct("iII")
 
@@ -62,6 +71,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._in_body = False
         self._timer: asyncio.TimerHandle | None = None
+        self._is_plain = False  # the request asks for another protocol and cannot have it
+        self._held: bytearray | None = None
+        self._taken: asyncio.Protocol | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take or refuse a connection, and start the clock for its first head."""
@@ -74,19 +86,48 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._disarm()
+        if self._taken is not None:
+            self._taken.connection_lost(exc)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head, then parse."""
         if self.transport.is_closing():
             return
+        if self._taken is not None:
+            self._taken.data_received(data)
+            return
+        if self._held is not None:
+            self._hold(data)
+            return
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._in_head and self._head_bytes > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse(HEAD_TOO_LARGE)
         elif self._in_head and self._timer is None and self._is_idle():
             self._arm(self.limits.head_s, HEAD_TOO_SLOW)  # line breaks before a head begin no message
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Close, unless who has the connection can still write to a client that sends no more."""
+        return self._taken.eof_received() if self._taken is not None else None
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        super().pause_writing()
+        if self._taken is not None:
+            self._taken.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._taken is not None:
+            self._taken.resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops. A connection that was taken over is ended by who has it."""
+        if self._taken is None:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -102,6 +143,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete: its clock stops, the application takes over."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("no proxy")  # the parser reports it as an error of the request
+            self._is_plain = self.parser.get_http_version() != "1.1" or self._announces_body()
+            if self._is_plain:
+                return
+            self.scope[TAKE_OVER] = self._take_over  # type: ignore[typeddict-unknown-key]
         self._disarm()
         self._in_head = False
         self._in_body = True
@@ -110,6 +158,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is complete; what comes next is another head."""
+        if self._is_plain:
+            return
         self._in_body = False
         self._in_head = True
         super().on_message_complete()
@@ -119,8 +169,71 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is out; an unread rest of the body may follow, for a while."""
         super().on_response_complete()
+        if self._held is not None and self.cycle.response_complete:
+            self.loop.call_soon(self._go_on)
         if self._in_body and not self.transport.is_closing():
             self._arm(LINGER_S, b"")
+
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if self._is_plain:
+                self._is_plain = False
+                head = self._plain_head()
+                # As uvicorn makes it: data after a request with `Connection: close` is passed over, not an error.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self._parse(head + rest)
+            else:
+                self._held = bytearray()
+                self._hold(rest)
+        except httptools.HttpParserError:
+            self._refuse(NOT_HTTP)
+
+    def _announces_body(self) -> bool:
+        # The parser takes what follows such a head for the other protocol, a body too: it would be the next request.
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+            for name, value in self.headers
+        )
+
+    def _plain_head(self) -> bytes:
+        """The head of this request without its wish for another protocol, which a server may ignore (RFC 9110, 7.8)."""
+        method = self.parser.get_method()
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
+        lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join((*lines, b"\r\n"))
+
+    def _hold(self, data: bytes) -> None:
+        assert self._held is not None  # noqa: S101 - both callers see to it
+        self._held += data
+        if len(self._held) > _HELD_BYTES:
+            self._refuse(b"")
+
+    def _go_on(self) -> None:
+        """Nobody took the connection: what came after the request is the next one."""
+        held, self._held = self._held, None
+        if held and self._taken is None and not self.transport.is_closing():
+            self.data_received(bytes(held))
+
+    def _take_over(self, head: bytes, taker: asyncio.Protocol) -> None:
+        # An upgrade is the last request of a connection: nothing behind it was parsed, so `cycle` is its own.
+        if self.transport.is_closing():
+            raise ClientGone("the client closed the connection")
+        self.cycle.response_started = self.cycle.response_complete = True
+        self.transport.write(head)
+        self._taken = taker
+        taker.connection_made(self.transport)
+        if self.flow.write_paused:
+            taker.pause_writing()
+        self.flow.resume_reading()
+        held, self._held = self._held, None
+        if held:
+            taker.data_received(bytes(held))
 
     def _is_idle(self) -> bool:
         # Until the first request there is no cycle, whatever its annotation says.

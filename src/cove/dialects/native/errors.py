@@ -46,6 +46,7 @@ ROWS: Final = MappingProxyType(
         "request-timeout": Row(408, "bad-request"),
         "method-not-allowed": Row(405, "method-not-allowed"),
         "range-not-satisfiable": Row(416, "range-not-satisfiable"),
+        "upgrade-required": Row(426, "upgrade-required"),
         "server-stopping": Row(503, "server-stopping"),
     },
 )
@@ -67,6 +68,7 @@ _HTTP: Final = MappingProxyType(
         "no-such-route": Hint("No such operation", "the operations are listed at /docs"),
         "method-not-allowed": Hint("No such method on this path", "the operations are listed at /docs"),
         "range-not-satisfiable": Hint("The range lies outside of the file"),
+        "upgrade-required": Hint("This operation is a WebSocket", "connect with a WebSocket client: ws:// or wss://"),
         "request-timeout": Hint("The request came too slowly", retryable=True),
         "body-too-large": Hint("The body is too large", "large content goes through files or a command's stdin"),
     },

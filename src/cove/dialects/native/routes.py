@@ -1,12 +1,12 @@
 """The native API as a table of operations. The handlers translate, call the core once, translate back.
 
-To add an operation: a handler in `sandboxes.py`, `commands.py`, `files.py`, `images.py` or `server.py`, a row in its
+To add an operation: a handler in the module of its noun (`sandboxes.py`, `commands.py`, `tcp.py`, …), a row in its
 table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 """
 
 from __future__ import annotations
 
-from cove.dialects.native import commands, errors, files, images, sandboxes, server
+from cove.dialects.native import commands, errors, files, images, sandboxes, server, tcp
 from cove.edge.dialect import Dialect
 
 PREFIX = "/api/v1"
@@ -17,7 +17,7 @@ def dialect() -> Dialect:
     return Dialect(
         name="native",
         prefix=PREFIX,
-        ops=(*sandboxes.OPS, *commands.OPS, *files.OPS, *images.OPS, *server.OPS),
+        ops=(*sandboxes.OPS, *commands.OPS, *files.OPS, *images.OPS, *tcp.OPS, *server.OPS),
         errors=errors.TABLE,
         key_prefixes=("cove_",),
     )

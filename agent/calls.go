@@ -49,7 +49,8 @@ type call struct {
 	Workdir  *string `json:"workdir"`
 	Hostname *string `json:"hostname"`
 
-	payload []byte // the whole CALL, for operations with fields of their own: see `fields`
+	terminal bool   // `start` with a PTY
+	payload  []byte // the whole CALL, for operations with fields of their own: see `fields`
 }
 
 // fields decodes what only one operation knows into a struct of its own.
@@ -75,6 +76,7 @@ type operation func(a *agent, ch *channel, in *call) (any, error)
 var operations = map[string]operation{
 	"exec": (*agent).exec, "start": (*agent).start, "commands": (*agent).listCommands, "command": (*agent).showCommand,
 	"output": (*agent).output, "stdin": (*agent).writeStdin, "signal": (*agent).signal, "wait": (*agent).wait, "forget": (*agent).forget,
+	"attach": (*agent).attach, "resize": (*agent).resize,
 	"read": (*agent).read, "write": (*agent).write, "stat": (*agent).stat, "list": (*agent).list, "mkdir": (*agent).mkdir,
 	"move": (*agent).move, "remove": (*agent).remove, "set": (*agent).set,
 	"dial": (*agent).dial, "claim": (*agent).claim, "stats": (*agent).stats,

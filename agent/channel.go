@@ -31,6 +31,7 @@ type channel struct {
 	inbox    []piece
 	eof      bool
 	ended    bool
+	credited func() // called whenever the host has given credit
 
 	terminated bool // RESULT or FAIL is out; guarded by conn.writing
 }
@@ -90,7 +91,25 @@ func (ch *channel) grant(n int64) {
 	ch.mu.Lock()
 	ch.sendable += n
 	ch.changed.Broadcast()
+	credited := ch.credited
 	ch.mu.Unlock()
+	if credited != nil {
+		credited()
+	}
+}
+
+// notifyCredit has f called whenever the host has given credit; nil: nobody.
+func (ch *channel) notifyCredit(f func()) {
+	ch.mu.Lock()
+	ch.credited = f
+	ch.mu.Unlock()
+}
+
+// outstanding is how many bytes were sent that the host has not taken yet.
+func (ch *channel) outstanding() int64 {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	return initialCredit - ch.sendable
 }
 
 // next waits for a piece from the host. io.EOF: the host sends no more; errCanceled: the call is over.

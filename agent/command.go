@@ -12,19 +12,27 @@ const grace = 100 * time.Millisecond
 
 // command is a running or ended command, attached (ring nil) or kept.
 type command struct {
-	id     string
-	argv   []string
-	reaper *reaper
-	proc   *process
-	out    *outputPipe
-	err    *outputPipe
-	stdin  *inputPipe // nil: /dev/null
-	ring   *ring
-	since  time.Time
+	id      string
+	argv    []string
+	reaper  *reaper
+	proc    *process
+	outlets []outlet
+	stdin   *inputPipe // nil: /dev/null, or a terminal
+	tty     *terminal  // nil: it has none
+	ring    *ring
+	since   time.Time
 
 	timedOut atomic.Bool
 	ended    chan struct{} // closed after exit is set
 	exit     *exit
+}
+
+// outlet is where a command's output comes from: each of its two pipes, or its terminal.
+type outlet interface {
+	pump(to sink)          // moves the output to the sink until its end
+	settle()               // the process has ended
+	expire()               // and its descendants have had their time
+	left() <-chan struct{} // closed when the pump has stopped
 }
 
 // exit is the *exit* of PROTOCOL.md.
@@ -53,54 +61,61 @@ func (r *reaper) launch(p *plan, withStdin bool) (*command, error) {
 			childEnds = append(childEnds, in)
 		}
 	}
-	var out, errs int
-	if err == nil {
-		if cmd.out, out, err = newOutputPipe(kindData); err == nil {
-			childEnds = append(childEnds, out)
+	files := []uintptr{uintptr(in)}
+	ours := []*outputPipe{}
+	for _, k := range []kind{kindData, kindDataErr} {
+		if err != nil {
+			break
+		}
+		var pipe *outputPipe
+		var theirs int
+		if pipe, theirs, err = newOutputPipe(k); err == nil {
+			ours, cmd.outlets = append(ours, pipe), append(cmd.outlets, pipe)
+			childEnds, files = append(childEnds, theirs), append(files, uintptr(theirs))
 		}
 	}
 	if err == nil {
-		if cmd.err, errs, err = newOutputPipe(kindDataErr); err == nil {
-			childEnds = append(childEnds, errs)
-		}
-	}
-	if err == nil {
-		attr := &syscall.ProcAttr{
-			Dir: p.cwd, Env: p.env, Files: []uintptr{uintptr(in), uintptr(out), uintptr(errs)},
-			Sys: &syscall.SysProcAttr{Setsid: true, Credential: p.credential},
-		}
-		cmd.proc, err = r.spawn(p.program, p.argv, attr)
-		if errors.Is(err, syscall.EACCES) && p.credential != nil && !p.askedForCwd {
-			// The default directory may be closed to this user (/root, 0700), who did not ask for it.
-			attr.Dir = "/"
-			cmd.proc, err = r.spawn(p.program, p.argv, attr)
-		}
+		cmd.proc, err = r.fork(p, files, &syscall.SysProcAttr{Setsid: true, Credential: p.credential})
 	}
 	if err != nil {
-		cmd.dropPipes()
+		if cmd.stdin != nil {
+			cmd.stdin.close()
+		}
+		for _, pipe := range ours {
+			_ = pipe.file.Close()
+		}
 		return nil, launchFailure(p, err)
 	}
 	return cmd, nil
 }
 
-func (cmd *command) dropPipes() {
-	if cmd.stdin != nil {
-		cmd.stdin.close()
+// fork starts the plan with these standard streams.
+func (r *reaper) fork(p *plan, files []uintptr, sys *syscall.SysProcAttr) (*process, error) {
+	attr := &syscall.ProcAttr{Dir: p.cwd, Env: p.env, Files: files, Sys: sys}
+	proc, err := r.spawn(p.program, p.argv, attr)
+	if errors.Is(err, syscall.EACCES) && p.credential != nil && !p.askedForCwd {
+		// The default directory may be closed to this user (/root, 0700), who did not ask for it.
+		attr.Dir = "/"
+		proc, err = r.spawn(p.program, p.argv, attr)
 	}
-	for _, p := range []*outputPipe{cmd.out, cmd.err} {
-		if p != nil {
-			_ = p.file.Close()
-		}
-	}
+	return proc, err
 }
 
-func (cmd *command) kill() { _ = cmd.reaper.signal(cmd.proc, syscall.SIGKILL, true) }
+// kill ends the process group, or the whole session of a terminal, whose jobs are groups of their own.
+func (cmd *command) kill() {
+	if cmd.tty != nil {
+		cmd.reaper.killSession(cmd.proc)
+		return
+	}
+	_ = cmd.reaper.signal(cmd.proc, syscall.SIGKILL, true)
+}
 
 // supervise runs the command to its end: output to the sink, the time limit, the grace. It reports whether `canceled`
 // closed first; the group is then killed and what it still says is dropped.
 func (cmd *command) supervise(to sink, limit time.Duration, canceled <-chan struct{}) bool {
-	go cmd.out.pump(to)
-	go cmd.err.pump(to)
+	for _, one := range cmd.outlets {
+		go one.pump(to)
+	}
 	var expired <-chan time.Time
 	if limit > 0 {
 		timer := time.NewTimer(limit)
@@ -129,14 +144,16 @@ func (cmd *command) supervise(to sink, limit time.Duration, canceled <-chan stru
 func (cmd *command) settle(canceled <-chan struct{}) bool {
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
-	for _, p := range []*outputPipe{cmd.out, cmd.err} {
+	for _, one := range cmd.outlets {
+		one.settle()
+	}
+	for _, one := range cmd.outlets {
 		for waiting := true; waiting; {
 			select {
-			case <-p.left:
+			case <-one.left():
 				waiting = false
 			case <-timer.C:
-				cmd.out.expire()
-				cmd.err.expire()
+				cmd.expire()
 			case <-canceled:
 				return true
 			}
@@ -149,10 +166,15 @@ func (cmd *command) settle(canceled <-chan struct{}) bool {
 func (cmd *command) abandon() {
 	go func() {
 		<-cmd.proc.done
-		cmd.out.expire()
-		cmd.err.expire()
+		cmd.expire()
 		cmd.finish()
 	}()
+}
+
+func (cmd *command) expire() {
+	for _, one := range cmd.outlets {
+		one.expire()
+	}
 }
 
 func (cmd *command) finish() {

@@ -30,6 +30,8 @@ type commandInfo struct {
 	Exit      *exit    `json:"exit"`
 	Cursor    int64    `json:"cursor"`
 	Oldest    int64    `json:"oldest_cursor"`
+
+	PTY *windowSize `json:"pty"`
 }
 
 func (a *agent) exec(ch *channel, in *call) (any, error) {
@@ -56,6 +58,11 @@ func (a *agent) exec(ch *channel, in *call) (any, error) {
 	return cmd.exit, nil
 }
 
+// startCall has what only `start` knows.
+type startCall struct {
+	PTY *windowSize `json:"pty"`
+}
+
 func (a *agent) start(_ *channel, in *call) (any, error) {
 	keep := or(in.KeepBytes, defaultKeep)
 	if keep < minKeep || keep > maxKeep {
@@ -64,6 +71,15 @@ func (a *agent) start(_ *channel, in *call) (any, error) {
 	if !commandID.MatchString(in.ID) {
 		return nil, fail("invalid", "a command id is 1 to 32 of a-z, 0-9, _ and -")
 	}
+	own, err := fields[startCall](in)
+	if err != nil {
+		return nil, err
+	}
+	if in.terminal = own.PTY != nil; in.terminal {
+		if err := own.PTY.check(); err != nil {
+			return nil, err
+		}
+	}
 	p, err := a.plan(in)
 	if err != nil {
 		return nil, err
@@ -71,14 +87,23 @@ func (a *agent) start(_ *channel, in *call) (any, error) {
 	if err := a.commands.reserve(in.ID); err != nil {
 		return nil, err
 	}
-	cmd, err := a.reaper.launch(p, in.Stdin)
+	var cmd *command
+	if in.terminal {
+		cmd, err = a.reaper.launchTerminal(p, *own.PTY)
+	} else {
+		cmd, err = a.reaper.launch(p, in.Stdin)
+	}
 	if err != nil {
 		a.commands.remove(in.ID)
 		return nil, err
 	}
 	cmd.id, cmd.ring = in.ID, newRing(keep)
+	to := sink(cmd.ring)
+	if cmd.tty != nil {
+		to = pacedRing{cmd.ring, &cmd.tty.audience}
+	}
 	a.commands.fill(in.ID, cmd)
-	go cmd.supervise(cmd.ring, limitOf(in.TimeoutMS), nil)
+	go cmd.supervise(to, limitOf(in.TimeoutMS), nil)
 	return startedResult{cmd.id, cmd.proc.pid}, nil
 }
 
@@ -93,6 +118,10 @@ func (cmd *command) info(shown int) commandInfo {
 	info := commandInfo{
 		ID: cmd.id, PID: cmd.proc.pid, Argv: shownArgv(cmd.argv, shown), Running: true,
 		StartedAt: float64(cmd.since.UnixMicro()) / 1e6, Cursor: end, Oldest: oldest,
+	}
+	if cmd.tty != nil {
+		size := cmd.tty.size()
+		info.PTY = &size
 	}
 	select {
 	case <-cmd.ended:
@@ -147,35 +176,81 @@ type outputResult struct {
 	Exit   *exit `json:"exit"`
 }
 
+// outputCall has what only `output` knows.
 type outputCall struct {
 	WaitMS int64 `json:"wait_ms"`
 }
 
-// output sends kept bytes from a cursor on. With follow it ends when the command has, else at what was there; if there
-// was nothing, it waits up to wait_ms for something.
+// output sends kept bytes from a cursor on. With follow it ends when the command has, else at what was there.
 func (a *agent) output(ch *channel, in *call) (any, error) {
-	own, err := fields[outputCall](in)
-	if err != nil {
-		return nil, err
-	}
 	cmd, err := a.commands.kept(in.ID)
 	if err != nil {
 		return nil, err
 	}
-	patience := newPatience(own.WaitMS)
-	defer patience.stop()
+	own, err := fields[outputCall](in)
+	if err != nil {
+		return nil, err
+	}
 	_, stop := cmd.ring.cursors()
 	if in.Cursor < 0 || in.Cursor > stop {
-		return nil, fail("invalid", "the cursor is beyond the end of the output")
+		return nil, errCursor
 	}
-	limit := or(in.Limit, 0)
-	cursor := in.Cursor
+	if in.Follow {
+		stop = followed
+	} else if in.Cursor == stop && own.WaitMS > 0 {
+		if stop, err = cmd.awaitOutput(stop, limitOf(own.WaitMS), ch.done); err != nil {
+			return nil, err
+		}
+	}
+	return cmd.copyOutput(ch, reading{in.Cursor, stop, or(in.Limit, 0)})
+}
+
+var errCursor = fail("invalid", "the cursor is beyond the end of the output")
+
+// followed in place of the end: to the end of the command.
+const followed = -1
+
+// reading is which part of a command's output is wanted.
+type reading struct {
+	cursor int64
+	stop   int64
+	limit  int64 // 0 or less: none
+}
+
+// awaitOutput waits for output behind `end`, the end of the command, or the time, and returns the end of the output.
+func (cmd *command) awaitOutput(end int64, limit time.Duration, done <-chan struct{}) (int64, error) {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	_, _, _, ended, changed := cmd.ring.read(end, nil)
+	if !ended {
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-done:
+			return 0, errCanceled
+		}
+	}
+	_, end = cmd.ring.cursors()
+	return end, nil
+}
+
+// copyOutput sends the output and how it stands then.
+func (cmd *command) copyOutput(ch *channel, want reading) (any, error) {
+	cursor := want.cursor
+	var looks *viewer
+	if cmd.tty != nil && want.stop == followed {
+		looks = cmd.tty.audience.enter(ch, cursor)
+		defer looks.leave()
+	}
 	buffer := pipeBuffers.Get().(*[]byte)
 	defer pipeBuffers.Put(buffer)
-	for sent := int64(0); limit <= 0 || sent < limit; {
+	for sent := int64(0); want.limit <= 0 || sent < want.limit; {
+		if want.stop != followed && cursor >= want.stop {
+			break
+		}
 		frame := *buffer
-		if limit > 0 {
-			frame = frame[:headerSize+int(min(limit-sent, pipePiece))]
+		if want.limit > 0 {
+			frame = frame[:headerSize+int(min(want.limit-sent, pipePiece))]
 		}
 		k, n, lost, ended, changed := cmd.ring.read(cursor, frame[headerSize:])
 		if lost > 0 {
@@ -185,64 +260,32 @@ func (a *agent) output(ch *channel, in *call) (any, error) {
 			cursor += lost
 		}
 		if n == 0 {
-			if ended || !in.Follow && (sent > 0 || lost > 0 || patience.isOver()) {
+			if ended || want.stop != followed {
 				break
 			}
-			if err := patience.awaitChange(changed, ch.done, in.Follow); err != nil {
+			if err := awaitChange(changed, ch.done); err != nil {
 				return nil, err
-			}
-			if !in.Follow {
-				_, stop = cmd.ring.cursors()
 			}
 			continue
 		}
+		looks.sending()
 		if err := ch.send(k, frame[:headerSize+n]); err != nil {
 			return nil, err
 		}
 		cursor += int64(n)
 		sent += int64(n)
-		if !in.Follow && cursor >= stop {
-			break
-		}
+		looks.has(cursor)
 	}
 	return cmd.outputEnd(cursor), nil
 }
 
-// patience is how long a call that does not follow waits for something to come.
-type patience struct {
-	timer *time.Timer // nil: not at all
-	over  bool
-}
-
-func newPatience(ms int64) *patience {
-	if ms <= 0 {
-		return &patience{over: true}
-	}
-	return &patience{timer: time.NewTimer(limitOf(ms))}
-}
-
-func (p *patience) isOver() bool { return p.over }
-
-func (p *patience) stop() {
-	if p.timer != nil {
-		p.timer.Stop()
-	}
-}
-
-// awaitChange returns when `changed` closes; for one that does not follow also when its time is over.
-func (p *patience) awaitChange(changed, done <-chan struct{}, follows bool) error {
-	var expired <-chan time.Time
-	if p.timer != nil && !follows {
-		expired = p.timer.C
-	}
+func awaitChange(changed, done <-chan struct{}) error {
 	select {
 	case <-changed:
-	case <-expired:
-		p.over = true
+		return nil
 	case <-done:
 		return errCanceled
 	}
-	return nil
 }
 
 func (cmd *command) outputEnd(cursor int64) outputResult {
@@ -258,10 +301,18 @@ func (cmd *command) outputEnd(cursor int64) outputResult {
 	return result
 }
 
+type writtenResult struct {
+	Written int64 `json:"written"`
+}
+
 func (a *agent) writeStdin(ch *channel, in *call) (any, error) {
 	cmd, err := a.commands.kept(in.ID)
 	if err != nil {
 		return nil, err
+	}
+	if cmd.tty != nil {
+		written, err := cmd.tty.copyFrom(ch)
+		return writtenResult{written}, err
 	}
 	if cmd.stdin == nil || cmd.stdin.gone.Load() {
 		return nil, fail("invalid", "the command has no standard input, or it is closed")
@@ -279,9 +330,7 @@ func (a *agent) writeStdin(ch *channel, in *call) (any, error) {
 	if in.Close {
 		cmd.stdin.close()
 	}
-	return struct {
-		Written int64 `json:"written"`
-	}{written}, nil
+	return writtenResult{written}, nil
 }
 
 func (a *agent) signal(_ *channel, in *call) (any, error) {
@@ -293,7 +342,12 @@ func (a *agent) signal(_ *channel, in *call) (any, error) {
 	if number < 1 || number > 64 {
 		return nil, fail("invalid", "a signal is a number from 1 to 64")
 	}
-	err = a.reaper.signal(cmd.proc, syscall.Signal(number), or(in.Group, true))
+	group := or(in.Group, true)
+	if cmd.tty != nil && group {
+		err = a.reaper.signalForeground(cmd, syscall.Signal(number))
+	} else {
+		err = a.reaper.signal(cmd.proc, syscall.Signal(number), group)
+	}
 	if errors.Is(err, syscall.ESRCH) {
 		return nil, fail("gone", "the command has ended")
 	}
@@ -325,7 +379,11 @@ func (a *agent) forget(_ *channel, in *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.kill()
+	if cmd.tty != nil {
+		cmd.hangUp()
+	} else {
+		cmd.kill()
+	}
 	a.commands.remove(in.ID)
 	return empty{}, nil
 }

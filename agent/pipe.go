@@ -22,7 +22,7 @@ type outputPipe struct {
 	file *os.File
 	raw  syscall.RawConn
 	kind kind
-	left chan struct{} // closed when the pump has stopped
+	done chan struct{} // closed when the pump has stopped
 }
 
 // newOutputPipe returns our end and the child's. Only ours is non-blocking: the flag would surprise the child.
@@ -75,7 +75,7 @@ func readPipe(fd int) (*[]byte, int, error) {
 
 // pump moves output to the sink until the end of file, the deadline set by `expire`, or the sink's refusal.
 func (p *outputPipe) pump(to sink) {
-	defer close(p.left)
+	defer close(p.done)
 	for {
 		frame, n, err := p.take()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -95,6 +95,11 @@ func (p *outputPipe) pump(to sink) {
 		}
 	}
 }
+
+// settle has nothing to do: the end of file comes when the last writer is gone.
+func (p *outputPipe) settle() {}
+
+func (p *outputPipe) left() <-chan struct{} { return p.done }
 
 // expire ends the pump although somebody still holds the pipe open.
 func (p *outputPipe) expire() { _ = p.file.SetReadDeadline(time.Unix(1, 0)) }

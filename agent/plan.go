@@ -27,7 +27,9 @@ var homeOfRoot = sync.OnceValue(rootHome)
 
 func (a *agent) plan(in *call) (*plan, error) {
 	p := &plan{}
+	ownShell := in.terminal && in.Shell == nil && len(in.Argv) == 0
 	switch {
+	case ownShell:
 	case in.Shell != nil && len(in.Argv) == 0:
 		p.argv = []string{"/bin/sh", "-c", *in.Shell}
 	case in.Shell == nil && len(in.Argv) > 0 && in.Argv[0] != "":
@@ -48,6 +50,10 @@ func (a *agent) plan(in *call) (*plan, error) {
 	}
 	p.credential = who.credential
 	merged := map[string]string{"PATH": defaultPath, "HOME": who.home}
+	if in.terminal {
+		who = terminalIdentity(who)
+		maps.Copy(merged, terminalEnvironment(who))
+	}
 	maps.Copy(merged, environment)
 	maps.Copy(merged, in.Env)
 	var err error
@@ -60,6 +66,9 @@ func (a *agent) plan(in *call) (*plan, error) {
 	}
 	if in.Tool {
 		return p, p.planTool()
+	}
+	if ownShell {
+		p.argv = []string{who.shell}
 	}
 	p.program, err = findProgram(p.argv[0], merged["PATH"])
 	return p, err

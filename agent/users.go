@@ -15,7 +15,9 @@ const (
 // identity is who a command runs as. credential nil: as the agent itself.
 type identity struct {
 	credential *syscall.Credential
+	name       string // "": not in the passwd file
 	home       string
+	shell      string
 }
 
 // readBounded reads up to limit bytes of a regular file; what the sandbox may have put in its place cannot hold us.
@@ -60,7 +62,7 @@ func resolveUser(spec string) (identity, error) {
 		if !ok || (row[0] != who && !(isNumber && id == uid)) {
 			continue
 		}
-		uid, name, found.home, known = id, row[0], row[5], true
+		uid, name, found.home, found.shell, known = id, row[0], row[5], row[6], true
 		gid, _ = parseID(row[3])
 		break
 	}
@@ -75,6 +77,7 @@ func resolveUser(spec string) (identity, error) {
 		}
 		groups = nil
 	}
+	found.name = name
 	found.credential = &syscall.Credential{Uid: uid, Gid: gid, Groups: groups}
 	return found, nil
 }

@@ -40,6 +40,8 @@ type winsize struct{ rows, cols, xpixel, ypixel uint16 }
 type pty struct {
 	file *os.File
 	raw  syscall.RawConn
+	// silent: a new size is not told to the programs by the kernel (gVisor's).
+	silent bool
 }
 
 // openPTY returns the master and a descriptor of the slave, which is for a child: as long as it is open here, the end
@@ -51,9 +53,9 @@ func openPTY() (*pty, int, error) {
 	}
 	locked := int32(0)
 	err = ioctl(uintptr(fd), unlockPTY, unsafe.Pointer(&locked))
-	slave := -1
+	slave, byName := -1, false
 	if err == nil {
-		slave, err = openPeer(fd)
+		slave, byName, err = openPeer(fd)
 	}
 	if err != nil {
 		_ = syscall.Close(fd)
@@ -66,7 +68,7 @@ func openPTY() (*pty, int, error) {
 		_ = syscall.Close(slave)
 		return nil, -1, err
 	}
-	return &pty{file, raw}, slave, nil
+	return &pty{file, raw, byName}, slave, nil
 }
 
 // openPTMX opens the multiplexer of the sandbox's own devpts. Root of the sandbox may have put something else in its
@@ -94,17 +96,18 @@ func openPTMX() (int, error) {
 }
 
 // openPeer opens the slave by its master, or, where the kernel cannot, by its name.
-func openPeer(master int) (int, error) {
+func openPeer(master int) (slave int, byName bool, err error) {
 	const flags = syscall.O_RDWR | syscall.O_NOCTTY | syscall.O_CLOEXEC
 	fd, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(master), peerPTY, flags)
 	if errno == 0 {
-		return int(fd), nil
+		return int(fd), false, nil
 	}
 	number := uint32(0)
 	if err := ioctl(uintptr(master), numberPTY, unsafe.Pointer(&number)); err != nil {
-		return -1, err
+		return -1, true, err
 	}
-	return syscall.Open("/dev/pts/"+strconv.Itoa(int(number)), flags|syscall.O_NOFOLLOW, 0)
+	slave, err = syscall.Open("/dev/pts/"+strconv.Itoa(int(number)), flags|syscall.O_NOFOLLOW, 0)
+	return slave, true, err
 }
 
 func ioctl(fd uintptr, request uintptr, argument unsafe.Pointer) error {

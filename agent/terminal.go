@@ -239,7 +239,8 @@ func sessionMembers(session int) []int {
 	return members
 }
 
-// signalForeground sends what Ctrl-C would: to the group that reads the terminal now, which in a shell is the job.
+// signalForeground sends what Ctrl-C would: to the group that reads the terminal now, which in a shell is the job. Where
+// the kernel does not tell which that is (gVisor's), to the leader's.
 func (r *reaper) signalForeground(cmd *command, sig syscall.Signal) error {
 	if group := cmd.tty.pty.foreground(); group > 1 && group != cmd.proc.pid {
 		if err := syscall.Kill(-group, sig); err == nil {
@@ -302,10 +303,17 @@ func (a *agent) resize(_ *channel, in *call) (any, error) {
 	if err := to.check(); err != nil {
 		return nil, err
 	}
+	before := cmd.tty.size()
 	if err := cmd.tty.pty.resize(*to); errors.Is(err, syscall.ESRCH) {
 		return nil, fail("gone", "the terminal has ended")
 	} else if err != nil {
 		return nil, err
+	}
+	if cmd.tty.pty.silent && before != *to {
+		// Such a kernel does not tell either who is in the foreground. To the others the signal means nothing.
+		for _, pid := range sessionMembers(cmd.proc.pid) {
+			_ = syscall.Kill(pid, syscall.SIGWINCH)
+		}
 	}
 	return empty{}, nil
 }

@@ -148,8 +148,8 @@ class Channel:
             raise
         return self._outcome()
 
-    async def next_item(self, timeout_s: float | None) -> Item | None:
-        """The next output, EOF or EVENT; None after RESULT. Its bytes count as consumed.
+    async def next_item(self, timeout_s: float | None, *, held: bool = False) -> Item | None:
+        """The next output, EOF or EVENT; None after RESULT. Its bytes count as consumed, or `held`: see `passed_on`.
 
         Cancelling loses nothing. Raises: as `result`; output that arrived before a FAIL or a loss comes first.
         """
@@ -166,7 +166,7 @@ class Channel:
             if item[0] is Kind.EVENT:
                 self._events -= 1
                 self._event_bytes -= len(item[1])
-            else:
+            elif not held:
                 self.consumed(len(item[1]))
             return item
         self._outcome()
@@ -205,10 +205,17 @@ class Channel:
     def consumed(self, count: int) -> None:
         """Give the agent credit for consumed bytes, in large pieces."""
         self._unspent += count
-        if self._unspent >= _CREDIT_PIECE and not self.is_over and not self.is_canceled:
-            self._allowed += self._unspent
-            self._connection.send(Kind.CREDIT, self._number, self._unspent.to_bytes(4, "big"))
-            self._unspent = 0
+        if self._unspent >= _CREDIT_PIECE:
+            self._give_credit()
+
+    def passed_on(self, count: int) -> None:
+        """`consumed` for held bytes; all credit goes back as soon as nothing is queued.
+
+        The agent of a terminal keeps what it has no credit for, in case this server dies with it.
+        """
+        self.consumed(count)
+        if not self._items and self._unspent:
+            self._give_credit()
 
     def feed(self, data: bytes) -> None:
         """Send `data` and EOF in the background, as fast as credit and transport allow; ends with the call."""
@@ -248,6 +255,12 @@ class Channel:
         """No more data from us."""
         if not self.is_over and not self.is_canceled:
             self._connection.send(Kind.EOF, self._number)
+
+    def _give_credit(self) -> None:
+        if not self.is_over and not self.is_canceled:
+            self._allowed += self._unspent
+            self._connection.send(Kind.CREDIT, self._number, self._unspent.to_bytes(4, "big"))
+            self._unspent = 0
 
     def _outcome(self) -> bytes:
         if self._error is not None:

@@ -175,9 +175,9 @@ class CommandCalls:
         return Started(id=id, pid=reply.pid)
 
     async def commands(self) -> list[Command]:
-        """All kept commands, oldest first; at most 256. Long argument lists are cut."""
+        """All kept commands but terminals, oldest first; at most 256. Long argument lists are cut."""
         reply = await self._command_call({"op": "commands"}, CommandsReply)
-        return [one.to_model() for one in reply.commands]
+        return [one.to_model() for one in reply.commands if one.pty is None]
 
     async def command(self, id: str) -> Command:  # noqa: A002
         """One kept command. Raises: NotFound, SandboxGone, AgentTimeout, AgentViolation."""
@@ -239,7 +239,7 @@ class CommandCalls:
         call["wait_ms"] = round(wait_s * 1000)
         channel = self._connection.open(call, takes_output=True)
         try:
-            yield _output_events(channel, None if follow else CALL_TIMEOUT_S + wait_s)
+            yield output_events(channel, None if follow else CALL_TIMEOUT_S + wait_s, prompt=follow)
         finally:
             channel.cancel()
 
@@ -286,10 +286,16 @@ async def _exec_events(channel: Channel, timeout_s: float | None) -> AsyncIterat
         yield Ended(exit=ExecExit(code=code, why=Why.EXITED))
 
 
-async def _output_events(channel: Channel, timeout_s: float | None) -> AsyncIterator[ExecEvent]:
+async def output_events(channel: Channel, timeout_s: float | None, *, prompt: bool) -> AsyncIterator[ExecEvent]:
+    """The events of kept output; the last is Ended or Paused.
+
+    `prompt`: credit goes back as soon as the caller asks for more, which is when it has passed on what it got.
+    """
     try:
-        while (item := await channel.next_item(timeout_s)) is not None:
+        while (item := await channel.next_item(timeout_s, held=prompt)) is not None:
             yield _event(channel, *item)
+            if prompt and item[0] is not Kind.EVENT:
+                channel.passed_on(len(item[1]))
     except Refusal as refusal:
         raise command_error(refusal) from refusal
     reply = channel.final(OutputReply)

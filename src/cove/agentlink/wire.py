@@ -13,10 +13,12 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from cove.model.errors import AgentViolation
 from cove.model.execs import Command, ExecExit, ExecSpec, Why
 from cove.model.files import FileInfo, FileKind
+from cove.model.terminals import Terminal, TerminalSize
 
 MAX_TEXT: Final = 1024
 _MAX_PATH_TEXT: Final = 8192
@@ -93,6 +95,17 @@ class StartedReply(Struct, frozen=True):
     pid: Pid
 
 
+class SizeReply(Struct, frozen=True):
+    """*size*: of a terminal's window. A program inside may have set it to 0."""
+
+    cols: Annotated[int, Meta(ge=0, le=65535)]
+    rows: Annotated[int, Meta(ge=0, le=65535)]
+
+    def to_model(self) -> TerminalSize:
+        """The size as the core knows it."""
+        return TerminalSize(cols=self.cols, rows=self.rows)
+
+
 class CommandReply(Struct, frozen=True):
     """*info*: a kept command."""
 
@@ -104,12 +117,13 @@ class CommandReply(Struct, frozen=True):
     exit: ExitReply | None
     cursor: Natural
     oldest_cursor: Natural
+    pty: SizeReply | None = None
 
     def to_model(self) -> Command:
-        """The command as the core knows it. Raises: AgentViolation."""
+        """The command, or Terminal, as the core knows it. Raises: AgentViolation."""
         if not self.running and self.exit is None:
             raise violation("an ended command without its exit")
-        return Command(
+        command = Command(
             id=self.id,
             pid=self.pid,
             argv=self.argv,
@@ -119,6 +133,7 @@ class CommandReply(Struct, frozen=True):
             cursor=self.cursor,
             oldest_cursor=self.oldest_cursor,
         )
+        return command if self.pty is None else Terminal(**asdict(command), size=self.pty.to_model())
 
 
 class CommandsReply(Struct, frozen=True):

@@ -9,11 +9,11 @@ from cove.core.journal import StoreJournal
 from cove.engine.records import ended_error
 from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
-from cove.model.access import Principal
+from cove.model.access import Principal, Scope
 from cove.model.errors import Conflict, EngineFailure, NotFound
 from cove.model.ids import is_core_id, new_core_id, new_name
 from cove.model.sandbox import Sandbox
-from cove.model.state import FINAL
+from cove.model.state import FINAL, State
 from cove.store.store import Store
 
 NAME_TRIES: Final = 4
@@ -39,6 +39,17 @@ class Directory:
         raise EngineFailure(
             "this sandbox cannot be reached", internal=f"{sandbox.id}: driver {sandbox.driver} is not loaded"
         )
+
+    def readable(self, who: Principal, ref: str) -> Supervisor:
+        """The sandbox for a look at what runs in it, which resumes a paused one: more than a key for reading may do.
+
+        Raises: NotFound, Gone, Conflict (paused, and the key may neither run nor change anything).
+        """
+        supervisor = self.live(who, ref)
+        may_resume = who.can(Scope.EXEC) or who.can(Scope.CREATE)
+        if supervisor.sandbox.state is State.PAUSED and not may_resume:
+            raise Conflict("the sandbox is paused, and this key may not resume it")
+        return supervisor
 
     def known(self, who: Principal, ref: str) -> Sandbox:
         """A sandbox in any state; a name finds only an unended one. Raises: NotFound."""

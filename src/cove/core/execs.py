@@ -19,14 +19,11 @@ from cove.core.directory import Directory
 from cove.core.feeds import Feeds
 from cove.core.sessions import SIGNALS, Session
 from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
-from cove.core.verdict import GONE, judged
-from cove.engine.driver import Box
-from cove.engine.supervisor import Supervisor
+from cove.core.verdict import GONE, judged_command, judged_events, judged_exit
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, SandboxGone, Unsupported
-from cove.model.execs import KEPT_OUTPUT_BYTES, Command, Ended, ExecEvent, ExecExit, ExecResult, ExecSpec
+from cove.model.errors import BadRequest, SandboxGone, Unsupported
+from cove.model.execs import KEPT_OUTPUT_BYTES, Command, ExecEvent, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
-from cove.model.state import State
 
 STDIN_STALL_S: Final = 600.0
 """How long a caller may wait for a command that reads none of what it was sent. As long as a reader may stall."""
@@ -66,7 +63,7 @@ class Execs:
                 return ExecResult(exit=GONE, stdout=b"", stderr=b"")
             finally:
                 own.release()
-            return replace(result, exit=_judged_exit(result.exit, box, before))
+            return replace(result, exit=judged_exit(result.exit, box, before))
 
     @asynccontextmanager
     async def stream(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
@@ -79,7 +76,7 @@ class Execs:
         async with self._directory.live(who, ref).lease() as box:
             before = box.oom_kills()
             async with box.agent.exec_stream(spec) as events:
-                yield _judged_events(events, box, before)
+                yield judged_events(events, box, before)
 
     @asynccontextmanager
     async def session(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[Session]:
@@ -94,7 +91,7 @@ class Execs:
             if spec.tool and "tools" not in box.agent.hello.features:
                 raise Unsupported("this sandbox was made by an older Cove, which brought no such program: make it anew")
             async with box.agent.exec_session(spec) as command:
-                yield Session(command, _judged_events(command, box, before))
+                yield Session(command, judged_events(command, box, before))
 
     async def start(
         self, who: Principal, ref: str, spec: ExecSpec, *, keep_bytes: int = KEPT_OUTPUT_BYTES, stdin_open: bool = False
@@ -115,31 +112,31 @@ class Execs:
             if spec.stdin is not None:
                 # The command may read it late or never; the answer does not wait for that, nor does a lease.
                 self._feeds.feed(box, started.id, spec.stdin, close=not stdin_open)
-            return _judged_command(await box.agent.command(started.id), box)
+            return judged_command(await box.agent.command(started.id), box)
 
     async def list(self, who: Principal, ref: str) -> list[Command]:
         """The background commands that the sandbox still knows, oldest first."""
         require(who, Scope.READ)
-        async with self._readable(who, ref).lease() as box:
-            return [_judged_command(command, box) for command in await box.agent.commands()]
+        async with self._directory.readable(who, ref).lease() as box:
+            return [judged_command(command, box) for command in await box.agent.commands()]
 
     async def get(self, who: Principal, ref: str, command_id: str) -> Command:
         """One background command. Raises: NotFound."""
         require(who, Scope.READ)
         check_command_id(command_id)
-        async with self._readable(who, ref).lease() as box:
-            return _judged_command(await box.agent.command(command_id), box)
+        async with self._directory.readable(who, ref).lease() as box:
+            return judged_command(await box.agent.command(command_id), box)
 
     async def wait(self, who: Principal, ref: str, command_id: str, *, timeout_s: float | None = None) -> Command:
         """The command when it has ended, or as it is after `timeout_s`. Raises: NotFound."""
         require(who, Scope.READ)
         check_command_id(command_id)
         check_timeout(timeout_s, "timeout_s", (0.0, TIMEOUT_S[1]))
-        async with self._readable(who, ref).lease() as box:
+        async with self._directory.readable(who, ref).lease() as box:
             # The agent reads 0 as "no limit", so the shortest wait is a look.
             if timeout_s is not None and timeout_s < 0.001:  # noqa: PLR2004 - its unit is a millisecond
-                return _judged_command(await box.agent.command(command_id), box)
-            return _judged_command(await box.agent.wait(command_id, timeout_s), box)
+                return judged_command(await box.agent.command(command_id), box)
+            return judged_command(await box.agent.wait(command_id, timeout_s), box)
 
     @asynccontextmanager
     async def output(  # noqa: PLR0913 - what to read, all by name
@@ -164,12 +161,12 @@ class Execs:
         check_count(limit_bytes, (0, 2**31 - 1), "limit")
         check_timeout(wait_s, "wait_s", LONG_POLL_S)
         async with (
-            self._readable(who, ref).lease() as box,
+            self._directory.readable(who, ref).lease() as box,
             box.agent.output(
                 command_id, cursor=cursor, follow=follow, limit_bytes=limit_bytes, wait_s=wait_s
             ) as events,
         ):
-            yield _judged_events(events, box, 0)
+            yield judged_events(events, box, 0)
 
     async def stdin(
         self, who: Principal, ref: str, command_id: str, chunks: AsyncIterable[bytes], *, close: bool = False
@@ -193,45 +190,9 @@ class Execs:
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.signal(command_id, signal, group=group)
 
-    def _readable(self, who: Principal, ref: str) -> Supervisor:
-        """The sandbox for a look at its commands, which resumes a paused one: more than a key for reading may do.
-
-        Raises: NotFound, Gone, Conflict (paused, and the key may neither run nor change anything).
-        """
-        supervisor = self._directory.live(who, ref)
-        may_resume = who.can(Scope.EXEC) or who.can(Scope.CREATE)
-        if supervisor.sandbox.state is State.PAUSED and not may_resume:
-            raise Conflict("the sandbox is paused, and this key may not resume it")
-        return supervisor
-
     async def remove(self, who: Principal, ref: str, command_id: str) -> None:
         """Kill a command if it runs, and forget its output. Raises: NotFound."""
         require(who, Scope.EXEC)
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.forget(command_id)
-
-
-async def _judged_events(events: AsyncIterator[ExecEvent], box: Box, oom_before: int) -> AsyncIterator[ExecEvent]:
-    """The agent's events, with the last word on why the command ended; it is Ended even if the sandbox died."""
-    try:
-        async for event in events:
-            if isinstance(event, Ended):
-                yield Ended(exit=_judged_exit(event.exit, box, oom_before), cursor=event.cursor)
-            else:
-                yield event
-    except SandboxGone:
-        yield Ended(exit=GONE)
-
-
-def _judged_exit(exit_: ExecExit, box: Box, oom_before: int) -> ExecExit:
-    return judged(exit_, was_memory=box.oom_kills() > oom_before, oom_codes=box.oom_codes)
-
-
-def _judged_command(command: Command, box: Box) -> Command:
-    """The command with the last word on its end.
-
-    It may have outlived servers, so what the count was at its start is not known: a SIGKILL in a box that ever ran
-    out of memory is laid to that.
-    """
-    return command if command.exit is None else replace(command, exit=_judged_exit(command.exit, box, 0))

@@ -32,6 +32,7 @@ from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
+from cove.core.terminals import Terminals
 from cove.core.workbench import Tools
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, SystemClock, sleep
@@ -59,6 +60,7 @@ class Core:
     execs: Execs
     files: Files
     ports: Ports
+    terminals: Terminals
     keys: Keys
     projects: Projects
     images: Images
@@ -195,6 +197,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         execs=execs,
         files=files,
         ports=Ports(parts.directory),
+        terminals=Terminals(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
         images=parts.images,

@@ -12,11 +12,12 @@ from typing import Final, NoReturn
 
 from msgspec import UNSET, UnsetType
 
-from cove.model.errors import BadRequest, TooLarge
+from cove.model.errors import BadRequest, NotFound, TooLarge
 from cove.model.execs import OUTPUT_LIMIT_BYTES, ExecSpec
 from cove.model.ids import is_core_id, is_name
 from cove.model.request import PAGE_LIMIT, Idempotency, SandboxChange
 from cove.model.sandbox import MIB, Limits, SandboxSpec
+from cove.model.terminals import TERMINAL_SIDE, TerminalSize
 
 CPUS: Final = (0.05, 64.0)
 MEMORY_BYTES: Final = (32 * MIB, 1048576 * MIB)
@@ -44,6 +45,7 @@ STDIN_BYTES: Final = 16 * MIB
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[0-9]{1,10})?")
 _COMMAND_ID: Final = re.compile(r"[a-z0-9_-]{1,32}")
+_TERMINAL_ID: Final = re.compile(r"t[0-9a-f]{12}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -145,7 +147,28 @@ def check_exec(spec: ExecSpec) -> None:
     """One command."""
     if (spec.argv is None) == (spec.shell is None):
         raise BadRequest("a command is either a text for the shell or a list of arguments", field="command")
-    words = spec.argv if spec.argv is not None else (spec.shell or "",)
+    _check_words(spec.argv if spec.argv is not None else (spec.shell or "",))
+    _check_surroundings(spec)
+
+
+def check_terminal(spec: ExecSpec, size: TerminalSize) -> None:
+    """A command on a terminal, or the user's shell where there is none."""
+    if spec.argv is not None or spec.shell is not None:
+        check_exec(spec)
+    else:
+        _check_surroundings(spec)
+    if spec.stdin is not None:
+        raise BadRequest("a terminal has no stdin to give: type into it", field="stdin")
+    check_terminal_size(size)
+
+
+def check_terminal_size(size: TerminalSize) -> None:
+    """A terminal's window."""
+    _range(size.cols, TERMINAL_SIDE, "cols")
+    _range(size.rows, TERMINAL_SIDE, "rows")
+
+
+def _check_words(words: tuple[str, ...]) -> None:
     if not words or not words[0]:
         raise BadRequest("the command is empty", field="command")
     total = 0
@@ -158,6 +181,9 @@ def check_exec(spec: ExecSpec) -> None:
         total += size + 1
     if total > COMMAND_BYTES:
         raise TooLarge(f"the command has {total} bytes, the limit is {COMMAND_BYTES}", field="command")
+
+
+def _check_surroundings(spec: ExecSpec) -> None:
     check_env(spec.env)
     if spec.cwd is not None:
         check_path(spec.cwd, "cwd")
@@ -195,6 +221,14 @@ def check_command_id(value: str) -> None:
     """The id of a command, as the agent takes it."""
     if _COMMAND_ID.fullmatch(value) is None:
         raise BadRequest("a command's id is 1-32 of a-z, 0-9, _ and -", field="id")
+    if _TERMINAL_ID.fullmatch(value) is not None:
+        raise NotFound("no such command")
+
+
+def check_terminal_id(value: str) -> None:
+    """The id of a terminal. Raises: NotFound: whatever else it is, no terminal has it."""
+    if _TERMINAL_ID.fullmatch(value) is None:
+        raise NotFound("no such terminal")
 
 
 def check_page(limit: int, field: str = "limit") -> None:

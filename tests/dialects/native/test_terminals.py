@@ -1,0 +1,187 @@
+# ruff: noqa: ANN001, ANN003, ANN201 - fixtures are typed where they are defined
+
+from __future__ import annotations
+
+import base64
+import time
+
+import pytest
+
+
+def opened(server, box, **body):
+    answer = server.client.post(f"/sandboxes/{box}/terminals", json=body)
+    assert answer.status_code == 201, answer.text
+    found = answer.json()
+    assert answer.headers["location"] == f"/api/v1/sandboxes/{box}/terminals/{found['id']}"
+    return f"/sandboxes/{box}/terminals/{found['id']}"
+
+
+def drained(server, at, cursor=0, wait_s=10):
+    """Output from a cursor to the end of the terminal, by long polls."""
+    text = b""
+    while True:
+        page = server.client.get(
+            f"{at}/output", params={"cursor": cursor, "wait_s": wait_s, "encoding": "base64"}
+        ).json()
+        text += b"".join(base64.b64decode(one["data"]) for one in page["chunks"])
+        cursor = page["cursor"]
+        if page["ended"]:
+            return text.decode(), page["exit"]
+
+
+def says(server, at, want):
+    text, cursor, deadline = "", 0, time.monotonic() + 10
+    while want not in text:
+        assert time.monotonic() < deadline, text
+        page = server.client.get(f"{at}/output", params={"cursor": cursor, "wait_s": 5}).json()
+        text += "".join(one["data"] for one in page["chunks"])
+        cursor = page["cursor"]
+        assert not page["ended"], text
+    return text
+
+
+def test_a_terminal_from_opened_to_forgotten(server, box):
+    at = opened(server, box, command="stty size; read line; echo got $line; exit 3", cols=100, rows=30)
+    shown = server.client.get(at).json()
+    assert (shown["cols"], shown["rows"], shown["running"], shown["exit"]) == (100, 30, True, None)
+    assert shown["id"] in [one["id"] for one in server.client.get(f"/sandboxes/{box}/terminals").json()["terminals"]]
+    assert server.client.post(f"{at}/input", content=b"hello\r").json() == {"written": 6}
+    text, exit_ = drained(server, at)
+    assert text.split("\r\n") == ["30 100", "hello", "got hello", ""]
+    assert (exit_["exit_code"], exit_["why"]) == (3, "exited")
+    assert server.client.get(at).json()["exit"]["exit_code"] == 3
+    assert server.client.delete(at).status_code == 204
+    assert server.client.get(at).status_code == 404
+
+
+def test_without_a_command_it_is_a_shell(server, box):
+    at = opened(server, box)
+    server.client.post(f"{at}/input", content=b"echo $((6*7)) $- $TERM\r")
+    assert "42 " in says(server, at, "xterm-256color\r\n")
+    assert server.client.delete(at).status_code == 204
+
+
+def test_environment_directory_and_user_are_as_of_a_command(server, box):
+    at = opened(server, box, command=["sh", "-c", "pwd; echo $A $TERM"], cwd="/tmp", env={"A": "x", "TERM": "dumb"})
+    assert drained(server, at)[0] == "/tmp\r\nx dumb\r\n"
+
+
+def test_a_resize_is_seen_by_the_program(server, box):
+    at = opened(server, box, command="trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done")
+    says(server, at, "ready")
+    assert server.client.post(f"{at}/resize", json={"cols": 132, "rows": 43}).status_code == 204
+    says(server, at, "43 132")
+    shown = server.client.get(at).json()
+    assert (shown["cols"], shown["rows"]) == (132, 43)
+    server.client.delete(at)
+
+
+def test_a_signal_reaches_the_foreground(server, box):
+    at = opened(server, box, command=["sleep", "60"])
+    assert server.client.post(f"{at}/signal", json={"signal": "INT"}).status_code == 204
+    exit_ = drained(server, at)[1]
+    assert (exit_["signal"], exit_["why"]) == (2, "killed")
+    assert server.client.post(f"{at}/signal", json={"signal": "INT"}).status_code == 409
+    assert server.client.post(f"{at}/resize", json={"cols": 80, "rows": 24}).status_code == 409
+
+
+def test_a_time_limit_ends_it_with_why(server, box):
+    exit_ = drained(server, opened(server, box, command=["sleep", "60"], timeout_s=0.2))[1]
+    assert (exit_["exit_code"], exit_["why"]) == (124, "timeout")
+
+
+def test_hanging_up_ends_what_runs_on_it(server, box):
+    at = opened(server, box, command="trap '' HUP; sleep 73 & echo $!; wait")
+    pid = says(server, at, "\r\n").strip()
+    assert server.client.delete(at).status_code == 204
+    found = server.client.post(f"/sandboxes/{box}/exec", json={"command": f"cat /proc/{pid}/stat"}).json()
+    assert found["exit_code"] == 1 or ") Z " in found["stdout"]
+
+
+def test_output_that_was_dropped_is_told(server, box):
+    at = opened(server, box, command=["seq", "20000"], keep_bytes=4096)
+    drained(server, at)
+    page = server.client.get(f"{at}/output").json()
+    assert page["lost_bytes"] == page["cursor"] - 4096 > 0
+    assert page["chunks"][-1]["data"].endswith("20000\r\n")
+
+
+def test_a_long_poll_waits_no_longer_than_asked(server, box):
+    at = opened(server, box, command=["sleep", "60"])
+    before = time.monotonic()
+    page = server.client.get(f"{at}/output", params={"wait_s": 0.3}).json()
+    assert 0.25 < time.monotonic() - before < 5
+    assert (page["chunks"], page["cursor"], page["ended"]) == ([], 0, False)
+    server.client.delete(at)
+
+
+def test_terminals_are_no_commands_and_commands_no_terminals(server, box):
+    at = opened(server, box, command=["sleep", "60"])
+    terminal = at.rsplit("/", 1)[1]
+    command = server.client.post(f"/sandboxes/{box}/commands", json={"command": ["sleep", "60"]}).json()["id"]
+    ids = [one["id"] for one in server.client.get(f"/sandboxes/{box}/commands").json()["commands"]]
+    assert command in ids
+    assert terminal not in ids
+    ids = [one["id"] for one in server.client.get(f"/sandboxes/{box}/terminals").json()["terminals"]]
+    assert terminal in ids
+    assert command not in ids
+    assert server.client.get(f"/sandboxes/{box}/commands/{terminal}").status_code == 404
+    for wrong in (command, "nope", "t0123456789ab", "%2e%2e"):
+        assert server.client.get(f"/sandboxes/{box}/terminals/{wrong}").status_code == 404
+    server.client.delete(at)
+    server.client.delete(f"/sandboxes/{box}/commands/{command}")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"cols": 0}, "cols"),
+        ({"rows": 10001}, "rows"),
+        ({"cols": "80"}, "cols"),
+        ({"command": []}, "command"),
+        ({"command": ""}, "command"),
+        ({"command": ["/no/such/program"]}, "argv"),
+        ({"cwd": "relative"}, "cwd"),
+        ({"keep_bytes": 1}, "keep_bytes"),
+        ({"stdin": "x"}, "stdin"),
+        ({"user": "nobody-of-this-name"}, None),
+    ],
+)
+def test_a_bad_terminal_names_the_field(server, box, body, field):
+    answer = server.client.post(f"/sandboxes/{box}/terminals", json=body)
+    assert (answer.status_code, answer.json().get("field")) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("resize", {"cols": 80}, "rows"),
+        ("resize", {"cols": 80, "rows": -1}, "rows"),
+        ("signal", {"signal": "NOPE"}, "signal"),
+        ("signal", {"signal": 65}, "signal"),
+    ],
+)
+def test_a_bad_request_to_a_terminal_names_the_field(server, box, path, body, field):
+    at = f"/sandboxes/{box}/terminals/t0123456789ab"
+    answer = server.client.post(f"{at}/{path}", json=body)
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+
+
+def test_a_cursor_beyond_the_end_is_refused(server, box):
+    at = opened(server, box, command=["true"])
+    drained(server, at)
+    assert server.client.get(f"{at}/output", params={"cursor": 10**9}).status_code == 400
+    assert server.client.get(f"{at}/output", params={"wait_s": 601}).json()["field"] == "wait_s"
+
+
+def test_a_resize_is_seen_by_a_job_of_a_shell(server, box):
+    at = opened(server, box, command=["bash", "--norc"])
+    job = "bash -c \"trap 'stty size' WINCH; echo re''ady; while :; do sleep 0.05; done\"\r"
+    server.client.post(f"{at}/input", content=job.encode())
+    says(server, at, "ready")
+    server.client.post(f"{at}/resize", json={"cols": 132, "rows": 43})
+    says(server, at, "43 132")
+    server.client.post(f"{at}/input", content=b"\x03")
+    server.client.post(f"{at}/input", content=b"echo st''atus $?; exit 4\r")
+    text, exit_ = drained(server, at)
+    assert ("status 130" in text, exit_["exit_code"]) == (True, 4)

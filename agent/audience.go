@@ -173,10 +173,15 @@ type pacedRing struct {
 }
 
 func (p pacedRing) send(k kind, frame []byte) error {
-	_, end := p.ring.cursors()
-	slack := p.ring.limit / 4
-	if floor := end + int64(len(frame)-headerSize-p.ring.limit+slack); floor > 0 {
-		p.audience.wait(floor)
+	quarter := p.ring.limit / 4
+	for data := frame[headerSize:]; len(data) > 0; {
+		piece := data[:min(len(data), quarter)]
+		_, end := p.ring.cursors()
+		if floor := end + int64(len(piece)-p.ring.limit+quarter); floor > 0 {
+			p.audience.wait(floor)
+		}
+		p.ring.add(k, piece)
+		data = data[len(piece):]
 	}
-	return p.ring.send(k, frame)
+	return nil
 }

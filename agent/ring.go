@@ -33,7 +33,11 @@ func newRing(limit int) *ring {
 
 // send implements sink. It never blocks and never fails: the oldest bytes make room.
 func (r *ring) send(k kind, frame []byte) error {
-	data := frame[headerSize:]
+	r.add(k, frame[headerSize:])
+	return nil
+}
+
+func (r *ring) add(k kind, data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.grow(len(data))
@@ -46,7 +50,6 @@ func (r *ring) send(k kind, frame []byte) error {
 	r.start = max(r.start, r.end-int64(len(r.buffer)))
 	r.forgetRuns()
 	r.wake()
-	return nil
 }
 
 func (r *ring) wake() {

@@ -13,8 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
+from cove.agentlink.client import TerminalStream
 from cove.agentlink.session import ExecSession
 from cove.agentlink.wire import AgentHello
 from cove.core.admission import Memory
@@ -28,6 +29,7 @@ from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecResult, ExecSp
 from cove.model.image import ImageInfo
 from cove.model.sandbox import MIB, Isolation, Limits, Sandbox, Usage
 from cove.model.state import State
+from cove.model.terminals import Terminal
 from cove.store.store import open_store
 
 ISOLATION = Isolation(
@@ -47,6 +49,7 @@ class StubAgent:
         self.block: asyncio.Event | None = None
         self.claimed: tuple[dict[str, str], str | None, str | None] | None = None
         self.kept: dict[str, Command] = {}
+        self.screens: dict[str, Terminal] = {}
 
     async def claim(self, env, workdir, hostname, user=None) -> None:
         self._check()
@@ -110,6 +113,40 @@ class StubAgent:
 
     async def commands(self) -> list[Command]:
         return list(self.kept.values())
+
+    async def start_terminal(self, id, spec, *, size, keep_bytes) -> Started:  # noqa: A002 - the client's name
+        started = await self.start(id, spec, keep_bytes=keep_bytes, stdin_open=True)
+        command = self.kept.pop(id)
+        self.screens[id] = Terminal(**asdict(command), size=size)
+        return started
+
+    async def terminals(self) -> list[Terminal]:
+        return list(self.screens.values())
+
+    async def terminal(self, id) -> Terminal:  # noqa: A002 - the client's name
+        self._check()
+        if id not in self.screens:
+            raise NotFound("no such terminal")
+        return self.screens[id]
+
+    async def resize(self, id, size) -> None:  # noqa: A002 - the client's name
+        self.screens[id] = replace(await self.terminal(id), size=size)
+
+    async def forget(self, id) -> None:  # noqa: A002 - the client's name
+        del self.screens[id]
+
+    @asynccontextmanager
+    async def attach(self, id, *, cursor):  # noqa: A002 - the client's name
+        terminal = await self.terminal(id)
+
+        async def events():
+            yield Chunk(stream=Stream.STDOUT, data=b"out")
+            if self.block is not None:
+                await self.block.wait()
+            self._check()
+            yield Ended(exit=self.exit, cursor=3)
+
+        yield TerminalStream(None, events(), cursor or 0, terminal.size)
 
     async def close(self) -> None:
         self.is_closed = True

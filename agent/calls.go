@@ -78,7 +78,9 @@ var operations = map[string]operation{
 	"output": (*agent).output, "stdin": (*agent).writeStdin, "signal": (*agent).signal, "wait": (*agent).wait, "forget": (*agent).forget,
 	"attach": (*agent).attach, "resize": (*agent).resize,
 	"read": (*agent).read, "write": (*agent).write, "stat": (*agent).stat, "list": (*agent).list, "mkdir": (*agent).mkdir,
-	"move": (*agent).move, "remove": (*agent).remove, "set": (*agent).set,
+	"move": (*agent).move, "remove": (*agent).remove, "set": (*agent).set, "link": (*agent).link,
+	"find": (*agent).find, "search": (*agent).search, "replace": (*agent).replace, "usage": (*agent).usage,
+	"pack": (*agent).pack, "unpack": (*agent).unpack,
 	"dial": (*agent).dial, "claim": (*agent).claim, "stats": (*agent).stats,
 }
 

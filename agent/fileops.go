@@ -74,35 +74,3 @@ func rename(from, to string, overwrite bool) error {
 	}
 	return renameNew(from, to)
 }
-
-func (a *agent) set(_ *channel, in *call) (any, error) {
-	mode, err := modeOf(in, -1)
-	if err == nil {
-		err = checkPath(in.Path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	who, err := ownerOf(in)
-	if err != nil {
-		return nil, err
-	}
-	s, err := statPath(in.Path, false)
-	if err != nil {
-		return nil, err
-	}
-	if mode >= 0 && s.Kind == "symlink" {
-		return nil, fail("unsupported", text(in.Path)+": a link has no mode of its own")
-	}
-	if who.isSet() {
-		if err := syscall.Lchown(in.Path, int(who.uid), int(who.gid)); err != nil {
-			return nil, at(in.Path, err)
-		}
-	}
-	if mode >= 0 {
-		if err := syscall.Chmod(in.Path, uint32(mode)); err != nil {
-			return nil, at(in.Path, err)
-		}
-	}
-	return statPath(in.Path, false)
-}

@@ -16,6 +16,7 @@ type writer struct {
 	mode      int64 // -1: keep, or 0644
 	owner     owner
 	exclusive bool
+	sync      bool
 	existing  *syscall.Stat_t
 }
 
@@ -61,7 +62,13 @@ func prepareWrite(in *call) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{target: target, fd: -1, mode: mode, owner: who, exclusive: in.Exclusive}
+	own, err := fields[struct {
+		Sync bool `json:"sync"`
+	}](in)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{target: target, fd: -1, mode: mode, owner: who, exclusive: in.Exclusive, sync: own.Sync}
 	if err := w.look(in.Path); err != nil {
 		return nil, err
 	}
@@ -201,14 +208,39 @@ func (w *writer) commit() error {
 			return err
 		}
 	}
-	switch {
-	case w.temporary == "":
-		return nil
-	case w.exclusive:
-		return renameNew(w.temporary, w.target)
-	default:
-		return syscall.Rename(w.temporary, w.target)
+	if w.sync {
+		if err := syscall.Fsync(w.fd); err != nil {
+			return err
+		}
 	}
+	return w.publish()
+}
+
+// publish gives a file that was written under another name its own.
+func (w *writer) publish() error {
+	if w.temporary == "" {
+		return nil
+	}
+	var err error
+	if w.exclusive {
+		err = renameNew(w.temporary, w.target)
+	} else {
+		err = syscall.Rename(w.temporary, w.target)
+	}
+	if err != nil || !w.sync {
+		return err
+	}
+	return syncDirectory(parentOf(w.target))
+}
+
+// syncDirectory makes a rename in it survive a power cut: the file's own fsync does not (fsync(2), "Notes").
+func syncDirectory(dir string) error {
+	fd, err := syscall.Open(dir+"/", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return syscall.Fsync(fd)
 }
 
 // inherited is the existing target's owner and mode where the call does not set its own.

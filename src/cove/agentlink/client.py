@@ -1,6 +1,6 @@
 """The client of one sandbox's agent: what the engine and the core use. No policy; it does what it is told.
 
-The operations live in `commands.py`, `terminals.py`, `files.py` and `dial.py`; here is the connection's life.
+The operations live in a module for each noun; here is the connection's life.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from cove.agentlink.connection import Connection
 from cove.agentlink.dial import DialStream, open_dial
 from cove.agentlink.files import FileCalls, FileReader
 from cove.agentlink.terminals import TerminalCalls, TerminalStream
+from cove.agentlink.trees import TreeCalls
 from cove.agentlink.wire import AgentHello, AgentStats, Empty
 from cove.model.errors import AgentTimeout, SandboxGone
 
 __all__ = ["AgentClient", "AgentHello", "AgentStats", "DialStream", "FileReader", "TerminalStream"]
 
 
-class AgentClient(TerminalCalls, CommandCalls, FileCalls):
+class AgentClient(TerminalCalls, CommandCalls, FileCalls, TreeCalls):
     """One connection to an agent. Made by `connect`; usable from one event loop; calls may run concurrently (1024)."""
 
     def __init__(self, connection: Connection, hello: AgentHello) -> None:

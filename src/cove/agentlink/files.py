@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, TypeVar
 
 from cove.agentlink.channel import Channel, Refusal
 from cove.agentlink.connection import Connection
 from cove.agentlink.frames import Kind
 from cove.agentlink.refusals import file_error
-from cove.agentlink.wire import BytesReply, EventReply, ListReply, RemovedReply, StatReply
-from cove.model.files import FileInfo
+from cove.agentlink.wire import AgentHello, BytesReply, EventReply, ListReply, RemovedReply, StatReply
+from cove.model.errors import FileError
+from cove.model.files import Attributes, FileInfo
 
 T = TypeVar("T")
 
@@ -46,28 +47,34 @@ class FileReader:
         return bytes(payload)
 
 
+@asynccontextmanager
+async def opened_file(channel: Channel) -> AsyncGenerator[FileReader, None]:
+    """What a call sends that begins with a stat. Leaving early stops the agent. Raises: as FileCalls."""
+    try:
+        try:
+            first = await channel.next_item(CALL_TIMEOUT_S)
+        except Refusal as refusal:
+            raise file_error(refusal) from refusal
+        event = channel.decode(first[1], EventReply) if first is not None and first[0] is Kind.EVENT else None
+        if event is None or event.event != "file" or event.stat is None:
+            raise channel.breach("a file that does not begin with its stat")
+        yield FileReader(event.stat.to_model(), channel)
+    finally:
+        channel.cancel()
+
+
 class FileCalls:
     """The half of the client that deals with files. All raise FileError, SandboxGone, AgentTimeout, AgentViolation."""
+
+    hello: AgentHello
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    @asynccontextmanager
-    async def read(self, path: str, *, offset: int = 0, length: int = -1) -> AsyncGenerator[FileReader, None]:
+    def read(self, path: str, *, offset: int = 0, length: int = -1) -> AbstractAsyncContextManager[FileReader]:
         """Read a regular file from `offset`; `length` -1: to its end as of opening. Leaving early stops the agent."""
         call: dict[str, object] = {"op": "read", "path": path, "offset": offset, "length": length}
-        channel = self._connection.open(call, takes_output=True)
-        try:
-            try:
-                first = await channel.next_item(CALL_TIMEOUT_S)
-            except Refusal as refusal:
-                raise file_error(refusal) from refusal
-            event = channel.decode(first[1], EventReply) if first is not None and first[0] is Kind.EVENT else None
-            if event is None or event.event != "file" or event.stat is None:
-                raise channel.breach("a file that does not begin with its stat")
-            yield FileReader(event.stat.to_model(), channel)
-        finally:
-            channel.cancel()
+        return opened_file(self._connection.open(call, takes_output=True))
 
     async def write(  # noqa: PLR0913 - the operation's own fields, all by keyword
         self,
@@ -81,13 +88,18 @@ class FileCalls:
         offset: int = -1,
         uid: int = -1,
         gid: int = -1,
+        sync: bool = False,
     ) -> FileInfo:
         """Write `chunks` to `path`: atomically by default, in place with `append` or `offset`. -1: keep.
 
-        A failing source or a cancellation leaves the old file (in place: a prefix written).
+        `sync`: it is on the disk before the answer. A failing source or a cancellation leaves the old file (in place:
+        a prefix written).
         """
         call: dict[str, object] = {"op": "write", "path": path, "mode": mode, "parents": parents}
         call |= {"exclusive": exclusive, "append": append, "offset": offset, "uid": uid, "gid": gid}
+        if sync:
+            self._require_trees()
+            call["sync"] = True
         channel = self._connection.open(call)
         try:
             await channel.send_all(chunks, timeout_s=CALL_TIMEOUT_S)
@@ -126,9 +138,20 @@ class FileCalls:
         call: dict[str, object] = {"op": "remove", "path": path, "recursive": recursive}
         return (await self._file_call(call, RemovedReply, timeout_s=TREE_TIMEOUT_S)).removed
 
-    async def set_attributes(self, path: str, *, mode: int = -1, uid: int = -1, gid: int = -1) -> FileInfo:
-        """Change mode and owner; -1: leave alone."""
-        return await self._stat({"op": "set", "path": path, "mode": mode, "uid": uid, "gid": gid})
+    async def set_attributes(self, path: str, change: Attributes) -> FileInfo:
+        """Change modes and owners."""
+        call: dict[str, object] = {"op": "set", "path": path, "mode": change.mode, "uid": change.uid, "gid": change.gid}
+        if change.owner or change.group or change.recursive:
+            self._require_trees()
+            call |= {"owner": change.owner, "owner_group": change.group, "recursive": change.recursive}
+            if change.directory_mode >= 0:
+                call["directory_mode"] = change.directory_mode
+        return await self._stat(call, timeout_s=TREE_TIMEOUT_S if change.recursive else CALL_TIMEOUT_S)
+
+    def _require_trees(self) -> None:
+        # An older agent would ignore the new fields of an old operation, and do less than was asked for.
+        if "trees" not in self.hello.features:
+            raise FileError("the sandbox was started by an older server, which lacks this", reason="unsupported")
 
     async def _stat(self, call: dict[str, object], *, timeout_s: float = CALL_TIMEOUT_S) -> FileInfo:
         return (await self._file_call(call, StatReply, timeout_s=timeout_s)).to_model()

@@ -21,7 +21,7 @@ from cove.model.files import FileInfo, FileKind
 from cove.model.terminals import Terminal, TerminalSize
 
 MAX_TEXT: Final = 1024
-_MAX_PATH_TEXT: Final = 8192
+MAX_PATH_TEXT: Final = 8192
 """A path of 4096 bytes under a directory of as many: more is not shown."""
 
 _FAR_FUTURE_S: Final = 253_402_300_799.0
@@ -172,7 +172,7 @@ class StatReply(Struct, frozen=True):
     def to_model(self) -> FileInfo:
         """The entry as the core knows it, texts cut."""
         return FileInfo(
-            path=self.path[:_MAX_PATH_TEXT],
+            path=self.path[:MAX_PATH_TEXT],
             name=self.name[:MAX_TEXT],
             kind=self.kind,
             size=self.size,
@@ -180,7 +180,7 @@ class StatReply(Struct, frozen=True):
             uid=self.uid,
             gid=self.gid,
             mtime=_seconds(self.mtime),
-            target=None if self.target is None else self.target[:_MAX_PATH_TEXT],
+            target=None if self.target is None else self.target[:MAX_PATH_TEXT],
         )
 
 

@@ -33,6 +33,7 @@ from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.terminals import Terminals
+from cove.core.trees import Trees
 from cove.core.workbench import Tools
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, SystemClock, sleep
@@ -59,6 +60,7 @@ class Core:
     sandboxes: Sandboxes
     execs: Execs
     files: Files
+    trees: Trees
     ports: Ports
     terminals: Terminals
     keys: Keys
@@ -196,6 +198,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         sandboxes=sandboxes,
         execs=execs,
         files=files,
+        trees=Trees(parts.directory),
         ports=Ports(parts.directory),
         terminals=Terminals(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),

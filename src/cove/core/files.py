@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from cove.agentlink.client import FileReader
 from cove.core.access import require
 from cove.core.directory import Directory
-from cove.core.validation import check_count, check_mode, check_owner, check_page, check_path
+from cove.core.validation import check_count, check_mode, check_owner, check_page, check_path, check_principal
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest
-from cove.model.files import FileInfo, FilePage
+from cove.model.files import Attributes, FileInfo, FilePage
 
 OFFSETS = (0, 2**63 - 1)
 
@@ -69,10 +69,11 @@ class Files:
         offset: int = -1,
         uid: int = -1,
         gid: int = -1,
+        sync: bool = False,
     ) -> FileInfo:
         """Write a file of any size: whole or not at all, unless `append` or `offset` is given.
 
-        Cancelling leaves the old one.
+        `sync`: it survives a power cut once this returns. Cancelling leaves the old one.
         """
         require(who, Scope.FILES)
         check_path(path)
@@ -91,6 +92,7 @@ class Files:
                 offset=offset,
                 uid=uid,
                 gid=gid,
+                sync=sync,
             )
 
     async def mkdir(self, who: Principal, ref: str, path: str, *, mode: int = 0o755, parents: bool = False) -> FileInfo:
@@ -116,14 +118,19 @@ class Files:
         async with self._directory.live(who, ref).lease() as box:
             return await box.agent.remove(path, recursive=recursive)
 
-    async def set_attributes(  # noqa: PLR0913 - the attributes, all by name
-        self, who: Principal, ref: str, path: str, *, mode: int = -1, uid: int = -1, gid: int = -1
-    ) -> FileInfo:
-        """Change permission bits or owners; -1 leaves as it is."""
+    async def set_attributes(self, who: Principal, ref: str, path: str, change: Attributes) -> FileInfo:
+        """Change permission bits or owners, with `recursive` of a whole tree. Cancelling leaves some changed."""
         require(who, Scope.FILES)
         check_path(path)
-        check_mode(mode)
-        check_owner(uid, "uid")
-        check_owner(gid, "gid")
+        check_mode(change.mode)
+        check_mode(change.directory_mode, "directory_mode")
+        check_owner(change.uid, "uid")
+        check_owner(change.gid, "gid")
+        check_principal(change.owner, "owner")
+        check_principal(change.group, "group")
+        if (change.owner and change.uid >= 0) or (change.group and change.gid >= 0):
+            raise BadRequest("owner excludes uid, and group gid", field="owner")
+        if change.directory_mode >= 0 and not change.recursive:
+            raise BadRequest("directory_mode goes with recursive", field="directory_mode")
         async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.set_attributes(path, mode=mode, uid=uid, gid=gid)
+            return await box.agent.set_attributes(path, change)

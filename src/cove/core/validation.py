@@ -217,6 +217,12 @@ def check_owner(value: int, field: str) -> None:
     _range(value, (-1, 65535), field)
 
 
+def check_principal(value: str, field: str) -> None:
+    """A user's or group's name or number inside; "": none."""
+    if len(_utf8(value, field)) > 255 or any(c in value for c in "\0\n:"):  # noqa: PLR2004 - as NAME_MAX
+        raise BadRequest(f"{field} is a name or a number", field=field)
+
+
 def check_command_id(value: str) -> None:
     """The id of a command, as the agent takes it."""
     if _COMMAND_ID.fullmatch(value) is None:

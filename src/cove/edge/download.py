@@ -61,7 +61,8 @@ class Download:
 
     `open_at(offset, length)` gives a context with a reader and the number of bytes to announce (None: not known
     beforehand, as for the files of /proc, whose size is 0). If the file shrinks while it is read, the connection is cut
-    short of what was announced, so that a client never takes a part for the whole.
+    short of what was announced, so that a client never takes a part for the whole. `media_type`: of something that is
+    made as it goes, of which no part can be had alone.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Download:
         open_at: Callable[[int, int], AbstractAsyncContextManager[tuple[Reader, int | None]]],
         span: Span | None,
         headers: Headers,
+        media_type: str = "",
     ) -> None:
+        self._media_type = media_type
         self._open_at = open_at
         self._span = span
         self._headers = headers
@@ -94,8 +97,8 @@ class Download:
     def _head(self, size: int | None) -> Headers:
         headers: Headers = [
             *self._headers,
-            (b"content-type", b"application/octet-stream"),
-            (b"accept-ranges", b"bytes"),
+            (b"content-type", self._media_type.encode() or b"application/octet-stream"),
+            (b"accept-ranges", b"none" if self._media_type else b"bytes"),
         ]
         if size is not None:
             headers.append((b"content-length", b"%d" % size))

@@ -6,13 +6,13 @@ lost the connection. Leaving (client gone, server stopping) closes the source, w
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Generic, TypeVar
 
 from cove.edge.errors import ClientGone, Malformed, ServerStopping, Where
 from cove.edge.exchange import Exchange
+from cove.edge.heartbeat import Heartbeat
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import ErrorWriter
 from cove.model.errors import CoveError
@@ -63,7 +63,7 @@ class Events(Generic[E]):
         encode = self._encode
         try:
             async with interruptible(exchange), self._source as events:
-                beat = _Heartbeat(exchange)
+                beat = Heartbeat(exchange, HEADERS, PING)
                 try:
                     async for value in events:
                         await beat.send(encode(value))
@@ -79,54 +79,3 @@ class Events(Generic[E]):
                 await exchange.write(b"", more=False)
                 return
         await exchange.write(b"", more=False)
-
-
-class _Heartbeat:
-    """Writes to the exchange, and a ping whenever nothing was written for a while.
-
-    The head goes out with the first write: at once when the source has an event, else with a ping after 50 ms, so that
-    a client learns that its stream is open.
-    """
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._is_writing = False
-        self._task: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(0.05, self._tick)
-
-    async def send(self, data: bytes) -> None:
-        while self._is_writing:  # a ping is on its way: rare, and over as soon as the client reads
-            await asyncio.sleep(0.001)
-        await self._write(data)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _write(self, data: bytes) -> None:
-        self._is_writing = True
-        try:
-            if not self._exchange.has_started:
-                await self._exchange.start(200, list(HEADERS))
-            await self._exchange.write(data)
-        finally:
-            self._is_writing = False
-            self._last = self._loop.time()
-
-    def _tick(self) -> None:
-        silent = self._loop.time() - self._last
-        due = self._exchange.limits.ping_s if self._exchange.has_started else 0.0
-        if silent >= due and not self._is_writing:
-            self._is_writing = True
-            self._task = self._loop.create_task(self._ping())
-            silent = 0.0
-        self._timer = self._loop.call_later(max(self._exchange.limits.ping_s - silent, 0.01), self._tick)
-
-    async def _ping(self) -> None:
-        try:
-            await self._write(PING)
-        except ClientGone:
-            return  # the stream's own watcher sees it too, and ends the stream

@@ -35,3 +35,19 @@ class FilePage(Struct, frozen=True, kw_only=True):
 
     entries: tuple[FileInfo, ...]
     cursor: str | None
+
+
+class Attributes(Struct, frozen=True, kw_only=True):
+    """What is to change of an entry; -1 and "" leave as it is.
+
+    `owner` and `group` are names of the sandbox's own passwd and group, or numbers. `recursive`: also of all below a
+    directory, links excepted for modes; `directory_mode` then is for directories, -1: the same as `mode`.
+    """
+
+    mode: int = -1
+    uid: int = -1
+    gid: int = -1
+    owner: str = ""
+    group: str = ""
+    recursive: bool = False
+    directory_mode: int = -1

@@ -15,7 +15,7 @@ import pytest
 from cove.agentlink.client import AgentClient
 from cove.model.errors import AgentTimeout, BadRequest, Conflict, FileError, NotFound, SandboxGone
 from cove.model.execs import Chunk, Ended, ExecSpec, Gap, Paused, Started, Stream, Why
-from cove.model.files import FileKind
+from cove.model.files import Attributes, FileKind
 
 if TYPE_CHECKING:
     from conftest import RunningAgent
@@ -326,10 +326,10 @@ async def test_directories_are_made_moved_and_removed(client: AgentClient, tmp_p
 async def test_attributes_of_a_link_are_its_own(client: AgentClient, tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     (tmp_path / "l").symlink_to("f")
-    assert (await client.set_attributes(str(tmp_path / "f"), mode=0o400)).mode == 0o400
+    assert (await client.set_attributes(str(tmp_path / "f"), Attributes(mode=0o400))).mode == 0o400
     assert (await client.stat(str(tmp_path / "l"))).target == "f"
     with pytest.raises(FileError) as caught:
-        await client.set_attributes(str(tmp_path / "l"), mode=0o400)
+        await client.set_attributes(str(tmp_path / "l"), Attributes(mode=0o400))
     assert caught.value.reason == "unsupported"
 
 

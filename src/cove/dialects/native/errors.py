@@ -40,6 +40,7 @@ ROWS: Final = MappingProxyType(
         "file-error/not_empty": Row(409, "file-error"),
         "file-error/busy": Row(409, "file-error"),
         "file-error/permission": Row(403, "file-error"),
+        "file-error/too_large": Row(413, "file-error"),
         "file-error/no_space": Row(507, "file-error"),
         "engine-failure": Row(500, "engine-failure"),
         # Those that only HTTP has.

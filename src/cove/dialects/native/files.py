@@ -57,6 +57,7 @@ async def write_file(call: Call[None, wire.UploadQuery]) -> Json:
         mode=mode_of(query.mode),
         parents=query.parents,
         exclusive=query.exclusive,
+        sync=query.sync,
     )
     return Json(file_view(info))
 
@@ -72,20 +73,6 @@ async def move_file(call: Call[wire.Move, Nothing]) -> Json:
     """Rename."""
     body, ref = call.body, sandbox_ref(call.path["id"])
     info = await call.core.files.move(call.who, ref, body.source, body.target, overwrite=body.overwrite)
-    return Json(file_view(info))
-
-
-async def set_attributes(call: Call[wire.SetAttributes, Nothing]) -> Json:
-    """Change mode or owners."""
-    body = call.body
-    info = await call.core.files.set_attributes(
-        call.who,
-        sandbox_ref(call.path["id"]),
-        body.path,
-        mode=mode_of(body.mode, where=Where.BODY),
-        uid=-1 if body.uid is None else body.uid,
-        gid=-1 if body.gid is None else body.gid,
-    )
     return Json(file_view(info))
 
 
@@ -121,17 +108,6 @@ OPS: Final = (
         description="Links are not followed.",
         tag=TAG,
         query=wire.PathQuery,
-        answer=wire.FileInfo,
-        scopes=(Scope.FILES,),
-        errors=ERRORS,
-    ),
-    Op(
-        method="PATCH",
-        path="/sandboxes/{id}/files",
-        handler=set_attributes,
-        summary="Change mode or owners",
-        tag=TAG,
-        body=wire.SetAttributes,
         answer=wire.FileInfo,
         scopes=(Scope.FILES,),
         errors=ERRORS,

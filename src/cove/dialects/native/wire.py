@@ -123,15 +123,6 @@ class Move(Request, frozen=True, rename={"source": "from", "target": "to"}):
     overwrite: bool = False
 
 
-class SetAttributes(Request, frozen=True):
-    """Attributes to change; what is not named stays."""
-
-    path: Path
-    mode: Mode | None = None
-    uid: Owner | None = None
-    gid: Owner | None = None
-
-
 class SandboxQuery(Request, frozen=True):
     """Filters of a list. `metadata.KEY=VALUE` may be repeated for several keys."""
 
@@ -181,6 +172,7 @@ class UploadQuery(PathQuery, frozen=True):
     mode: Mode | None = None
     parents: bool = True
     exclusive: bool = False
+    sync: Annotated[bool, Meta(description="On the disk before the answer: it survives a power cut.")] = False
 
 
 class RemoveQuery(PathQuery, frozen=True):

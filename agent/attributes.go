@@ -56,7 +56,7 @@ func (a *agent) set(ch *channel, in *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	change := attributes{who, mode, or(own.DirectoryMode, mode)}
+	change := attributeChange{who, mode, or(own.DirectoryMode, mode)}
 	if change.directoryMode < -1 || change.directoryMode > maxMode {
 		return nil, fail("invalid", "directory_mode must be from 0 to 0o7777")
 	}
@@ -78,8 +78,8 @@ func (a *agent) set(ch *channel, in *call) (any, error) {
 	return statPath(in.Path, false)
 }
 
-// attributes are what is to be changed; -1: not.
-type attributes struct {
+// attributeChange is what is to be changed; -1: not.
+type attributeChange struct {
 	who           owner
 	mode          int64
 	directoryMode int64
@@ -87,7 +87,7 @@ type attributes struct {
 
 // tree changes all below path and path itself: directories after their content, so that a mode which locks them does
 // not stop us. Links get the owner, never what they lead to.
-func (c attributes) tree(ch *channel, path string) error {
+func (c attributeChange) tree(ch *channel, path string) error {
 	w := &walker{ch: ch, root: trimSlash(path), strict: true}
 	w.visit = func(e *entry) error {
 		if e.isDirectory() {
@@ -99,7 +99,7 @@ func (c attributes) tree(ch *channel, path string) error {
 	return w.run()
 }
 
-func (c attributes) entry(w *walker, e *entry) error {
+func (c attributeChange) entry(w *walker, e *entry) error {
 	err := c.apply(e.dir, e.name, kindOfMode(e.st.Mode))
 	if errors.Is(err, syscall.ENOENT) && e.path != "" {
 		return nil // gone since we looked
@@ -108,7 +108,7 @@ func (c attributes) entry(w *walker, e *entry) error {
 }
 
 // apply sets owner, then mode: chown clears setuid. The mode goes through a descriptor that is no link's.
-func (c attributes) apply(dir int, name, kind string) error {
+func (c attributeChange) apply(dir int, name, kind string) error {
 	if err := chownAt(dir, name, c.who); err != nil {
 		return err
 	}

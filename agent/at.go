@@ -17,14 +17,15 @@ const (
 	openNew   = syscall.O_WRONLY | syscall.O_CREAT | syscall.O_EXCL | syscall.O_NOFOLLOW | syscall.O_CLOEXEC
 )
 
-// pathCall is a system call on (dir, name) with up to three more arguments.
-func pathCall(number uintptr, dir int, name string, a, b, c uintptr) (uintptr, error) {
+// pathCall is a system call on (dir, name, memory, number). The pointer stays one until the call itself: memory that is
+// known by its number alone may move.
+func pathCall(number uintptr, dir int, name string, memory unsafe.Pointer, last uintptr) (uintptr, error) {
 	p, err := syscall.BytePtrFromString(name)
 	if err != nil {
 		return 0, err
 	}
 	for {
-		r, _, errno := syscall.Syscall6(number, uintptr(dir), uintptr(unsafe.Pointer(p)), a, b, c, 0)
+		r, _, errno := syscall.Syscall6(number, uintptr(dir), uintptr(unsafe.Pointer(p)), uintptr(memory), last, 0, 0)
 		if errno == 0 {
 			return r, nil
 		}
@@ -35,13 +36,13 @@ func pathCall(number uintptr, dir int, name string, a, b, c uintptr) (uintptr, e
 }
 
 func statAt(dir int, name string, st *syscall.Stat_t) error {
-	_, err := pathCall(sysFstatat, dir, name, uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0)
+	_, err := pathCall(sysFstatat, dir, name, unsafe.Pointer(st), atSymlinkNoFollow)
 	return err
 }
 
 func readlinkAt(dir int, name string) (string, error) {
 	buffer := make([]byte, maxPath)
-	n, err := pathCall(syscall.SYS_READLINKAT, dir, name, uintptr(unsafe.Pointer(&buffer[0])), uintptr(len(buffer)), 0)
+	n, err := pathCall(syscall.SYS_READLINKAT, dir, name, unsafe.Pointer(&buffer[0]), uintptr(len(buffer)))
 	return string(buffer[:n]), err
 }
 
@@ -62,18 +63,25 @@ func symlinkAt(target string, dir int, name string) error {
 
 // linkAt makes a hard link, to a link itself if that is what is there.
 func linkAt(fromDir int, from string, toDir int, to string) error {
-	p, err := syscall.BytePtrFromString(to)
+	f, err := syscall.BytePtrFromString(from)
 	if err != nil {
 		return err
 	}
-	_, err = pathCall(syscall.SYS_LINKAT, fromDir, from, uintptr(toDir), uintptr(unsafe.Pointer(p)), 0)
-	return err
+	t, err := syscall.BytePtrFromString(to)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall6(syscall.SYS_LINKAT, uintptr(fromDir), uintptr(unsafe.Pointer(f)), uintptr(toDir), uintptr(unsafe.Pointer(t)), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func setTimeAt(dir int, name string, when time.Time) error {
 	stamp := syscall.NsecToTimespec(max(when.UnixNano(), 0))
 	times := [2]syscall.Timespec{stamp, stamp}
-	_, err := pathCall(syscall.SYS_UTIMENSAT, dir, name, uintptr(unsafe.Pointer(&times)), atSymlinkNoFollow, 0)
+	_, err := pathCall(syscall.SYS_UTIMENSAT, dir, name, unsafe.Pointer(&times), atSymlinkNoFollow)
 	return err
 }
 

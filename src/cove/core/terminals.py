@@ -30,6 +30,8 @@ from cove.model.execs import KEPT_OUTPUT_BYTES, ExecEvent, ExecSpec
 from cove.model.ids import new_core_id
 from cove.model.terminals import Terminal, TerminalSize
 
+__all__ = ["TerminalStream", "Terminals"]
+
 _CURSOR: Final = (0, 2**63 - 1)
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import time
 
 import pytest
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import connect
+
+from terminal_support import Viewer
 
 
 def opened(server, box, **body):
@@ -185,3 +191,135 @@ def test_a_resize_is_seen_by_a_job_of_a_shell(server, box):
     server.client.post(f"{at}/input", content=b"echo st''atus $?; exit 4\r")
     text, exit_ = drained(server, at)
     assert ("status 130" in text, exit_["exit_code"]) == (True, 4)
+
+
+def test_who_attaches_sees_types_resizes_and_learns_the_exit_code(server, box):
+    at = opened(server, box, command="echo hello; read a; stty size; exit 5", cols=90, rows=20)
+    with Viewer(server, at) as viewer:
+        assert viewer.first == {"type": "attached", "cursor": 0, "cols": 90, "rows": 20}
+        viewer.until(b"hello\r\n").say(type="resize", cols=91, rows=21)
+        while server.client.get(at).json()["cols"] != 91:
+            time.sleep(0.01)
+        viewer.peer.send(b"x\r")
+        assert viewer.ended() == {"type": "exit", "exit": 5, "why": "exited", "signal": None, "cursor": viewer.cursor}
+        assert viewer.seen == b"hello\r\nx\r\n21 91\r\n"
+    with Viewer(server, at, cursor=7) as again:
+        assert (again.ended()["exit"], again.seen) == (5, b"x\r\n21 91\r\n")
+
+
+def test_control_c_and_a_signal_reach_the_program(server, box):
+    for how in ("typed", "sent"):
+        at = opened(server, box, command="echo on; exec sleep 60")
+        with Viewer(server, at) as viewer:
+            viewer.until(b"on\r\n")
+            viewer.peer.send(b"\x03") if how == "typed" else viewer.say(type="signal", signal="INT")
+            last = viewer.ended()
+            assert (last["exit"], last["signal"], last["why"]) == (130, 2, "killed")
+
+
+def test_several_viewers_see_the_same_and_one_leaving_changes_nothing(server, box):
+    at = opened(server, box, command="read a; read b; echo $b")
+    with Viewer(server, at) as one:
+        with Viewer(server, at) as two:
+            two.peer.send(b"first\r")
+            one.until(b"first\r\n")
+            two.until(b"first\r\n")
+        one.peer.send(b"second\r")
+        one.ended()
+    assert one.seen == b"first\r\nsecond\r\nsecond\r\n"
+
+
+def test_coming_back_with_the_cursor_repeats_and_loses_nothing(server, box):
+    at = opened(server, box, command="for i in $(seq 2000); do echo line $i; done; read a")
+    seen, cursor = bytearray(), None
+    while b"line 2000\r\n" not in seen:
+        with Viewer(server, at, cursor) as viewer:
+            viewer.take()
+            seen, cursor = seen + viewer.seen, viewer.cursor
+    assert seen.split(b"\r\n")[:2000] == [b"line %d" % n for n in range(1, 2001)]
+    with Viewer(server, at, cursor) as viewer:
+        viewer.peer.send(b"\r")
+        assert viewer.ended()["cursor"] == len(seen) + 2
+
+
+def test_ten_megabytes_arrive_whole(server, box):
+    at = opened(server, box, command="stty -opost; seq 1400000 | sha256sum; seq 1400000")
+    with Viewer(server, at) as viewer:
+        assert viewer.ended()["exit"] == 0
+    digest, _, rest = viewer.seen.partition(b"  -\n")
+    assert (hashlib.sha256(rest).hexdigest(), len(rest) > 10_000_000, viewer.lost) == (digest.decode(), True, 0)
+
+
+def test_bytes_pass_untouched(server, box):
+    data = bytes(range(256)) + b"\x1b]0;title\x07\x1b[2J\x1b[9999;9999H\x1b[6n\x1bP$q\x9c" + b"\xff\xfe" * 10
+    at = opened(server, box, command="stty raw -echo; echo ready; head -c 1000 | head -c 1000")
+    with Viewer(server, at) as viewer:
+        viewer.until(b"ready").seen.clear()
+        viewer.peer.send((data * 5)[:1000])
+        viewer.ended()
+    assert viewer.seen.lstrip(b"\r\n") == (data * 5)[:1000]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "{}",
+        "[" * 5000,
+        '{"type":"resize"}',
+        '{"type":"resize","cols":0,"rows":1}',
+        '{"type":"resize","cols":80,"rows":24,"more":1}',
+        '{"type":"signal","signal":"NO"}',
+        '{"type":"exit"}',
+    ],
+)
+def test_a_text_message_that_is_none_ends_the_socket_with_its_reason(server, box, text):
+    at = opened(server, box, command="read a")
+    with Viewer(server, at) as viewer:
+        viewer.peer.send(text)
+        error = json.loads(viewer.peer.recv(timeout=10))
+        assert (error["type"], error["code"]) == ("error", "bad-request")
+        with pytest.raises(ConnectionClosedError):
+            viewer.peer.recv(timeout=10)
+    assert server.client.get(at).json()["running"]
+    server.client.delete(at)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("t0123456789ab/attach", 404),
+        ("c0123456789ab/attach", 404),
+        ("{id}/attach?cursor=-1", 400),
+        ("{id}/attach?cursor=99999999", 400),
+        ("{id}/attach?no=1", 400),
+    ],
+)
+def test_what_cannot_be_attached_is_a_status(server, box, path, status):
+    at = opened(server, box, command="read a")
+    url = f"{server.url}/api/v1/sandboxes/{box}/terminals/".replace("http", "ws", 1) + path.format(id=at[-13:])
+    for key, expected in ((server.key, status), ("cove_no_such_key", 401)):
+        head = {"Authorization": f"Bearer {key}"}
+        with pytest.raises(InvalidStatus) as caught, connect(url, additional_headers=head):
+            pass
+        assert caught.value.response.status_code == expected
+    assert server.client.get(f"{at}/attach").status_code == 426
+    server.client.delete(at)
+
+
+def test_forgetting_an_attached_terminal_is_its_end(server, box):
+    at = opened(server, box)
+    with Viewer(server, at) as viewer:
+        viewer.take()
+        server.client.delete(at)
+        assert viewer.ended()["why"] in {"killed", "exited"}
+
+
+def test_a_sandbox_that_ends_is_the_terminals_end(server):
+    made = server.sandbox()
+    at = opened(server, made["id"], command="echo on; read a")
+    with Viewer(server, at) as viewer:
+        viewer.until(b"on")
+        server.client.delete(f"/sandboxes/{made['id']}")
+        assert viewer.ended()["why"] == "sandbox-gone"

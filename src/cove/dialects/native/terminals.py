@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from cove.core.terminals import TerminalStream
 from cove.dialects.native import wire, wire_terminals
+from cove.dialects.native.attached import Attached
 from cove.dialects.native.commands import ERRORS
 from cove.dialects.native.translate import event_encoder, output_view, sandbox_ref, signal_of
 from cove.dialects.native.translate_terminals import size_of, terminal_spec, terminal_view
 from cove.edge.ops import Answer, Call, Json, Nothing, Op, Raw, empty
 from cove.edge.sse import LAST_EVENT_ID, Events, resumed_at
+from cove.edge.websocket import WebSocket
 from cove.model.access import Scope
 from cove.model.errors import Conflict, Unsupported
 
@@ -85,6 +88,13 @@ async def signal_terminal(call: Call[wire.Signal, Nothing]) -> Raw:
     ref = sandbox_ref(call.path["id"])
     await call.core.terminals.signal(call.who, ref, call.path["terminal"], signal_of(call.body))
     return empty()
+
+
+async def attach_terminal(call: Call[None, wire_terminals.AttachQuery]) -> WebSocket[TerminalStream]:
+    """Look and type."""
+    ref, terminal, core = sandbox_ref(call.path["id"]), call.path["terminal"], call.core.terminals
+    source = core.attach(call.who, ref, terminal, cursor=call.query.cursor)
+    return WebSocket(source, Attached(core, call.who, ref, terminal).run)
 
 
 OPS: Final = (
@@ -181,5 +191,21 @@ OPS: Final = (
         status=204,
         scopes=(Scope.EXEC,),
         errors=(*ERRORS, Conflict),
+    ),
+    Op(
+        method="GET",
+        path="/sandboxes/{id}/terminals/{terminal}/attach",
+        handler=attach_terminal,
+        summary="Attach to a terminal",
+        description="A WebSocket: binary messages are output and input. Text messages from the server: first "
+        '`{"type":"attached","cursor","cols","rows"}`, `{"type":"gap","lost"}`, last '
+        '`{"type":"exit","exit","why","signal","cursor"}`, then it closes with 1000; from the client: '
+        '`{"type":"resize","cols","rows"}`, `{"type":"signal","signal"}`. Without `cursor` the kept output comes '
+        "first. Closing it leaves the terminal as it is; after 1012 attach again with the cursor that was reached.",
+        tag=TERMINALS,
+        query=wire_terminals.AttachQuery,
+        scopes=(Scope.EXEC,),
+        errors=(*ERRORS, Unsupported),
+        websocket=True,
     ),
 )

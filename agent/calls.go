@@ -81,6 +81,7 @@ var operations = map[string]operation{
 	"move": (*agent).move, "remove": (*agent).remove, "set": (*agent).set, "link": (*agent).link,
 	"find": (*agent).find, "search": (*agent).search, "replace": (*agent).replace, "usage": (*agent).usage,
 	"pack": (*agent).pack, "unpack": (*agent).unpack,
+	"watch_start": (*agent).watchStart, "watches": (*agent).listWatches, "watch_events": (*agent).watchEvents, "watch_stop": (*agent).watchStop,
 	"dial": (*agent).dial, "claim": (*agent).claim, "stats": (*agent).stats,
 }
 

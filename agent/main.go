@@ -66,13 +66,14 @@ type agent struct {
 	reaper   *reaper
 	commands *registry
 	defaults defaults
+	watches  *watches
 	listener *listener
 	stopping chan struct{}
 }
 
 func newAgent(socket string) *agent {
 	r := newReaper()
-	return &agent{socket: socket, started: time.Now(), reaper: r, commands: newRegistry(r), stopping: make(chan struct{})}
+	return &agent{socket: socket, started: time.Now(), reaper: r, commands: newRegistry(r), watches: newWatches(), stopping: make(chan struct{})}
 }
 
 // openStandardStreams makes sure that 0, 1 and 2 are taken: a runtime that starts us with them closed would otherwise

@@ -16,13 +16,14 @@ from cove.agentlink.dial import DialStream, open_dial
 from cove.agentlink.files import FileCalls, FileReader
 from cove.agentlink.terminals import TerminalCalls, TerminalStream
 from cove.agentlink.trees import TreeCalls
+from cove.agentlink.watches import WatchCalls
 from cove.agentlink.wire import AgentHello, AgentStats, Empty
 from cove.model.errors import AgentTimeout, SandboxGone
 
 __all__ = ["AgentClient", "AgentHello", "AgentStats", "DialStream", "FileReader", "TerminalStream"]
 
 
-class AgentClient(TerminalCalls, CommandCalls, FileCalls, TreeCalls):
+class AgentClient(TerminalCalls, CommandCalls, FileCalls, TreeCalls, WatchCalls):
     """One connection to an agent. Made by `connect`; usable from one event loop; calls may run concurrently (1024)."""
 
     def __init__(self, connection: Connection, hello: AgentHello) -> None:

@@ -127,7 +127,7 @@ class CommandReply(Struct, frozen=True):
             id=self.id,
             pid=self.pid,
             argv=self.argv,
-            started_at=_seconds(self.started_at),
+            started_at=seconds(self.started_at),
             running=self.running,
             exit=None if self.running or self.exit is None else self.exit.to_model(),
             cursor=self.cursor,
@@ -179,7 +179,7 @@ class StatReply(Struct, frozen=True):
             mode=self.mode,
             uid=self.uid,
             gid=self.gid,
-            mtime=_seconds(self.mtime),
+            mtime=seconds(self.mtime),
             target=None if self.target is None else self.target[:MAX_PATH_TEXT],
         )
 
@@ -248,6 +248,7 @@ def exec_fields(spec: ExecSpec) -> dict[str, object]:
     }
 
 
-def _seconds(value: float) -> float:
+def seconds(value: float) -> float:
+    """A time that the agent tells, as Unix seconds that can be shown."""
     # A year of 10^300 would break every formatter behind us; the file is then simply of 1970.
     return value if math.isfinite(value) and 0 <= value < _FAR_FUTURE_S else 0.0

@@ -34,6 +34,7 @@ from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.terminals import Terminals
 from cove.core.trees import Trees
+from cove.core.watches import Watches
 from cove.core.workbench import Tools
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, SystemClock, sleep
@@ -63,6 +64,7 @@ class Core:
     trees: Trees
     ports: Ports
     terminals: Terminals
+    watches: Watches
     keys: Keys
     projects: Projects
     images: Images
@@ -201,6 +203,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         trees=Trees(parts.directory),
         ports=Ports(parts.directory),
         terminals=Terminals(parts.directory),
+        watches=Watches(parts.directory),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
         images=parts.images,

@@ -6,7 +6,7 @@ table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 
 from __future__ import annotations
 
-from cove.dialects.native import commands, errors, files, images, sandboxes, server, tcp, terminals, trees
+from cove.dialects.native import commands, errors, files, images, sandboxes, server, tcp, terminals, trees, watches
 from cove.edge.dialect import Dialect
 
 PREFIX = "/api/v1"
@@ -17,7 +17,17 @@ def dialect() -> Dialect:
     return Dialect(
         name="native",
         prefix=PREFIX,
-        ops=(*sandboxes.OPS, *commands.OPS, *files.OPS, *trees.OPS, *images.OPS, *tcp.OPS, *terminals.OPS, *server.OPS),
+        ops=(
+            *sandboxes.OPS,
+            *commands.OPS,
+            *files.OPS,
+            *trees.OPS,
+            *watches.OPS,
+            *images.OPS,
+            *tcp.OPS,
+            *terminals.OPS,
+            *server.OPS,
+        ),
         errors=errors.TABLE,
         key_prefixes=("cove_",),
     )

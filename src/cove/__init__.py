@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.units import UNSET
+    from cove.sdk.watches import Change, Watch
 
 __version__: Final = "0.1.0"
 
@@ -66,6 +67,7 @@ __all__ = [
     "BadAnswer",
     "BadRequest",
     "CapacityExceeded",
+    "Change",
     "Chunk",
     "Client",
     "CommandFailed",
@@ -97,6 +99,7 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "Unsupported",
+    "Watch",
     "__version__",
     "aio",
     "close",
@@ -116,6 +119,7 @@ _HOME: Final = {
     **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
     "Sandbox": "sandbox",
     "UNSET": "units",
+    **dict.fromkeys(("Change", "Watch"), "watches"),
 }
 """Public name -> module below `cove.sdk`; every other name of `__all__` is an error."""
 

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "rm": "sandbox",
     "cp": "cp",
     "logs": "logs",
+    "watch": "watch",
     "open": "open",
     "serve": "serve",
     "down": "down",

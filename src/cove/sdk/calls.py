@@ -257,9 +257,11 @@ def forget(ref: str, job_id: str) -> Call[None]:
     return Call("DELETE", job_path(ref, job_id), nothing, retry=Retry.LOST)
 
 
-def output(ref: str, job_id: str, *, cursor: int, limit: int) -> Call[dict[str, Any]]:
+def output(ref: str, job_id: str, *, cursor: int, limit: int, wait_s: float | None = None) -> Call[dict[str, Any]]:
     """GET …/output: what is there now, from `cursor`."""
     query = {"cursor": str(cursor), "limit": str(limit), "encoding": "base64"}
+    if wait_s:
+        query["wait_s"] = str(wait_s)
     return Call("GET", job_path(ref, job_id, "/output"), checked, query=query, retry=Retry.LOST)
 
 

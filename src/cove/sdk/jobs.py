@@ -133,9 +133,11 @@ class Job:
         self._info = self._client.call(calls.job(self._ref, self._id))
         return self._info
 
-    def output(self, *, limit: int = 1 << 20) -> list[Chunk]:
-        """Return what has been written since `seen`, at most `limit` bytes, without waiting."""
-        wire = self._client.call(calls.output(self._ref, self._id, cursor=self.seen, limit=limit))
+    def output(self, *, limit: int = 1 << 20, wait: Duration | None = None) -> list[Chunk]:
+        """Return what has been written since `seen`, at most `limit` bytes; `wait`: so long for the first of them."""
+        wait_s = parse_seconds(wait, "wait")
+        call = calls.output(self._ref, self._id, cursor=self.seen, limit=limit, wait_s=wait_s)
+        wire = self._client.call(call)
         return read_output(self._reader, wire)
 
     def wait(self, timeout: Duration | None = None) -> Exit | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from cove.sdk import calls
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cove.sdk.jobs import Job, Running
     from cove.sdk.models import Isolation, SandboxInfo, Usage
     from cove.sdk.results import Result
+    from cove.sdk.watches import Watch
 
 
 class Sandbox:
@@ -175,6 +176,39 @@ class Sandbox:
 
         infos = self._client.call(calls.jobs(self._ref))
         return [Job(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- watches
+
+    def watch(
+        self,
+        path: str,
+        *,
+        recursive: bool = True,
+        kinds: Iterable[str] | None = None,
+        glob: str | None = None,
+        keep_events: int | None = None,
+    ) -> Watch:
+        """Watch a directory: what happens from now on is kept, and yielded by iterating. Leaving a `with` ends it.
+
+        `kinds`: some of `create`, `modify`, `attributes`, `remove`, `move`; None: all. `glob`: `"*.py"` by name,
+        `"src/**/*.py"` by path below it. The last `keep_events` are kept (16 to 65536, 4096 if None).
+
+        Raises: FileMissing (no such directory), Conflict (64 watches, or too many directories).
+        """
+        from cove.sdk import watch_calls
+        from cove.sdk.watches import Watch
+
+        call = watch_calls.start(self._ref, path, recursive=recursive, kinds=kinds, glob=glob, keep_events=keep_events)
+        info = self._client.call(call)
+        return Watch(self._ref, info.id, client=self._client, info=info)
+
+    def watches(self) -> list[Watch]:
+        """Return the watches of the sandbox, ended ones too; each would yield from its beginning."""
+        from cove.sdk import watch_calls
+        from cove.sdk.watches import Watch
+
+        infos = self._client.call(watch_calls.watches(self._ref))
+        return [Watch(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- life
 

@@ -56,7 +56,7 @@ def problem(code: str, status: int, detail: str = "no", **more: Any) -> Answer:
     return Answer(status, wire | {"request_id": "req_1", "retryable": False} | more, headers=headers)
 
 
-def event(kind: str, **data: Any) -> bytes:
+def event(kind: str, /, **data: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode()
 
 
@@ -144,6 +144,8 @@ class Stub:
                 return self._command(request, more)
             case _, ["files", *more]:
                 return self._file(request, more)
+            case _, ["watches", *more]:
+                return self._watch(request, more)
             case _:
                 return problem("not-found", 404)
 
@@ -175,6 +177,25 @@ class Stub:
                 return Answer(204)
             case _:
                 return problem("not-found", 404, "no such command")
+
+    def _watch(self, request: Request, rest: list[str]) -> Answer:  # noqa: PLR0911 - likewise
+        watch = {"id": "w1", "path": "/w", "recursive": True, "kinds": ["create"], "glob": None, "ended": None}
+        match request.method, rest:
+            case "POST", []:
+                return Answer(201, watch | request.json)
+            case "GET", []:
+                return Answer(json={"watches": [watch]})
+            case "GET", ["w1", "events"] if "follow" in request.query:
+                return self._events()
+            case "GET", ["w1", "events"]:
+                made = {"kind": "create", "path": "/w/f", "directory": False, "at": "2026-01-01T00:00:00.000Z"}
+                return Answer(json={"events": [made], "lost_events": 3, "cursor": 4, "ended": "removed"})
+            case "GET", ["w1"]:
+                return Answer(json=watch | {"cursor": 9})
+            case "DELETE", ["w1"]:
+                return Answer(204)
+            case _:
+                return problem("not-found", 404, "no such watch")
 
     def _file(self, request: Request, rest: list[str]) -> Answer:  # noqa: PLR0911 - likewise
         path = request.query.get("path", [""])[0]

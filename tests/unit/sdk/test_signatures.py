@@ -10,7 +10,7 @@ import pytest
 import cove
 from cove import aio
 
-CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running"]
+CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running", "Watch"]
 FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]
 
 

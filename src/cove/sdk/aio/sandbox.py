@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cove.sdk import calls
+from cove.sdk import calls, watch_calls
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.opening import Opening, Starting
+from cove.sdk.aio.watches import Watch
 from cove.sdk.calls import Command
 from cove.sdk.errors import Error, Gone, NotFound
 from cove.sdk.models import CommandInfo, Isolation, SandboxInfo, Usage
@@ -18,6 +19,7 @@ from cove.sdk.results import Result
 from cove.sdk.sandbox import checked
 from cove.sdk.transport import Call
 from cove.sdk.units import UNSET, Duration, Size, Unset
+from cove.sdk.watch_calls import WatchInfo
 
 if TYPE_CHECKING:
     from cove.sdk.aio.client import Client
@@ -178,6 +180,39 @@ class Sandbox:
         """Return the background commands that the sandbox still knows, running or ended."""
         infos = await self._client.call(calls.jobs(self._ref))
         return [Job(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- watches
+
+    def watch(
+        self,
+        path: str,
+        *,
+        recursive: bool = True,
+        kinds: Iterable[str] | None = None,
+        glob: str | None = None,
+        keep_events: int | None = None,
+    ) -> Opening[Watch]:
+        """Watch a directory: what happens from now on is kept, and yielded by iterating. An `async with` ends it.
+
+        `kinds`: some of `create`, `modify`, `attributes`, `remove`, `move`; None: all. `glob`: `"*.py"` by name,
+        `"src/**/*.py"` by path below it. The last `keep_events` are kept (16 to 65536, 4096 if None).
+
+        Raises: FileMissing (no such directory), Conflict (64 watches, or too many directories).
+        """
+        return Opening(
+            self._watch(
+                watch_calls.start(self._ref, path, recursive=recursive, kinds=kinds, glob=glob, keep_events=keep_events)
+            )
+        )
+
+    async def _watch(self, call: Call[WatchInfo]) -> Watch:
+        info = await self._client.call(call)
+        return Watch(self._ref, info.id, client=self._client, info=info)
+
+    async def watches(self) -> list[Watch]:
+        """Return the watches of the sandbox, ended ones too; each would yield from its beginning."""
+        infos = await self._client.call(watch_calls.watches(self._ref))
+        return [Watch(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- life
 

@@ -77,6 +77,8 @@ var operations = map[string]operation{
 	"exec": (*agent).exec, "start": (*agent).start, "commands": (*agent).listCommands, "command": (*agent).showCommand,
 	"output": (*agent).output, "stdin": (*agent).writeStdin, "signal": (*agent).signal, "wait": (*agent).wait, "forget": (*agent).forget,
 	"attach": (*agent).attach, "resize": (*agent).resize,
+	"shell_open": (*agent).shellOpen, "shells": (*agent).listShells, "shell_info": (*agent).showShell,
+	"shell_close": (*agent).closeShell, "shell_run": (*agent).shellRun,
 	"read": (*agent).read, "write": (*agent).write, "stat": (*agent).stat, "list": (*agent).list, "mkdir": (*agent).mkdir,
 	"move": (*agent).move, "remove": (*agent).remove, "set": (*agent).set, "link": (*agent).link,
 	"find": (*agent).find, "search": (*agent).search, "replace": (*agent).replace, "usage": (*agent).usage,

@@ -19,6 +19,7 @@ type command struct {
 	outlets []outlet
 	stdin   *inputPipe // nil: /dev/null, or a terminal
 	tty     *terminal  // nil: it has none
+	task    *task      // not nil: a command of a shell, which has no streams of its own
 	ring    *ring
 	since   time.Time
 
@@ -40,6 +41,7 @@ type exit struct {
 	Code       int   `json:"code"`
 	Signal     *int  `json:"signal"`
 	TimedOut   bool  `json:"timed_out"`
+	Canceled   bool  `json:"canceled,omitempty"` // it waited for its shell and never ran
 	DurationUS int64 `json:"duration_us"`
 	CPUUS      int64 `json:"cpu_us"`
 	MaxRSS     int64 `json:"max_rss_bytes"`
@@ -107,7 +109,19 @@ func (cmd *command) kill() {
 		cmd.reaper.killSession(cmd.proc)
 		return
 	}
-	_ = cmd.reaper.signal(cmd.proc, syscall.SIGKILL, true)
+	_ = cmd.signal(syscall.SIGKILL, true)
+}
+
+// signal sends a signal to the command's process group, or only to its process. ESRCH: it has ended.
+func (cmd *command) signal(number syscall.Signal, group bool) error {
+	switch {
+	case cmd.task != nil:
+		return cmd.task.signal(number)
+	case cmd.tty != nil && group:
+		return cmd.reaper.signalForeground(cmd, number)
+	default:
+		return cmd.reaper.signal(cmd.proc, number, group)
+	}
 }
 
 // supervise runs the command to its end: output to the sink, the time limit, the grace. It reports whether `canceled`

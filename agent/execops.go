@@ -30,6 +30,8 @@ type commandInfo struct {
 	Exit      *exit    `json:"exit"`
 	Cursor    int64    `json:"cursor"`
 	Oldest    int64    `json:"oldest_cursor"`
+	Shell     string   `json:"shell,omitempty"`  // whose command it is
+	Queued    bool     `json:"queued,omitempty"` // it waits for the shell's earlier commands
 
 	PTY *windowSize `json:"pty"`
 }
@@ -122,6 +124,9 @@ func (cmd *command) info(shown int) commandInfo {
 	if cmd.tty != nil {
 		size := cmd.tty.size()
 		info.PTY = &size
+	}
+	if cmd.task != nil {
+		info.Shell, info.Queued = cmd.task.shell.id, cmd.task.isQueued()
 	}
 	select {
 	case <-cmd.ended:
@@ -342,12 +347,7 @@ func (a *agent) signal(_ *channel, in *call) (any, error) {
 	if number < 1 || number > 64 {
 		return nil, fail("invalid", "a signal is a number from 1 to 64")
 	}
-	group := or(in.Group, true)
-	if cmd.tty != nil && group {
-		err = a.reaper.signalForeground(cmd, syscall.Signal(number))
-	} else {
-		err = a.reaper.signal(cmd.proc, syscall.Signal(number), group)
-	}
+	err = cmd.signal(syscall.Signal(number), or(in.Group, true))
 	if errors.Is(err, syscall.ESRCH) {
 		return nil, fail("gone", "the command has ended")
 	}

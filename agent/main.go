@@ -54,6 +54,7 @@ func main() {
 	go a.reaper.loop()
 	go keepSpareThreads()
 	if err := a.serve(); err != nil {
+		a.shells.killAll()
 		a.commands.killAll()
 		os.Exit(1)
 	}
@@ -65,6 +66,7 @@ type agent struct {
 	started  time.Time
 	reaper   *reaper
 	commands *registry
+	shells   *shellRegistry
 	defaults defaults
 	watches  *watches
 	listener *listener
@@ -73,7 +75,10 @@ type agent struct {
 
 func newAgent(socket string) *agent {
 	r := newReaper()
-	return &agent{socket: socket, started: time.Now(), reaper: r, commands: newRegistry(r), watches: newWatches(), stopping: make(chan struct{})}
+	return &agent{
+		socket: socket, started: time.Now(), reaper: r, commands: newRegistry(r), shells: newShellRegistry(), watches: newWatches(),
+		stopping: make(chan struct{}),
+	}
 }
 
 // openStandardStreams makes sure that 0, 1 and 2 are taken: a runtime that starts us with them closed would otherwise
@@ -157,6 +162,7 @@ func (a *agent) handleSignals() {
 	signal.Notify(caught, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
 		<-caught
+		a.shells.killAll()
 		a.commands.killAll()
 		_ = os.Remove(a.socket)
 		os.Exit(0)

@@ -10,10 +10,10 @@ import socket
 import time
 from contextlib import AbstractAsyncContextManager
 
-from cove.agentlink.commands import CommandCalls
 from cove.agentlink.connection import Connection
 from cove.agentlink.dial import DialStream, open_dial
 from cove.agentlink.files import FileCalls, FileReader
+from cove.agentlink.shells import ShellCalls
 from cove.agentlink.terminals import TerminalCalls, TerminalStream
 from cove.agentlink.trees import TreeCalls
 from cove.agentlink.watches import WatchCalls
@@ -23,7 +23,7 @@ from cove.model.errors import AgentTimeout, SandboxGone
 __all__ = ["AgentClient", "AgentHello", "AgentStats", "DialStream", "FileReader", "TerminalStream"]
 
 
-class AgentClient(TerminalCalls, CommandCalls, FileCalls, TreeCalls, WatchCalls):
+class AgentClient(ShellCalls, TerminalCalls, CommandCalls, FileCalls, TreeCalls, WatchCalls):
     """One connection to an agent. Made by `connect`; usable from one event loop; calls may run concurrently (1024)."""
 
     def __init__(self, connection: Connection, hello: AgentHello) -> None:

@@ -51,7 +51,7 @@ T = TypeVar("T")
 _STREAMS: Final = {Kind.DATA: Stream.STDOUT, Kind.DATA_ERR: Stream.STDERR}
 
 
-class _Tail:
+class Tail:
     """The last `limit` bytes of a stream, fewer while the share has no room for them.
 
     Cutting the front of a bytearray moves a pointer, not the bytes.
@@ -65,6 +65,7 @@ class _Tail:
         self.dropped = 0
 
     def add(self, chunk: bytes) -> None:
+        """Take the next bytes."""
         self.data += chunk
         while self._granted < min(len(self.data), self._limit) and self._share is not None and self._share.grow():
             self._granted += STEP_BYTES
@@ -72,6 +73,11 @@ class _Tail:
         if excess > 0:
             del self.data[:excess]
             self.dropped += excess
+
+    def lose(self, count: int) -> None:
+        """Drop what is kept, because `count` bytes after it are missing."""
+        self.dropped += len(self.data) + count
+        self.data.clear()
 
 
 class CommandCalls:
@@ -88,7 +94,7 @@ class CommandCalls:
         A program that cannot be started is a result: code 127 or 126, the reason on stderr. Cancelling kills the
         process group. Raises: SandboxGone, AgentTimeout (no answer 2 s after `timeout_s`), AgentViolation, BadRequest.
         """
-        out, err = _Tail(spec.output_limit_bytes, share), _Tail(spec.output_limit_bytes, share)
+        out, err = Tail(spec.output_limit_bytes, share), Tail(spec.output_limit_bytes, share)
 
         def collect(kind: Kind, payload: bytes) -> None:
             if kind is Kind.EOF:
@@ -276,7 +282,7 @@ async def _exec_events(channel: Channel, timeout_s: float | None) -> AsyncIterat
     # The limit is for each wait: the agent enforces the command's own, and a slow reader is no fault of it.
     try:
         while (item := await channel.next_item(timeout_s)) is not None:
-            yield _event(channel, *item)
+            yield event_of(channel, *item)
         yield Ended(exit=channel.final(ExitReply).to_model())
     except Refusal as refusal:
         code = shell_code(refusal)
@@ -293,7 +299,7 @@ async def output_events(channel: Channel, timeout_s: float | None, *, prompt: bo
     """
     try:
         while (item := await channel.next_item(timeout_s, held=prompt)) is not None:
-            yield _event(channel, *item)
+            yield event_of(channel, *item)
             if prompt and item[0] is not Kind.EVENT:
                 channel.passed_on(len(item[1]))
     except Refusal as refusal:
@@ -305,7 +311,8 @@ async def output_events(channel: Channel, timeout_s: float | None, *, prompt: bo
         yield Paused(cursor=reply.cursor)
 
 
-def _event(channel: Channel, kind: Kind, payload: bytes | bytearray) -> ExecEvent:
+def event_of(channel: Channel, kind: Kind, payload: bytes | bytearray) -> ExecEvent:
+    """What a frame of a command's channel says. Raises: AgentViolation."""
     stream = _STREAMS.get(kind)
     if stream is not None:
         return Chunk(stream=stream, data=bytes(payload))

@@ -71,13 +71,18 @@ class ExitReply(Struct, frozen=True):
     code: Code
     signal: Annotated[int, Meta(ge=1, le=64)] | None = None
     timed_out: bool = False
+    canceled: bool = False
     duration_us: Natural = 0
     cpu_us: Natural = 0
     max_rss_bytes: Natural = 0
 
     def to_model(self) -> ExecExit:
         """The exit as the core knows it."""
-        why = Why.TIMEOUT if self.timed_out else Why.KILLED if self.signal is not None else Why.EXITED
+        why = Why.KILLED if self.signal is not None else Why.EXITED
+        if self.timed_out:
+            why = Why.TIMEOUT
+        elif self.canceled:
+            why = Why.CANCELED
         return ExecExit(
             code=self.code,
             why=why,
@@ -118,6 +123,8 @@ class CommandReply(Struct, frozen=True):
     cursor: Natural
     oldest_cursor: Natural
     pty: SizeReply | None = None
+    shell: Id = ""
+    queued: bool = False
 
     def to_model(self) -> Command:
         """The command, or Terminal, as the core knows it. Raises: AgentViolation."""
@@ -132,6 +139,8 @@ class CommandReply(Struct, frozen=True):
             exit=None if self.running or self.exit is None else self.exit.to_model(),
             cursor=self.cursor,
             oldest_cursor=self.oldest_cursor,
+            shell=self.shell or None,
+            queued=self.queued,
         )
         return command if self.pty is None else Terminal(**asdict(command), size=self.pty.to_model())
 

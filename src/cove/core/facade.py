@@ -32,6 +32,7 @@ from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
+from cove.core.shells import Shells
 from cove.core.terminals import Terminals
 from cove.core.trees import Trees
 from cove.core.watches import Watches
@@ -60,6 +61,7 @@ class Core:
 
     sandboxes: Sandboxes
     execs: Execs
+    shells: Shells
     files: Files
     trees: Trees
     ports: Ports
@@ -199,6 +201,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
     return Core(
         sandboxes=sandboxes,
         execs=execs,
+        shells=Shells(parts.directory, execs.output_share),
         files=files,
         trees=Trees(parts.directory),
         ports=Ports(parts.directory),

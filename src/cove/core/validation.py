@@ -17,6 +17,7 @@ from cove.model.execs import OUTPUT_LIMIT_BYTES, ExecSpec
 from cove.model.ids import is_core_id, is_name
 from cove.model.request import PAGE_LIMIT, Idempotency, SandboxChange
 from cove.model.sandbox import MIB, Limits, SandboxSpec
+from cove.model.shells import ShellCommand, ShellSpec
 from cove.model.terminals import TERMINAL_SIDE, TerminalSize
 
 CPUS: Final = (0.05, 64.0)
@@ -40,6 +41,7 @@ ARGUMENT_BYTES: Final = 128 * 1024 - 1
 COMMAND_BYTES: Final = 512 * 1024
 """All arguments together: so that a call fits into one frame of the agent's protocol (1 MiB)."""
 
+SHELL_TEXT_BYTES: Final = 128 * 1024
 STDIN_BYTES: Final = 16 * MIB
 
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -184,15 +186,37 @@ def _check_words(words: tuple[str, ...]) -> None:
 
 
 def _check_surroundings(spec: ExecSpec) -> None:
+    _check_setting(spec)
+    check_timeout(spec.timeout_s, "timeout_s", EXEC_TIMEOUT_S)
+    if spec.stdin is not None and len(spec.stdin) > STDIN_BYTES:
+        raise TooLarge(f"stdin has more than {STDIN_BYTES // MIB} MiB", field="stdin")
+    _range(spec.output_limit_bytes, (0, OUTPUT_LIMIT_BYTES), "output_limit_bytes")
+
+
+def _check_setting(spec: ExecSpec | ShellSpec) -> None:
     check_env(spec.env)
     if spec.cwd is not None:
         check_path(spec.cwd, "cwd")
     if spec.user is not None and _USER.fullmatch(spec.user) is None:
         raise BadRequest("user is a name or uid[:gid]", field="user")
-    check_timeout(spec.timeout_s, "timeout_s", EXEC_TIMEOUT_S)
-    if spec.stdin is not None and len(spec.stdin) > STDIN_BYTES:
-        raise TooLarge(f"stdin has more than {STDIN_BYTES // MIB} MiB", field="stdin")
-    _range(spec.output_limit_bytes, (0, OUTPUT_LIMIT_BYTES), "output_limit_bytes")
+
+
+def check_shell_spec(spec: ShellSpec) -> None:
+    """A shell."""
+    _check_setting(spec)
+
+
+def check_shell_command(command: ShellCommand) -> None:
+    """A command of a shell."""
+    if not command.text.strip(" \t\n"):
+        raise BadRequest("the command is empty", field="command")
+    if "\0" in command.text:
+        raise BadRequest("the command has a NUL", field="command")
+    size = len(_utf8(command.text, "command"))
+    if size > SHELL_TEXT_BYTES:
+        raise TooLarge(f"the command has {size} bytes, a shell takes {SHELL_TEXT_BYTES}", field="command")
+    check_timeout(command.timeout_s, "timeout_s", EXEC_TIMEOUT_S)
+    _range(command.output_limit_bytes, (0, OUTPUT_LIMIT_BYTES), "output_limit_bytes")
 
 
 def check_path(path: str, field: str = "path") -> None:
@@ -235,6 +259,12 @@ def check_terminal_id(value: str) -> None:
     """The id of a terminal. Raises: NotFound: whatever else it is, no terminal has it."""
     if _TERMINAL_ID.fullmatch(value) is None:
         raise NotFound("no such terminal")
+
+
+def check_shell_id(value: str) -> None:
+    """The id of a shell, as the agent takes it."""
+    if _COMMAND_ID.fullmatch(value) is None:
+        raise BadRequest("a shell's id is 1-32 of a-z, 0-9, _ and -", field="shell")
 
 
 def check_page(limit: int, field: str = "limit") -> None:

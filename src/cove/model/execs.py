@@ -15,13 +15,15 @@ KEPT_OUTPUT_BYTES: Final = 1024 * 1024
 
 
 class Why(StrEnum):
-    """Why a command ended. The first that applies, in this order: gone, timeout, oom, killed, exited."""
+    """Why a command ended. The first that applies, in this order: gone, canceled, timeout, oom, killed, exited."""
 
     EXITED = "exited"
     KILLED = "killed"
     TIMEOUT = "timeout"
     OUT_OF_MEMORY = "oom"
     SANDBOX_GONE = "sandbox-gone"
+    CANCELED = "canceled"
+    """It waited for its turn in a shell, and was removed or the shell ended: it never ran."""
 
 
 class Stream(StrEnum):
@@ -111,6 +113,7 @@ class Command(Struct, frozen=True, kw_only=True):
     """A background command, whose output the agent keeps in a ring.
 
     `cursor` is the end of the output, in bytes since the start over both streams; `oldest_cursor` the first byte kept.
+    `shell`: whose command it is, if one's; `queued`: it waits for its turn there.
     """
 
     id: str
@@ -121,3 +124,5 @@ class Command(Struct, frozen=True, kw_only=True):
     exit: ExecExit | None
     cursor: int
     oldest_cursor: int
+    shell: str | None = None
+    queued: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cove.agentlink.commands import _Tail
+from cove.agentlink.commands import Tail
 from cove.agentlink.room import STEP_BYTES, OutputRoom
 
 
@@ -18,7 +18,7 @@ def test_a_share_takes_steps_until_nothing_is_left_and_gives_all_back() -> None:
 def test_a_stream_without_room_keeps_a_tail_of_one_step_and_counts_the_rest() -> None:
     room = OutputRoom(2 * STEP_BYTES)
     greedy, late = room.share(), room.share()
-    first, second = _Tail(10 * STEP_BYTES, greedy), _Tail(10 * STEP_BYTES, late)
+    first, second = Tail(10 * STEP_BYTES, greedy), Tail(10 * STEP_BYTES, late)
     first.add(b"a" * 5 * STEP_BYTES)
     second.add(b"b" * 5 * STEP_BYTES)
     assert (len(first.data), first.dropped) == (3 * STEP_BYTES, 2 * STEP_BYTES)
@@ -26,6 +26,6 @@ def test_a_stream_without_room_keeps_a_tail_of_one_step_and_counts_the_rest() ->
 
 
 def test_a_stream_within_the_room_is_kept_whole() -> None:
-    tail = _Tail(10 * STEP_BYTES, OutputRoom(100 * STEP_BYTES).share())
+    tail = Tail(10 * STEP_BYTES, OutputRoom(100 * STEP_BYTES).share())
     tail.add(b"a" * 5 * STEP_BYTES)
     assert (len(tail.data), tail.dropped) == (5 * STEP_BYTES, 0)

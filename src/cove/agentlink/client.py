@@ -10,6 +10,7 @@ import socket
 import time
 from contextlib import AbstractAsyncContextManager
 
+from cove.agentlink.commands import CommandCalls
 from cove.agentlink.connection import Connection
 from cove.agentlink.dial import DialStream, open_dial
 from cove.agentlink.files import FileCalls, FileReader

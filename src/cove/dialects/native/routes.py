@@ -6,7 +6,19 @@ table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 
 from __future__ import annotations
 
-from cove.dialects.native import commands, errors, files, images, sandboxes, server, tcp, terminals, trees, watches
+from cove.dialects.native import (
+    commands,
+    errors,
+    files,
+    images,
+    sandboxes,
+    server,
+    shells,
+    tcp,
+    terminals,
+    trees,
+    watches,
+)
 from cove.edge.dialect import Dialect
 
 PREFIX = "/api/v1"
@@ -20,6 +32,7 @@ def dialect() -> Dialect:
         ops=(
             *sandboxes.OPS,
             *commands.OPS,
+            *shells.OPS,
             *files.OPS,
             *trees.OPS,
             *watches.OPS,

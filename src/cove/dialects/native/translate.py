@@ -264,6 +264,8 @@ def command_view(command: Command) -> wire.Command:
         exit=None if command.exit is None else exit_view(command.exit),
         cursor=command.cursor,
         oldest_cursor=command.oldest_cursor,
+        shell=command.shell,
+        queued=command.queued,
     )
 
 

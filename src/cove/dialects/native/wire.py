@@ -276,7 +276,10 @@ class ExecResult(Struct, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True, kw_only=True):
-    """A background command; `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept."""
+    """A background command; `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept.
+
+    `shell`: the shell whose command it is; `queued`: it waits for its turn there.
+    """
 
     id: str
     pid: int
@@ -286,6 +289,8 @@ class Command(Struct, frozen=True, kw_only=True):
     exit: Exit | None
     cursor: int
     oldest_cursor: int
+    shell: str | None
+    queued: bool
 
 
 class CommandList(Struct, frozen=True):

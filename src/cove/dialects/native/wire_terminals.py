@@ -97,7 +97,7 @@ class ExitFrame(Struct, frozen=True, tag="exit"):
     """The last frame: why it ended. `exit` is the exit code."""
 
     exit: int
-    why: Literal["exited", "killed", "timeout", "oom", "sandbox-gone"]
+    why: Literal["exited", "killed", "timeout", "oom", "sandbox-gone", "canceled"]
     signal: int | None
     cursor: int | None
 

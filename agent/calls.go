@@ -85,6 +85,7 @@ var operations = map[string]operation{
 	"pack": (*agent).pack, "unpack": (*agent).unpack,
 	"watch_start": (*agent).watchStart, "watches": (*agent).listWatches, "watch_events": (*agent).watchEvents, "watch_stop": (*agent).watchStop,
 	"dial": (*agent).dial, "claim": (*agent).claim, "stats": (*agent).stats,
+	"ports": (*agent).ports,
 }
 
 type empty struct{}

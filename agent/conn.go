@@ -19,7 +19,7 @@ const (
 )
 
 // features names what this build can do beyond the first release of protocol 1; a host asks before it relies on one.
-var features = []string{"exec", "files", "dial", "quiesce", "trees", "tools", "poll", "pty", "watch", "shell"}
+var features = []string{"exec", "files", "dial", "quiesce", "trees", "tools", "poll", "pty", "watch", "shell", "ports"}
 
 type hello struct {
 	Protocol    int      `json:"protocol"`

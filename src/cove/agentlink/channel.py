@@ -194,6 +194,11 @@ class Channel:
         self._connection.abort(error)
         return error
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the call goes on and has sent nothing that nobody took."""
+        return not self._items and not self.is_over and not self.is_canceled
+
     def cancel(self) -> None:
         """End the call if it has not ended: what it holds in the sandbox is freed, what it still sends is dropped."""
         if not self.is_over and not self.is_canceled:

@@ -12,14 +12,14 @@ from contextlib import AbstractAsyncContextManager
 
 from cove.agentlink.commands import CommandCalls
 from cove.agentlink.connection import Connection
-from cove.agentlink.dial import DialStream, open_dial
+from cove.agentlink.dial import DialStream, PortsReply, dial, open_dial
 from cove.agentlink.files import FileCalls, FileReader
 from cove.agentlink.shells import ShellCalls
 from cove.agentlink.terminals import TerminalCalls, TerminalStream
 from cove.agentlink.trees import TreeCalls
 from cove.agentlink.watches import WatchCalls
 from cove.agentlink.wire import AgentHello, AgentStats, Empty
-from cove.model.errors import AgentTimeout, SandboxGone
+from cove.model.errors import AgentTimeout, SandboxGone, Unsupported
 
 __all__ = ["AgentClient", "AgentHello", "AgentStats", "DialStream", "FileReader", "TerminalStream"]
 
@@ -96,6 +96,16 @@ class AgentClient(ShellCalls, TerminalCalls, CommandCalls, FileCalls, TreeCalls,
     def dial(self, port: int) -> AbstractAsyncContextManager[DialStream]:
         """A TCP connection to `port` inside. See `open_dial`."""
         return open_dial(self._connection, port)
+
+    async def dial_stream(self, port: int) -> DialStream:
+        """As `dial`, for a caller that closes the stream itself."""
+        return await dial(self._connection, port)
+
+    async def ports(self) -> PortsReply:
+        """What listens inside where `dial` gets to. Raises: Unsupported (an agent that is older than the operation)."""
+        if "ports" not in self.hello.features:
+            raise Unsupported("this sandbox was made by an older Cove, whose agent cannot tell what listens")
+        return await self._command_call({"op": "ports"}, PortsReply)
 
     async def quiesce(self) -> None:
         """Make the agent drop its socket and connections, this one too, until the file `quiesce` is gone."""

@@ -1,10 +1,12 @@
-"""A TCP connection to a port inside the sandbox, over the agent."""
+"""TCP connections to ports inside the sandbox, over the agent, and what listens there."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
 
 from cove.agentlink.channel import Channel, Refusal
 from cove.agentlink.connection import Connection
@@ -14,6 +16,20 @@ from cove.agentlink.wire import EventReply
 
 _CONNECT_TIMEOUT_S: Final = 7.0
 """The agent itself gives up after 5 s."""
+
+
+class ListeningPort(Struct, frozen=True):
+    """A port inside on which something listens, and the address it listens on. The sandbox's own word."""
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    address: Annotated[str, Meta(max_length=64)] = ""
+
+
+class PortsReply(Struct, frozen=True):
+    """Answer of `ports`."""
+
+    ports: Annotated[tuple[ListeningPort, ...], Meta(max_length=1024)] = ()
+    more: bool = False
 
 
 class DialStream:
@@ -61,6 +77,15 @@ class DialStream:
         """Half-close towards the sandbox."""
         self._channel.send_eof()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is open and nothing has come that nobody read: as one that rests between two requests must be."""
+        return not self._ended and self._channel.is_quiet
+
+    def close(self) -> None:
+        """Close both directions. Idempotent."""
+        self._channel.cancel()
+
 
 @asynccontextmanager
 async def open_dial(connection: Connection, port: int) -> AsyncGenerator[DialStream, None]:
@@ -68,11 +93,16 @@ async def open_dial(connection: Connection, port: int) -> AsyncGenerator[DialStr
 
     Raises: Conflict (nothing listens), BadRequest, AgentTimeout, SandboxGone, AgentViolation.
     """
-    channel = await _connected(connection, port)
+    stream = await dial(connection, port)
     try:
-        yield DialStream(channel, port)
+        yield stream
     finally:
-        channel.cancel()
+        stream.close()
+
+
+async def dial(connection: Connection, port: int) -> DialStream:
+    """As `open_dial`, for a caller that closes the stream itself."""
+    return DialStream(await _connected(connection, port), port)
 
 
 async def _connected(connection: Connection, port: int) -> Channel:

@@ -23,6 +23,7 @@ from cove.core.building import Building
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
 from cove.core.execs import Execs
+from cove.core.exposures import Exposures
 from cove.core.files import Files
 from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
@@ -67,6 +68,7 @@ class Core:
     ports: Ports
     terminals: Terminals
     watches: Watches
+    exposures: Exposures
     keys: Keys
     projects: Projects
     images: Images
@@ -207,6 +209,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         ports=Ports(parts.directory),
         terminals=Terminals(parts.directory),
         watches=Watches(parts.directory),
+        exposures=Exposures(parts.directory, parts.store, parts.clock),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
         images=parts.images,

@@ -13,6 +13,7 @@ from cove.edge.auth import bearer_or_x_api_key
 from cove.edge.errors import ErrorTable
 from cove.edge.exchange import Exchange
 from cove.edge.ops import Op
+from cove.edge.portforms import PathForm
 
 
 class Dialect(Struct, frozen=True, kw_only=True):
@@ -20,6 +21,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
 
     `prefix` is where it is mounted, and `roots` the further prefixes under which the original's exact URLs work ("" for
     the server's root). `key_prefixes` and `claims_header` (lowercase) help to tell whose request a shared path is.
+    `ports`: where it has the ports of sandboxes; they are proxied beside its operations.
     `key_of` finds the key in a request.
     """
 
@@ -30,4 +32,5 @@ class Dialect(Struct, frozen=True, kw_only=True):
     roots: tuple[str, ...] = ()
     key_prefixes: tuple[str, ...] = ()
     claims_header: bytes | None = None
+    ports: PathForm | None = None
     key_of: Callable[[Exchange], str | None] = bearer_or_x_api_key

@@ -6,7 +6,7 @@ Plain ASGI on purpose: Starlette's `BaseHTTPMiddleware` breaks streaming, cancel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from cove.edge.errors import ClientGone, ErrorTable, Failure, MethodNotAllowed, 
 from cove.edge.exchange import Exchange, Receive, Scope, Send
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import Answer, Call, Nothing, Op, Services
+from cove.edge.portforms import Found, open_port
+from cove.edge.proxy import PAGE_HEADERS, error_page, wants_page
 from cove.edge.websocket import check_handshake
 from cove.model.access import Principal
 from cove.model.errors import CoveError, EngineFailure
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 
 EXCHANGE: Final = "cove.exchange"
 """Where the front leaves the request's `Exchange` in the ASGI scope."""
+
+PORT: Final = "cove.port"
+"""Where the front leaves which port of a sandbox a request is for."""
 
 CLIENT_GONE_STATUS: Final = 499
 SERVER_FAULT: Final = 500
@@ -58,10 +63,61 @@ class Reporter:
         if exchange.has_started:
             log.warning("an answer was cut: %s", error.public, extra={"request_id": exchange.request_id})
             return
+        await self._respond(error, exchange)
+
+    async def _respond(self, error: CoveError, exchange: Exchange) -> None:
         body = self.render(error, exchange.request_id)
         headers = failure_headers(error)
         headers.append((b"content-type", self._table.media_type))
         await exchange.respond(self._table.row(error).status, headers, body)
+
+
+class PageReporter(Reporter):
+    """As a page for whoever looks with a browser, else as the dialect does."""
+
+    async def _respond(self, error: CoveError, exchange: Exchange) -> None:
+        if not wants_page(exchange):
+            await super()._respond(error, exchange)
+            return
+        self.render(error, exchange.request_id)  # for the log
+        failure = self._table.failure(error, exchange.request_id)
+        headers = [*failure_headers(error), *PAGE_HEADERS]
+        await exchange.respond(failure.status, headers, error_page(failure))
+
+
+async def attend(exchange: Exchange, reporter: Reporter, handle: Callable[[], Awaitable[Answer]]) -> None:
+    """Answer one request with what `handle` gives, or report its failure. Never raises for one that fails."""
+    try:
+        try:
+            answer = await handle()
+            await answer.deliver(exchange, reporter)
+        except CoveError as error:
+            await reporter.report(error, exchange)
+    except ClientGone:
+        exchange.status = exchange.status or CLIENT_GONE_STATUS
+    except Exception:  # the outermost frame of a request: nothing above could report it
+        log.exception("a request failed in an unforeseen way", extra={"request_id": exchange.request_id})
+        failure = EngineFailure("Cove failed on this request; its log has the reason under this request id")
+        await reporter.report(failure, exchange)
+    finally:
+        for release in exchange.releases:
+            release()
+
+
+class PortEndpoint:
+    """The ports of sandboxes, as one dialect reports what goes wrong with them."""
+
+    def __init__(self, dialect: Dialect, services: Services) -> None:
+        self._services = services
+        self._reporter = PageReporter(dialect.errors)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request that the front has found to be for a port."""
+        del receive, send
+        exchange: Exchange = scope[EXCHANGE]
+        exchange.op = "proxy_port"
+        found: Found = scope[PORT]
+        await attend(exchange, self._reporter, lambda: open_port(exchange, self._services, found))
 
 
 class _Prepared(Struct, frozen=True):
@@ -85,21 +141,7 @@ class Endpoint:
         """Answer one request. Never raises for one that fails."""
         del receive, send
         exchange: Exchange = scope[EXCHANGE]
-        try:
-            try:
-                answer = await self._handle(scope, exchange)
-                await answer.deliver(exchange, self._reporter)
-            except CoveError as error:
-                await self._reporter.report(error, exchange)
-        except ClientGone:
-            exchange.status = exchange.status or CLIENT_GONE_STATUS
-        except Exception:  # the outermost frame of a request: nothing above could report it
-            log.exception("a request failed in an unforeseen way", extra={"request_id": exchange.request_id})
-            failure = EngineFailure("Cove failed on this request; its log has the reason under this request id")
-            await self._reporter.report(failure, exchange)
-        finally:
-            for release in exchange.releases:
-                release()
+        await attend(exchange, self._reporter, lambda: self._handle(scope, exchange))
 
     async def _handle(self, scope: Scope, exchange: Exchange) -> Answer:
         method: str = scope["method"]

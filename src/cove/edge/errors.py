@@ -12,7 +12,16 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-from cove.model.errors import BadRequest, CoveError, EngineFailure, FileError, NotFound, TooLarge, Unsupported
+from cove.model.errors import (
+    BadRequest,
+    CoveError,
+    EngineFailure,
+    FileError,
+    NotFound,
+    SandboxError,
+    TooLarge,
+    Unsupported,
+)
 
 
 class Where(StrEnum):
@@ -82,6 +91,18 @@ class ServerStopping(Unsupported):
     """The server is going down; the sandbox goes on. A retry works as soon as a server is back."""
 
     kind = "server-stopping"
+
+
+class BadUpstream(SandboxError):
+    """A program in a sandbox that should have answered a proxied request: none listens, or it spoke no proper HTTP."""
+
+    kind = "bad-upstream"
+
+
+class UpstreamTimeout(SandboxError):
+    """A program in a sandbox took a proxied request and did not begin its answer in time."""
+
+    kind = "upstream-timeout"
 
 
 class ClientGone(CoveError):

@@ -119,6 +119,11 @@ class Exchange:
         """Send status and headers. The body follows with `write`."""
         await self._send(self._head(status, headers))
 
+    async def relay(self, status: int, headers: Headers) -> None:
+        """As `start`, with nothing of ours among the headers: the answer is somebody else's."""
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a piece of the body and wait until the client keeps up. Raises: ClientGone."""
         if self.gone:
@@ -153,6 +158,13 @@ class Exchange:
         found = self._head(SWITCHING_PROTOCOLS, headers)["headers"]
         lines = b"".join(b"%b: %b\r\n" % header for header in found)
         self.scope[TAKE_OVER](b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n%b\r\n" % lines, taker)
+
+    def hand_over(self, status: int, head: bytes, taker: asyncio.Protocol) -> None:
+        """As `switch_protocols`, with a whole head of somebody else's. Raises: ClientGone."""
+        if self.gone:
+            raise ClientGone("the client closed the connection")
+        self.status = status
+        self.scope[TAKE_OVER](head, taker)
 
     def _head(self, status: int, headers: Headers) -> Message:
         self.status = status

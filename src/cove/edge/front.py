@@ -16,10 +16,11 @@ from starlette.types import ASGIApp
 
 from cove.core.facade import Core
 from cove.edge.dialect import Dialect
-from cove.edge.endpoint import EXCHANGE, Endpoint, NotFoundEndpoint
+from cove.edge.endpoint import EXCHANGE, PORT, Endpoint, NotFoundEndpoint, PortEndpoint
 from cove.edge.exchange import Exchange, Receive, Scope, Send
 from cove.edge.limits import EdgeLimits
 from cove.edge.ops import Op, Services
+from cove.edge.portforms import by_host, by_path
 from cove.edge.stopping import Stopping
 from cove.model.errors import CoveError
 
@@ -34,6 +35,7 @@ class _Mounted:
     def __init__(self, dialect: Dialect, services: Services) -> None:
         self.dialect = dialect
         self.not_found = NotFoundEndpoint(dialect)
+        self.port = PortEndpoint(dialect, services)
         below = [op for op in dialect.ops if not op.at_root]
         self.router = self._router(dialect.prefix, below, services)
         self.roots = Router(routes=self._root_routes(below, services), redirect_slashes=False)
@@ -74,6 +76,7 @@ class Front:
         self._stopping = stopping
         self._metrics = services.metrics
         self._fallback = self._mounted[0]
+        self._domain = services.facts.public_domain.encode() if self._fallback.dialect.ports else b""
         self.log_requests = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,17 +98,37 @@ class Front:
 
     def _choose(self, scope: Scope, exchange: Exchange) -> ASGIApp:
         path: str = scope["path"]
+        if self._has_host_form(scope, exchange):
+            return self._fallback.port
         for one in self._by_prefix:
             prefix = one.dialect.prefix
             if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
                 exchange.dialect = one.dialect.name
-                return one.router
+                form = one.dialect.ports
+                port = by_path(form, scope["raw_path"]) if form is not None and "/ports/" in path else None
+                if port is None:
+                    return one.router
+                scope[PORT] = port
+                return one.port
         found = self._at_root(scope, exchange)
         if found is None:
             exchange.dialect = self._fallback.dialect.name
             return self._fallback.not_found
         exchange.dialect = found.dialect.name
         return found.roots
+
+    def _has_host_form(self, scope: Scope, exchange: Exchange) -> bool:
+        """Whether it is for a port under a host name of its own. Such a name has nothing of the API below it."""
+        host = exchange.header(b"host")
+        form = self._fallback.dialect.ports
+        if host is None or form is None or self._domain not in host.lower():
+            return False
+        found = by_host(form, self._domain.decode(), host, scope["raw_path"])
+        if found is None:
+            return False
+        exchange.dialect = self._fallback.dialect.name
+        scope[PORT] = found
+        return True
 
     def _at_root(self, scope: Scope, exchange: Exchange) -> _Mounted | None:
         having = [one for one in self._mounted if one.has_root(scope)]

@@ -12,28 +12,33 @@ from typing import Any
 
 from cove.edge.errors import ClientGone, ServerStopping
 from cove.edge.exchange import Exchange
-from cove.model.errors import CoveError
 
 
 @asynccontextmanager
 async def interruptible(exchange: Exchange, gone: Coroutine[Any, Any, None] | None = None) -> AsyncGenerator[None]:
     """Run the body; cancel it when the client goes or the server stops.
 
-    `gone` returns when the client has gone, where its connection was taken over.
+    `gone` returns when the client has gone, where its connection was taken over or its body is still to be read. What
+    it raises ends the body of this context too.
 
-    Raises: ClientGone, ServerStopping.
+    Raises: ClientGone, ServerStopping, and what `gone` raises.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine always runs in one
-    cause: list[CoveError] = []
+    cause: list[Exception] = []
 
-    def interrupt(error: CoveError) -> None:
+    def interrupt(error: Exception) -> None:
         if not cause:
             cause.append(error)
             task.cancel()
 
+    def watched(done: asyncio.Future[None]) -> None:
+        if not done.cancelled():
+            error = done.exception()
+            interrupt(error if isinstance(error, Exception) else ClientGone("the client went away"))
+
     watcher = asyncio.ensure_future(gone if gone is not None else exchange.wait_gone())
-    watcher.add_done_callback(lambda done: None if done.cancelled() else interrupt(ClientGone("the client went away")))
+    watcher.add_done_callback(watched)
     async with exchange.stopping.signal() as stop:
         stop.add_done_callback(
             lambda done: (

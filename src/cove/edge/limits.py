@@ -16,6 +16,7 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     `body_stall_s`: a body of which nothing arrives for so long ends with 408.
     `reader_stall_s`: an answer of which nothing is taken for so long is cut: no slow reader holds a buffer for ever.
     `ping_s`: a silent event stream gets a comment that often.
+    `proxy_s`: how long a program in a sandbox may take to begin its answer to a proxied request.
     `connections`: further ones are answered 503 and closed. `head_bytes`, `head_s`: of request line and headers.
     `websocket_message_bytes`: a larger message of a client is refused (1009). `websocket_ping_s`: how often a client is
     pinged; one that has not answered the last one then is gone. `websocket_close_s`: how long its half of the closing
@@ -35,3 +36,4 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     websocket_ping_s: float = 20.0
     websocket_close_s: float = 10.0
     websocket_linger_s: float = 5.0
+    proxy_s: float = 120.0

@@ -41,10 +41,22 @@ class Nothing(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerFacts(Struct, frozen=True, kw_only=True):
-    """What the server says about itself beside the core."""
+    """What the server says about itself beside the core.
+
+    `public_*`: how it is reached from outside, `public_port` None: the usual one. `behind_proxy`: what a proxy before
+    us says of the client is believed.
+    """
 
     version: str
     public_domain: str = "localhost"
+    public_port: int | None = None
+    public_scheme: str = "http"
+    behind_proxy: bool = False
+
+    def port_url(self, label: str) -> str:
+        """The address of a port of a sandbox under its own host name."""
+        suffix = "" if self.public_port is None else f":{self.public_port}"
+        return f"{self.public_scheme}://{label}.{self.public_domain}{suffix}/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_body = True
         self._head_bytes = 0
         super().on_headers_complete()
+        self.headers = []  # else uvicorn adds the trailers to the head that the application already has
 
     def on_message_complete(self) -> None:
         """The body is complete; what comes next is another head."""

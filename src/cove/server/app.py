@@ -102,14 +102,33 @@ def pool_sizes(settings: Settings, default_driver: str) -> dict[str, int]:
 
 def edge_limits(settings: Settings) -> EdgeLimits:
     """What the edge is told."""
-    return EdgeLimits(json_body_bytes=settings.json_body_mib * MIB, connections=settings.max_connections)
+    return EdgeLimits(
+        json_body_bytes=settings.json_body_mib * MIB,
+        connections=settings.max_connections,
+        proxy_s=settings.proxy_timeout_s,
+    )
+
+
+def server_facts(settings: Settings) -> ServerFacts:
+    """What the server says about itself, and how it is reached from outside."""
+    domain, _, port = settings.public_domain.partition(":")
+    is_secure = settings.tls_cert is not None or settings.behind_proxy
+    usual = 443 if is_secure else 80
+    reached = int(port) if port else (usual if settings.behind_proxy else settings.port)
+    return ServerFacts(
+        version=cove_version(),
+        public_domain=domain,
+        public_port=None if reached == usual else reached,
+        public_scheme="https" if is_secure else "http",
+        behind_proxy=settings.behind_proxy,
+    )
 
 
 def build_app(core: Core, control: Control, settings: Settings, *, limits: EdgeLimits, stopping: Stopping) -> Front:
     """The application over an open core."""
     metrics = Metrics()
     metrics.watch_core(core.stats)
-    facts = ServerFacts(version=cove_version(), public_domain=settings.public_domain)
+    facts = server_facts(settings)
     services = Services(core=core, control=control, metrics=metrics, facts=facts)
     mounted = dialects.load()
     web = pages.dialect(mounted[0], facts.version)

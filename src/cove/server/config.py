@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,9 @@ from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 
 SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
 PAGE: Final = "docs/reference/settings.md"
+
+
+_DOMAIN: Final = re.compile(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,16}(:[0-9]{1,5})?")
 
 
 class BadSetting(BadRequest):
@@ -41,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     tls_key: Path | None
     behind_proxy: bool
     public_domain: str
+    proxy_timeout_s: float
     bootstrap_keys: tuple[str, ...]
     drivers: tuple[str, ...]
     default_driver: str
@@ -224,6 +229,12 @@ def _some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def _domain(text: str) -> str:
+    if not _DOMAIN.fullmatch(text.lower()):
+        raise ValueError("must be a host name such as `sandboxes.example.com`, `:port` may follow")
+    return text.lower()
+
+
 def _registry(text: str) -> str:
     try:
         return check_registry(text)
@@ -267,7 +278,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "tls_cert": _optional_path,
     "tls_key": _optional_path,
     "behind_proxy": _flag,
-    "public_domain": str,
+    "public_domain": _domain,
+    "proxy_timeout_s": _number(float, 1, 86400),
     "bootstrap_keys": _words,
     "drivers": _words,
     "default_driver": str,

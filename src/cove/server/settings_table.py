@@ -32,7 +32,17 @@ TABLE: Final = (
     Setting("tls_key", "", "path", "Private key in PEM form."),
     Setting("behind_proxy", "0", "0 or 1", "A proxy on the way does TLS, so listening on other addresses is fine."),
     Setting(
-        "public_domain", "localhost", "name", "Under which name and its subdomains sandboxes' services are reached."
+        "public_domain",
+        "localhost",
+        "name",
+        "Under which name's subdomains the ports of sandboxes are reached: `PORT-SANDBOX.name`. With `:port` where "
+        "clients use another port than this server's.",
+    ),
+    Setting(
+        "proxy_timeout_s",
+        "120",
+        "s",
+        "How long a program in a sandbox may take to begin its answer to a proxied request; then it is 504.",
     ),
     Setting(
         "bootstrap_keys",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
+from cove.store.exposures import ExposureRows
 from cove.store.idempotency import IdempotencyRows
 from cove.store.keys import KeyRows, ProjectRows
 from cove.store.reader import Reader
@@ -32,6 +33,7 @@ class Store:
         self.keys = KeyRows(reader, writer)
         self.projects = ProjectRows(reader, writer)
         self.idempotency = IdempotencyRows(reader, writer)
+        self.exposures = ExposureRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

@@ -49,6 +49,8 @@ ROWS: Final = MappingProxyType(
         "range-not-satisfiable": Row(416, "range-not-satisfiable"),
         "upgrade-required": Row(426, "upgrade-required"),
         "server-stopping": Row(503, "server-stopping"),
+        "bad-upstream": Row(502, "bad-upstream"),
+        "upstream-timeout": Row(504, "upstream-timeout"),
     },
 )
 
@@ -66,6 +68,12 @@ FIELDS: Final = MappingProxyType(
 _HTTP: Final = MappingProxyType(
     {
         "server-stopping": Hint("The server is stopping", "try again as soon as it is back; the sandbox goes on", True),
+        "bad-upstream": Hint(
+            "The program behind this port does not answer", "see what listens in the sandbox: cove port BOX", True
+        ),
+        "upstream-timeout": Hint(
+            "The program behind this port is too slow", "see what it does: cove exec BOX top -bn1"
+        ),
         "no-such-route": Hint("No such operation", "the operations are listed at /docs"),
         "method-not-allowed": Hint("No such method on this path", "the operations are listed at /docs"),
         "range-not-satisfiable": Hint("The range lies outside of the file"),

@@ -6,7 +6,7 @@ table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 
 from __future__ import annotations
 
-from cove.dialects.native import (
+from cove.dialects.native import (, commands, errors, files, images, ports, sandboxes, server, tcp, terminals, trees
     commands,
     errors,
     files,
@@ -19,6 +19,7 @@ from cove.dialects.native import (
     trees,
     watches,
 )
+from cove.dialects.native.translate_ports import FORM
 from cove.edge.dialect import Dialect
 
 PREFIX = "/api/v1"
@@ -39,8 +40,10 @@ def dialect() -> Dialect:
             *images.OPS,
             *tcp.OPS,
             *terminals.OPS,
+            *ports.OPS,
             *server.OPS,
         ),
         errors=errors.TABLE,
         key_prefixes=("cove_",),
+        ports=FORM,
     )

@@ -1,0 +1,160 @@
+"""Who may reach a port of a sandbox from outside: the rows, the tokens, and the one question the proxy asks.
+
+A key of the project with the scope `exec` opens every port. A row can open one port to whoever has its token, or to
+everybody. To someone who may not come in, a port that is closed and a sandbox that does not exist look the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from cove.core.access import require
+from cove.core.directory import Directory
+from cove.core.ports import PORTS
+from cove.core.validation import check_count
+from cove.engine.clock import Clock
+from cove.engine.supervisor import Supervisor
+from cove.model.access import DEFAULT_PROJECT, FULL, Principal, Scope
+from cove.model.errors import CoveError, Forbidden, NotFound, Unauthorized, Unsupported
+from cove.model.exposures import TOKEN_PREFIX, Access, Exposure, PortState
+from cove.model.state import State
+from cove.store.store import Store
+
+TOKEN_BYTES: Final = 24
+TOKENS: Final = 8
+"""Tokens of one request that are looked at: cookies can be added by others, who shall not make us hash for ever."""
+
+TOKEN_LIMIT: Final = 256
+_FINDER: Final = Principal(key_id="", name="", project=DEFAULT_PROJECT, scopes=FULL)
+"""Finds a sandbox by id for somebody who has shown no key. It is given to nobody."""
+
+
+class Exposures:
+    """Every operation on how ports are reached. All raise Forbidden, NotFound (sandbox), Gone beside what they name."""
+
+    def __init__(self, directory: Directory, store: Store, clock: Clock) -> None:
+        self._directory = directory
+        self._store = store
+        self._clock = clock
+
+    def admit(self, ref: str, port: int, who: Principal | None, tokens: Sequence[str] = ()) -> Principal:
+        """In whose name a request to a port goes on: `who`, or a visitor that may dial and nothing else.
+
+        Raises: Unauthorized (nothing that was shown opens this port), Forbidden, NotFound, Gone, BadRequest.
+        """
+        check_count(port, PORTS, "port")
+        refused: CoveError = Unauthorized(
+            "this port is opened by a key of its project (X-API-Key), or by its token if it has one (X-Cove-Token)"
+        )
+        if who is not None:
+            try:
+                self._directory.live(who, ref)
+                require(who, Scope.EXEC)
+            except (NotFound, Forbidden) as error:
+                refused = error
+            else:
+                return who
+        visitor = self._visitor(ref, port, tokens)
+        if visitor is None:
+            raise refused
+        return visitor
+
+    def _visitor(self, ref: str, port: int, tokens: Sequence[str]) -> Principal | None:
+        """Who comes in by a row. A name is looked for in the default project: in others it may be anybody's."""
+        try:
+            sandbox = self._directory.live(_FINDER, ref).sandbox
+        except CoveError:
+            return None
+        row = self._store.exposures.get(sandbox.id, port)
+        if row is None or not _opens(row, tokens):
+            return None
+        name = f"{row.access.value}:{sandbox.id}:{port}"
+        return Principal(key_id=name, name=name, project=sandbox.project, scopes=frozenset({Scope.EXEC}))
+
+    def is_token(self, ref: str, port: int, token: str) -> bool:
+        """Whether `token` is the one of a port, for a caller that `admit` has let in."""
+        sandbox = self._directory.live(_FINDER, ref).sandbox
+        row = self._store.exposures.get(sandbox.id, port)
+        return row is not None and row.access is Access.TOKEN and _opens(row, [token])
+
+    async def set(self, who: Principal, ref: str, port: int, access: Access) -> tuple[Exposure, str | None]:
+        """Choose who may reach a port. With TOKEN a new token, which is shown here and never again; an old one ends.
+
+        Raises: BadRequest.
+        """
+        require(who, Scope.CREATE)
+        check_count(port, PORTS, "port")
+        sandbox = self._directory.live(who, ref).sandbox
+        token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES) if access is Access.TOKEN else None
+        row = self._store.exposures.get(sandbox.id, port) or Exposure(
+            sandbox=sandbox.id, port=port, created_at=self._clock.now()
+        )
+        row = replace(row, access=access, digest=None if token is None else _digest(token))
+        if not await self._store.exposures.save(row):
+            self._directory.live(who, ref)  # raises Gone where it has ended in between
+            raise NotFound("no such sandbox")
+        return row, token
+
+    async def look(self, who: Principal, ref: str, port: int) -> PortState:
+        """How a port is reached, without a row by key, and whether something listens. Raises: BadRequest."""
+        check_count(port, PORTS, "port")
+        for state in await self.list(who, ref):
+            if state.exposure.port == port:
+                return state
+        supervisor = self._directory.live(who, ref)
+        is_listening = None if supervisor.sandbox.state is not State.RUNNING else False
+        return PortState(exposure=Exposure(sandbox=supervisor.sandbox.id, port=port), listening=is_listening)
+
+    async def remove(self, who: Principal, ref: str, port: int) -> None:
+        """Back to reaching it by key alone. Idempotent. Raises: BadRequest."""
+        require(who, Scope.CREATE)
+        check_count(port, PORTS, "port")
+        await self._store.exposures.remove(self._directory.known(who, ref).id, port)
+
+    async def list(self, who: Principal, ref: str) -> list[PortState]:
+        """The ports with a row and those on which something listens now. A paused sandbox is not woken for it."""
+        require(who, Scope.READ)
+        supervisor = self._directory.live(who, ref)
+        sandbox_id = supervisor.sandbox.id
+        rows = {row.port: row for row in self._store.exposures.of_sandbox(sandbox_id)}
+        found = await _listening(supervisor)
+        states: list[PortState] = []
+        for port in sorted(rows.keys() | (found or {}).keys()):
+            row = rows.get(port) or Exposure(sandbox=sandbox_id, port=port)
+            is_listening = None if found is None else port in found
+            address = (found or {}).get(port)
+            states.append(PortState(exposure=row, listening=is_listening, address=address))
+        return states
+
+
+async def _listening(supervisor: Supervisor) -> dict[int, str] | None:
+    """The address that something listens on, by port; None: it is paused, or its agent is too old to tell."""
+    if supervisor.sandbox.state is not State.RUNNING:
+        return None
+    async with supervisor.lease() as box:
+        try:
+            reply = await box.agent.ports()
+        except Unsupported:
+            return None
+    return {one.port: one.address for one in reply.ports}
+
+
+def _opens(row: Exposure, tokens: Sequence[str]) -> bool:
+    if row.access is Access.PUBLIC:
+        return True
+    if row.access is not Access.TOKEN or row.digest is None:
+        return False
+    found = False
+    for token in tokens[:TOKENS]:
+        found |= hmac.compare_digest(_digest(token[:TOKEN_LIMIT]), row.digest)
+    return found
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()

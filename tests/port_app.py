@@ -87,6 +87,13 @@ class Served:
         wanted = parse_qs(urlsplit(self.target).query).get("header", [])
         return await self.answer(b"told", *wanted, status=self.query.get("status", "200 OK"))
 
+    async def do_count(self) -> bool:
+        """Read a body as fast as can be."""
+        left = int(self.header("content-length"))
+        while left:
+            left -= len(await self.reader.read(1 << 20))
+        return await self.answer(b"all")
+
     async def do_raw(self) -> bool:
         """Send these bytes and close."""
         await self.send(base64.urlsafe_b64decode(self.query["b64"]))
@@ -191,7 +198,7 @@ async def main(port: int) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await Served(reader, writer).run()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20, backlog=1024)
     await server.serve_forever()
 
 

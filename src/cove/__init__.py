@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cove.sdk.files import Files
     from cove.sdk.images import ImageProgress, Images
     from cove.sdk.jobs import Job, Running
+    from cove.sdk.ports import Port
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.units import UNSET
@@ -87,6 +88,7 @@ __all__ = [
     "Images",
     "Job",
     "NotFound",
+    "Port",
     "QuotaExceeded",
     "RegistryError",
     "RegistryUnreachable",
@@ -116,6 +118,7 @@ _HOME: Final = {
     "Files": "files",
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
+    "Port": "ports",
     **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
     "Sandbox": "sandbox",
     "UNSET": "units",

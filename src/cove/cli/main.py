@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "cp": "cp",
     "logs": "logs",
     "watch": "watch",
+    "port": "port",
     "open": "open",
     "serve": "serve",
     "down": "down",

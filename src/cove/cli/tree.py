@@ -56,6 +56,8 @@ _TWINS = {
     "shell": ["exec"],
     "keys": ["key"],
     "images": ["image"],
+    "ports": ["port"],
+    "expose": ["port"],
 }
 """What other tools call it. Only ever suggested: there is one spelling."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cove.sdk.files import Files
     from cove.sdk.jobs import Job, Running
     from cove.sdk.models import Isolation, SandboxInfo, Usage
+    from cove.sdk.ports import Port
     from cove.sdk.results import Result
     from cove.sdk.watches import Watch
 
@@ -209,6 +210,31 @@ class Sandbox:
 
         infos = self._client.call(watch_calls.watches(self._ref))
         return [Watch(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- ports
+    def ports(self) -> list[Port]:
+        """Return the ports on which something listens, and those that are exposed."""
+        from cove.sdk import ports
+
+        return self._client.call(ports.ports(self._ref))
+
+    def expose(self, port: int, *, access: str = "public") -> Port:
+        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone."""
+        from cove.sdk import ports
+
+        return self._client.call(ports.expose(self._ref, port, access))
+
+    def unexpose(self, port: int) -> None:
+        """Let only keys of the project reach a port again. Its token ends."""
+        from cove.sdk import ports
+
+        self._client.call(ports.unexpose(self._ref, port))
+
+    def url(self, port: int) -> str:
+        """Return the address of a port: HTTP and WebSockets, under a host name of its own."""
+        from cove.sdk import ports
+
+        return self._client.call(ports.port(self._ref, port)).url
 
     # ---- life
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cove.sdk import calls, watch_calls
+from cove.sdk import calls, ports, watch_calls
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.opening import Opening, Starting
@@ -15,6 +15,7 @@ from cove.sdk.aio.watches import Watch
 from cove.sdk.calls import Command
 from cove.sdk.errors import Error, Gone, NotFound
 from cove.sdk.models import CommandInfo, Isolation, SandboxInfo, Usage
+from cove.sdk.ports import Port
 from cove.sdk.results import Result
 from cove.sdk.sandbox import checked
 from cove.sdk.transport import Call
@@ -213,6 +214,23 @@ class Sandbox:
         """Return the watches of the sandbox, ended ones too; each would yield from its beginning."""
         infos = await self._client.call(watch_calls.watches(self._ref))
         return [Watch(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- ports
+    async def ports(self) -> list[Port]:
+        """Return the ports on which something listens, and those that are exposed."""
+        return await self._client.call(ports.ports(self._ref))
+
+    async def expose(self, port: int, *, access: str = "public") -> Port:
+        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone."""
+        return await self._client.call(ports.expose(self._ref, port, access))
+
+    async def unexpose(self, port: int) -> None:
+        """Let only keys of the project reach a port again. Its token ends."""
+        await self._client.call(ports.unexpose(self._ref, port))
+
+    async def url(self, port: int) -> str:
+        """Return the address of a port: HTTP and WebSockets, under a host name of its own."""
+        return (await self._client.call(ports.port(self._ref, port))).url
 
     # ---- life
 

@@ -6,11 +6,12 @@ table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 
 from __future__ import annotations
 
-from cove.dialects.native import (, commands, errors, files, images, ports, sandboxes, server, tcp, terminals, trees
+from cove.dialects.native import (
     commands,
     errors,
     files,
     images,
+    ports,
     sandboxes,
     server,
     shells,
@@ -38,9 +39,9 @@ def dialect() -> Dialect:
             *trees.OPS,
             *watches.OPS,
             *images.OPS,
+            *ports.OPS,
             *tcp.OPS,
             *terminals.OPS,
-            *ports.OPS,
             *server.OPS,
         ),
         errors=errors.TABLE,

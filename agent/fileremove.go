@@ -51,7 +51,7 @@ func (r *remover) tree(parent int, name string, depth int) error {
 	if depth > maxDepth {
 		return fail("limit", "the directory tree is too deep")
 	}
-	fd, err := syscall.Openat(parent, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	fd, err := openDirectoryAt(parent, name)
 	if err != nil {
 		return err
 	}

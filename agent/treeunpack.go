@@ -275,7 +275,7 @@ func (u *unpacker) directory(header *tar.Header, dir int, name string) error {
 	if err != nil && !errors.Is(err, syscall.EEXIST) {
 		return err
 	}
-	fd, err := syscall.Openat(dir, name, openTree, 0)
+	fd, err := openDirectoryAt(dir, name)
 	if err != nil {
 		return notThrough(err)
 	}
@@ -367,7 +367,7 @@ func (p *place) reach(path string) (dir int, name string, err error) {
 }
 
 func (p *place) step(dir int, name string) (int, error) {
-	next, err := syscall.Openat(dir, name, openTree, 0)
+	next, err := openDirectoryAt(dir, name)
 	if !errors.Is(err, syscall.ENOENT) || p.mustExist {
 		return next, notThrough(err)
 	}
@@ -377,7 +377,7 @@ func (p *place) step(dir int, name string) (int, error) {
 	if err := chownAt(dir, name, p.owner); err != nil {
 		return -1, err
 	}
-	next, err = syscall.Openat(dir, name, openTree, 0)
+	next, err = openDirectoryAt(dir, name)
 	return next, notThrough(err)
 }
 
@@ -393,7 +393,7 @@ func (p *place) close() {
 	_ = syscall.Close(p.top)
 }
 
-// notThrough words what O_NOFOLLOW says: with O_DIRECTORY a link is ENOTDIR, without it ELOOP.
+// notThrough words what openDirectoryAt says: what was a link is ENOTDIR, what became one ELOOP.
 func notThrough(err error) error {
 	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return fail("not_directory", "a member's path goes through a link or a file")

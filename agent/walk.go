@@ -70,7 +70,7 @@ func (w *walker) begin() error {
 	if !e.isDirectory() {
 		return w.visit(&e)
 	}
-	fd, err := syscall.Openat(atFdcwd, found, openTree, 0)
+	fd, err := openDirectoryAt(atFdcwd, found)
 	if err != nil {
 		return at(w.root, err)
 	}
@@ -166,7 +166,7 @@ func (w *walker) enter(e *entry, device uint64) error {
 	if e.depth >= maxDepth {
 		return w.unread(fail("limit", "the directory tree is too deep"))
 	}
-	fd, err := syscall.Openat(e.dir, e.name, openTree, 0)
+	fd, err := openDirectoryAt(e.dir, e.name)
 	if err != nil {
 		if errors.Is(err, syscall.ENOENT) {
 			return nil

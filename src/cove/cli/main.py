@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "service": "service",
     "key": "key",
     "project": "project",
+    "file": "file",
     "image": "image",
     "config": "config",
     "completion": "completion",

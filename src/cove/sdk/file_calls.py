@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cove.sdk import models
@@ -50,7 +51,7 @@ def download(ref: str, path: str, *, offset: int, length: int | None) -> Call[No
 
 
 def upload(  # noqa: PLR0913 - the wire's own options
-    ref: str, path: str, data: Any, *, size: int | None, mode: int | None, parents: bool, exclusive: bool
+    ref: str, path: str, data: Any, *, size: int | None, mode: int | None, flags: Mapping[str, bool]
 ) -> Call[FileInfo]:
     """PUT …/files/content: raw bytes of any size. Bytes may be sent again, a stream is read only once."""
     return Call(
@@ -60,12 +61,13 @@ def upload(  # noqa: PLR0913 - the wire's own options
         query={
             "path": file_path(path),
             "mode": None if mode is None else f"{mode:04o}",
-            "parents": "true" if parents else "false",
-            "exclusive": "true" if exclusive else None,
+            "parents": "true" if flags["parents"] else "false",
+            "exclusive": "true" if flags["exclusive"] else None,
+            "sync": "true" if flags["sync"] else None,
         },
         body=data,
         headers={} if size is None else {"content-length": str(size)},
-        retry=Retry.LOST if isinstance(data, bytes) and not exclusive else Retry.NEVER,
+        retry=Retry.LOST if isinstance(data, bytes) and not flags["exclusive"] else Retry.NEVER,
     )
 
 
@@ -91,13 +93,13 @@ def remove(ref: str, path: str, *, recursive: bool) -> Call[int]:
     )
 
 
-def set_attributes(ref: str, path: str, *, mode: int | None, uid: int | None, gid: int | None) -> Call[FileInfo]:
+def set_attributes(
+    ref: str, path: str, *, modes: Mapping[str, int | None], facts: Mapping[str, int | str | None], recursive: bool
+) -> Call[FileInfo]:
     """PATCH …/files."""
     body: dict[str, Any] = {"path": file_path(path)}
-    if mode is not None:
-        body["mode"] = f"{mode:04o}"
-    if uid is not None:
-        body["uid"] = uid
-    if gid is not None:
-        body["gid"] = gid
+    body |= {name: f"{mode:04o}" for name, mode in modes.items() if mode is not None}
+    body |= {name: fact for name, fact in facts.items() if fact is not None}
+    if recursive:
+        body["recursive"] = True
     return Call("PATCH", box_path(ref, "/files"), _file, json=body, retry=Retry.LOST)

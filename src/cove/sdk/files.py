@@ -13,24 +13,20 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final
 
 from cove.sdk import file_calls
+from cove.sdk.trees import Trees
 from cove.sdk.wire import raw
 
 if TYPE_CHECKING:
-    from cove.sdk.client import Client
     from cove.sdk.models import FileInfo
 
 PIECE_BYTES: Final = 256 * 1024
 
 
-class Files:
+class Files(Trees):
     """`box.files`: `box.files["/w/a"] = b"…"`, `del box.files["/w/a"]`, `"/w/a" in box.files`, and the methods here.
 
     Errors are also the usual ones: a missing file is a FileNotFoundError and a KeyError, each FileError an OSError.
     """
-
-    def __init__(self, ref: str, client: Client) -> None:
-        self._ref = ref
-        self._client = client
 
     def read(self, path: str) -> bytes:
         """Return a whole file. It is held in memory: `get` and `stream` are for big ones."""
@@ -49,16 +45,17 @@ class Files:
         mode: int | None = None,
         parents: bool = True,
         exclusive: bool = False,
+        sync: bool = False,
         size: int | None = None,
     ) -> FileInfo:
         """Write a file: readers see the old one or the new one, nothing between.
 
         `data` may be an iterable of bytes of any length, sent as it comes; `size` says its length where it is known.
         `mode` None keeps an existing file's; a new one gets 0644. Missing directories are made unless `parents` is
-        False. `exclusive`: FilePresent if the file exists.
+        False. `exclusive`: FilePresent if the file exists. `sync`: it survives a power cut once this returns.
         """
-        call = file_calls.upload(self._ref, path, raw(data), size=size, mode=mode, parents=parents, exclusive=exclusive)
-        return self._client.call(call)
+        flags = {"parents": parents, "exclusive": exclusive, "sync": sync}
+        return self._client.call(file_calls.upload(self._ref, path, raw(data), size=size, mode=mode, flags=flags))
 
     @contextmanager
     def stream(self, path: str, *, offset: int = 0, length: int | None = None) -> Generator[Iterator[bytes]]:
@@ -150,9 +147,28 @@ class Files:
         """Remove a file, or with `recursive` a tree; returns the number of entries removed."""
         return self._client.call(file_calls.remove(self._ref, path, recursive=recursive))
 
-    def set(self, path: str, *, mode: int | None = None, uid: int | None = None, gid: int | None = None) -> FileInfo:
-        """Change mode and owner; what is None stays."""
-        return self._client.call(file_calls.set_attributes(self._ref, path, mode=mode, uid=uid, gid=gid))
+    def set(  # noqa: PLR0913 - the wire's own options
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        owner: str = "",
+        group: str = "",
+        recursive: bool = False,
+        directory_mode: int | None = None,
+    ) -> FileInfo:
+        """Change mode and owner; what is not given stays.
+
+        `owner` and `group` are names or numbers inside, in place of `uid` and `gid`. `recursive`: all below a directory
+        too, directories with `directory_mode` where it is given.
+        """
+        facts = {"uid": uid, "gid": gid, "owner": owner or None, "group": group or None}
+        modes = {"mode": mode, "directory_mode": directory_mode}
+        return self._client.call(
+            file_calls.set_attributes(self._ref, path, modes=modes, facts=facts, recursive=recursive)
+        )
 
     def __getitem__(self, path: str) -> bytes:
         """Return a whole file."""

@@ -15,7 +15,8 @@ FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]
 
 
 def public(owner: type) -> dict[str, object]:
-    return {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+    found = {name: value for each in reversed(owner.__mro__) for name, value in vars(each).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def shape(function: object) -> list[tuple[str, object, object]]:

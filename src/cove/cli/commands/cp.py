@@ -1,7 +1,7 @@
 """`cove cp`: files and directories, in and out.
 
-What comes out of a sandbox is hostile: its names are checked, its links are not followed and not made here, and a
-directory's content is written below the target only.
+What comes out of a sandbox is hostile: its names are checked, its links are not followed, and a directory's content is
+written below the target only (`sdk/tars.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cove.sdk.errors import FileMissing
 if TYPE_CHECKING:
     from cove.sdk.files import Files
     from cove.sdk.models import FileInfo
+    from cove.sdk.tree_models import TreeCopy
 
 PIECE_BYTES: Final = 256 * 1024
 _INSIDE: Final = re.compile(r"([^/:]+):(.*)", re.DOTALL)
@@ -34,11 +35,17 @@ _INSIDE: Final = re.compile(r"([^/:]+):(.*)", re.DOTALL)
 
 @dataclass
 class Count:
-    """What was copied, and what was left out because it is neither file nor directory."""
+    """What was copied, and what was left out: links that lead out of a directory, and special files."""
 
     files: int = 0
     bytes: int = 0
     skipped: int = 0
+
+    def add(self, tree: TreeCopy) -> None:
+        """Count a directory that was copied."""
+        self.files += tree.files
+        self.bytes += tree.bytes
+        self.skipped += tree.skipped
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -50,14 +57,17 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @verb("cp", fields=("files", "bytes", "skipped"))
 @click.argument("source", shell_complete=_complete)
 @click.argument("target", shell_complete=_complete)
-def cp_command(session: Session, *, source: str, target: str) -> None:
+@click.option("-r", "--recursive", is_flag=True, help="Nothing: directories are always copied with all in them.")
+def cp_command(session: Session, *, source: str, target: str, recursive: bool) -> None:
     """Copy files and directories, in and out.
 
     cove cp a.py otter:/w/ · cove cp otter:/w/out . · cove cp otter:/etc/os-release -
 
-    BOX:/PATH is in a sandbox, `-` is stdin or stdout. A directory is copied with all that is in it; links are left
-    out. A target that is a directory, or ends in /, gets the source's name in it. Files keep their mode.
+    BOX:/PATH is in a sandbox, `-` is stdin or stdout. A directory is copied with all that is in it, as one stream;
+    links that lead out of it and special files are left out. A target that is a directory, or ends in /, gets the
+    source's name in it. Files keep their mode and time.
     """
+    del recursive  # what other tools want said
     come, go = _INSIDE.fullmatch(source), _INSIDE.fullmatch(target)
     count = Count()
     with waiting(f"Copying {clean(source)}", quiet=session.quiet or session.json):
@@ -72,7 +82,7 @@ def cp_command(session: Session, *, source: str, target: str) -> None:
                 raise usage("neither side is in a sandbox: write BOX:/path", "cove cp a.txt otter:/w/")
     session.emit({"files": count.files, "bytes": count.bytes, "skipped": count.skipped})
     if target != "-":
-        left = f" Left out: {count.skipped} links or special files." if count.skipped else ""
+        left = f" Left out: {count.skipped} outward links or special files." if count.skipped else ""
         session.talk(f"Copied {count.files} file{'' if count.files == 1 else 's'}, {size(count.bytes)}.{left}")
 
 
@@ -96,7 +106,7 @@ def _in(files: Files, source: str, path: str, count: Count) -> None:
     facts = local.stat()
     where = _inside_target(files, path, local.resolve().name)
     if local.is_dir():
-        _tree_in(files, local, where, count)
+        count.add(files.upload_dir(local, where))
     elif local.is_file():
         files.put(local, where)
         count.files += 1
@@ -121,20 +131,6 @@ def _inside_target(files: Files, path: str, name: str) -> str:
     return f"{path}/{name}" if info.kind == "directory" else path
 
 
-def _tree_in(files: Files, local: Path, where: str, count: Count) -> None:
-    files.mkdir(where, mode=local.stat().st_mode & 0o777, parents=True)
-    for entry in sorted(os.scandir(local), key=lambda one: one.name):
-        inside = f"{where.rstrip('/')}/{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            _tree_in(files, Path(entry.path), inside, count)
-        elif entry.is_file(follow_symlinks=False):
-            files.put(entry.path, inside)
-            count.files += 1
-            count.bytes += entry.stat().st_size
-        else:
-            count.skipped += 1
-
-
 # ---- out
 
 
@@ -149,7 +145,9 @@ def _out(files: Files, path: str, target: str, count: Count) -> None:
         local.mkdir(parents=True, exist_ok=True)
         local = local / _checked(name) if name else local
     if info.kind == "directory":
-        _tree_out(files, path, local, count)
+        if local.is_symlink():
+            raise Failure(f"{local} is a link: its target is left alone", code="local-file", exit_code=REFUSED)
+        count.add(files.download_dir(info.path, local))
     else:
         _file_out(files, info, local, count)
 
@@ -177,20 +175,6 @@ def _followed(files: Files, path: str) -> FileInfo:
     raise Failure(f"{clean(path)}: too many links", code="file-error", exit_code=REFUSED)
 
 
-def _tree_out(files: Files, path: str, local: Path, count: Count) -> None:
-    if local.is_symlink():
-        raise Failure(f"{local} is a link: its target is left alone", code="local-file", exit_code=REFUSED)
-    local.mkdir(parents=True, exist_ok=True)
-    for info in files.list(path):
-        below = local / _checked(info.name)
-        if info.kind == "directory":
-            _tree_out(files, info.path, below, count)
-        elif info.kind == "file":
-            _file_out(files, info, below, count)
-        else:
-            count.skipped += 1
-
-
 def _file_out(files: Files, info: FileInfo, local: Path, count: Count) -> None:
     if info.kind != "file":
         raise Failure(f"{clean(info.path)} is no file", code="file-error", exit_code=REFUSED)
@@ -216,9 +200,15 @@ def _checked(name: str) -> str:
 
 def _across(files: Files, path: str, to: tuple[Files, str], count: Count) -> None:
     info = _followed(files, path)
-    if info.kind != "file":
-        raise usage("between two sandboxes only single files are copied", "cove cp BOX:/dir ./dir")
     target, where = to
+    if info.kind == "directory":
+        inside = _inside_target(target, where, _checked(info.path.rstrip("/").rpartition("/")[2]))
+        with files.archive(info.path) as pieces:
+            # Links may lead anywhere: the one sandbox means by them what the other did, and none is followed here.
+            count.files += target.unpack(inside, _counted(pieces, count), any_links=True)
+        return
+    if info.kind != "file":
+        raise Failure(f"{clean(info.path)} is no file", code="file-error", exit_code=REFUSED)
     with files.stream(info.path) as pieces:
         inside = _inside_target(target, where, _checked(path.rpartition("/")[2]))
         target.write(inside, _counted(pieces, count), mode=info.mode & 0o777)

@@ -7,29 +7,23 @@ import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from anyio import to_thread
 
 from cove.sdk import file_calls, models
 from cove.sdk.aio.sending import body_of, pieces_of
+from cove.sdk.aio.trees import Trees
 from cove.sdk.errors import FileMissing
 from cove.sdk.files import replacing, size_of
 from cove.sdk.models import FileInfo
 
-if TYPE_CHECKING:
-    from cove.sdk.aio.client import Client
 
-
-class Files:
+class Files(Trees):
     """`box.files`: `await box.files.write("/w/a", b"…")` and the methods here.
 
     Errors are also the usual ones: a missing file is a FileNotFoundError and a KeyError, each FileError an OSError.
     """
-
-    def __init__(self, ref: str, client: Client) -> None:
-        self._ref = ref
-        self._client = client
 
     async def read(self, path: str) -> bytes:
         """Return a whole file. It is held in memory: `get` and `stream` are for big ones."""
@@ -48,18 +42,18 @@ class Files:
         mode: int | None = None,
         parents: bool = True,
         exclusive: bool = False,
+        sync: bool = False,
         size: int | None = None,
     ) -> FileInfo:
         """Write a file: readers see the old one or the new one, nothing between, also when it is cancelled.
 
         `data` may be an iterable of bytes of any length, sent as it comes; `size` says its length where it is known.
         `mode` None keeps an existing file's; a new one gets 0644. Missing directories are made unless `parents` is
-        False. `exclusive`: FilePresent if the file exists.
+        False. `exclusive`: FilePresent if the file exists. `sync`: it survives a power cut once this returns.
         """
+        flags = {"parents": parents, "exclusive": exclusive, "sync": sync}
         return await self._client.call(
-            file_calls.upload(
-                self._ref, path, body_of(data), size=size, mode=mode, parents=parents, exclusive=exclusive
-            )
+            file_calls.upload(self._ref, path, body_of(data), size=size, mode=mode, flags=flags)
         )
 
     @asynccontextmanager
@@ -157,11 +151,28 @@ class Files:
         """Remove a file, or with `recursive` a tree; returns the number of entries removed."""
         return await self._client.call(file_calls.remove(self._ref, path, recursive=recursive))
 
-    async def set(
-        self, path: str, *, mode: int | None = None, uid: int | None = None, gid: int | None = None
+    async def set(  # noqa: PLR0913 - the wire's own options
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        owner: str = "",
+        group: str = "",
+        recursive: bool = False,
+        directory_mode: int | None = None,
     ) -> FileInfo:
-        """Change mode and owner; what is None stays."""
-        return await self._client.call(file_calls.set_attributes(self._ref, path, mode=mode, uid=uid, gid=gid))
+        """Change mode and owner; what is not given stays.
+
+        `owner` and `group` are names or numbers inside, in place of `uid` and `gid`. `recursive`: all below a directory
+        too, directories with `directory_mode` where it is given.
+        """
+        facts = {"uid": uid, "gid": gid, "owner": owner or None, "group": group or None}
+        modes = {"mode": mode, "directory_mode": directory_mode}
+        return await self._client.call(
+            file_calls.set_attributes(self._ref, path, modes=modes, facts=facts, recursive=recursive)
+        )
 
 
 def _open(local: str | os.PathLike[str]) -> IO[bytes]:

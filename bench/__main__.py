@@ -39,6 +39,7 @@ from bench.common import (
 )
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
+from bench.trees import bench_trees
 
 
 def bench_warm(report: Report, api: Api, pool: int, rounds: int) -> None:
@@ -255,6 +256,7 @@ def main() -> int:
             bench_burst(report, server, api, pool)
             bench_pause(report, api, 50 // scale)
             bench_files(report, server, api, (1024 if not given.quick else 128) * MIB)
+            bench_trees(report, server, quick=given.quick)
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)

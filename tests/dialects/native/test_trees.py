@@ -418,3 +418,16 @@ def test_a_walk_ends_at_its_time(server, box):
     last = json.loads(answer.text.strip().split("\n")[-1])
     assert time.monotonic() - started < 15
     assert last["end"]["stopped"] in {"timeout", None}
+
+
+def test_a_list_whose_sandbox_ends_says_so_in_its_last_line(server, box):
+    mortal, path = server.sandbox()["id"], f"/tmp/many{os.getpid()}"
+    command = f"mkdir {path}; cd {path}; seq -f %0200g 25000 | xargs touch"
+    server.client.post(f"/sandboxes/{mortal}/exec", json={"command": command, "timeout_s": 60})
+    with server.client.stream("GET", f"/sandboxes/{mortal}/files/find", params={"path": path}) as answer:
+        pieces = answer.iter_lines()
+        assert json.loads(next(pieces))["kind"] == "file"
+        server.client.delete(f"/sandboxes/{mortal}")
+        last = [line for line in pieces if line][-1]
+    assert json.loads(last)["error"]["code"] in {"sandbox-gone", "gone"}
+    server.client.delete(f"/sandboxes/{box}/files", params={"path": path, "recursive": "true"})  # of the fake driver

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from cove.sdk.ports import Port
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.terminals import Terminal
     from cove.sdk.units import UNSET
     from cove.sdk.watches import Change, Watch
 
@@ -97,6 +98,7 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SandboxGone",
+    "Terminal",
     "TooLarge",
     "Unauthorized",
     "Unreachable",
@@ -121,6 +123,7 @@ _HOME: Final = {
     "Port": "ports",
     **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
     "Sandbox": "sandbox",
+    "Terminal": "terminals",
     "UNSET": "units",
     **dict.fromkeys(("Change", "Watch"), "watches"),
 }

@@ -16,6 +16,7 @@ from cove.sdk.aio.files import Files
 from cove.sdk.aio.images import Images
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.sandbox import Sandbox
+from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Job",
     "Running",
     "Sandbox",
+    "Terminal",
     "Watch",
     "close",
     "connect",

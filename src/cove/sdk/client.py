@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove.sdk.images import Images
     from cove.sdk.models import Image, Key, Project
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.websocket import WebSocket
 
 T = TypeVar("T")
 
@@ -226,6 +227,18 @@ class Client:
             yield response
         finally:
             response.close()
+
+    def websocket(self, call: Call[Any]) -> WebSocket:
+        """Open a WebSocket. For the SDK's own parts. Raises: as `call`."""
+        from cove.sdk import websocket
+
+        try:
+            return websocket.connect(self.target, call)
+        except Unreachable as error:
+            error.hint = error.hint or unreachable_hint(self.target, error)
+            raise
+        except Error as error:
+            raise with_key_hint(error, self.target) from error
 
     def close(self) -> None:
         """Close idle connections. The client can be used again."""

@@ -88,6 +88,14 @@ class CommandInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TerminalInfo(CommandInfo):
+    """A terminal: the command that runs on it, and its size."""
+
+    cols: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One directory entry; a link is shown as itself. `mode` is permission bits, owners are ids inside."""
 
@@ -220,17 +228,26 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
 
 def command(wire: dict[str, Any]) -> CommandInfo:
     """Read a background command."""
-    return CommandInfo(
-        id=str(wire["id"]),
-        pid=int(wire.get("pid") or 0),
-        command=tuple(wire.get("command") or ()),
-        started_at=time_of(wire.get("started_at")),
-        running=bool(wire.get("running")),
-        exit=wire.get("exit"),
-        cursor=int(wire.get("cursor") or 0),
-        oldest_cursor=int(wire.get("oldest_cursor") or 0),
-        raw=wire,
-    )
+    return CommandInfo(**_command(wire))
+
+
+def terminal(wire: dict[str, Any]) -> TerminalInfo:
+    """Read a terminal."""
+    return TerminalInfo(**_command(wire), cols=int(wire.get("cols") or 0), rows=int(wire.get("rows") or 0))
+
+
+def _command(wire: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": str(wire["id"]),
+        "pid": int(wire.get("pid") or 0),
+        "command": tuple(wire.get("command") or ()),
+        "started_at": time_of(wire.get("started_at")),
+        "running": bool(wire.get("running")),
+        "exit": wire.get("exit"),
+        "cursor": int(wire.get("cursor") or 0),
+        "oldest_cursor": int(wire.get("oldest_cursor") or 0),
+        "raw": wire,
+    }
 
 
 def file(wire: dict[str, Any]) -> FileInfo:

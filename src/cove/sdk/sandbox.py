@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cove.sdk.models import Isolation, SandboxInfo, Usage
     from cove.sdk.ports import Port
     from cove.sdk.results import Result
+    from cove.sdk.terminals import Terminal
     from cove.sdk.watches import Watch
 
 
@@ -235,6 +236,53 @@ class Sandbox:
         from cove.sdk import ports
 
         return self._client.call(ports.port(self._ref, port)).url
+
+    # ---- terminals
+
+    def terminal(  # noqa: PLR0913 - one keyword for each property of a terminal
+        self,
+        command: Command | None = None,
+        *,
+        cols: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        keep_bytes: int | None = None,
+        keep: bool = False,
+    ) -> Terminal:
+        """Run a program on a terminal of its own: the user's login shell, or `command`.
+
+        Leaving the `with` ends it unless `keep=True`. The sandbox keeps the last `keep_bytes` of its output (4 KiB to
+        16 MiB, 1 MiB if None) for those who attach later.
+        """
+        from cove.sdk import terminal_calls
+        from cove.sdk.terminals import Terminal
+
+        body = terminal_calls.open_body(
+            command, cols=cols, rows=rows, env=env, cwd=cwd, user=user, keep_bytes=keep_bytes
+        )
+        info = self._client.call(terminal_calls.open_terminal(self._ref, body))
+        return Terminal(self._ref, info.id, client=self._client, info=info, keep=keep)
+
+    def attach_terminal(self, terminal_id: str, *, after: int = 0) -> Terminal:
+        """Return a terminal by its id; iterating it yields the output from cursor `after` on, what is kept of it.
+
+        Leaving a `with` on it does not end it. Raises: NotFound.
+        """
+        from cove.sdk import terminal_calls
+        from cove.sdk.terminals import Terminal
+
+        info = self._client.call(terminal_calls.terminal(self._ref, terminal_id))
+        return Terminal(self._ref, terminal_id, client=self._client, cursor=after, info=info)
+
+    def terminals(self) -> list[Terminal]:
+        """Return the terminals that the sandbox still knows, their programs running or ended."""
+        from cove.sdk import terminal_calls
+        from cove.sdk.terminals import Terminal
+
+        infos = self._client.call(terminal_calls.terminals(self._ref))
+        return [Terminal(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- life
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.images import Images
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.transport import AioTransport
+    from cove.sdk.aio.websocket import WebSocket
 
 T = TypeVar("T")
 
@@ -223,6 +224,18 @@ class Client:
             yield response
         finally:
             await response.close()
+
+    async def websocket(self, call: Call[Any]) -> WebSocket:
+        """Open a WebSocket. For the SDK's own parts. Raises: as `call`."""
+        from cove.sdk.aio import websocket
+
+        try:
+            return await websocket.connect(self.target, call)
+        except Unreachable as error:
+            error.hint = error.hint or unreachable_hint(self.target, error)
+            raise
+        except Error as error:
+            raise with_key_hint(error, self.target) from error
 
     async def close(self) -> None:
         """Close idle connections. The client can be used again."""

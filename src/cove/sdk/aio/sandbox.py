@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cove.sdk import calls, ports, watch_calls
+from cove.sdk import calls, ports, terminal_calls, watch_calls
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.opening import Opening, Starting
+from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 from cove.sdk.calls import Command
 from cove.sdk.errors import Error, Gone, NotFound
-from cove.sdk.models import CommandInfo, Isolation, SandboxInfo, Usage
+from cove.sdk.models import CommandInfo, Isolation, SandboxInfo, TerminalInfo, Usage
 from cove.sdk.ports import Port
 from cove.sdk.results import Result
 from cove.sdk.sandbox import checked
@@ -231,6 +232,47 @@ class Sandbox:
     async def url(self, port: int) -> str:
         """Return the address of a port: HTTP and WebSockets, under a host name of its own."""
         return (await self._client.call(ports.port(self._ref, port))).url
+
+    # ---- terminals
+
+    def terminal(  # noqa: PLR0913 - one keyword for each property of a terminal
+        self,
+        command: Command | None = None,
+        *,
+        cols: int = 80,
+        rows: int = 24,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        keep_bytes: int | None = None,
+        keep: bool = False,
+    ) -> Opening[Terminal]:
+        """Run a program on a terminal of its own: the user's login shell, or `command`.
+
+        `await` it or `async with` it. Leaving the `async with` ends it unless `keep=True`. The sandbox
+        keeps the last `keep_bytes` of its output (4 KiB to 16 MiB, 1 MiB if None) for those who attach later.
+        """
+        body = terminal_calls.open_body(
+            command, cols=cols, rows=rows, env=env, cwd=cwd, user=user, keep_bytes=keep_bytes
+        )
+        return Opening(self._terminal(terminal_calls.open_terminal(self._ref, body), keep=keep))
+
+    async def _terminal(self, call: Call[TerminalInfo], *, keep: bool) -> Terminal:
+        info = await self._client.call(call)
+        return Terminal(self._ref, info.id, client=self._client, info=info, keep=keep)
+
+    async def attach_terminal(self, terminal_id: str, *, after: int = 0) -> Terminal:
+        """Return a terminal by its id; iterating it yields the output from cursor `after` on, what is kept of it.
+
+        Leaving an `async with` on it does not end it. Raises: NotFound.
+        """
+        info = await self._client.call(terminal_calls.terminal(self._ref, terminal_id))
+        return Terminal(self._ref, terminal_id, client=self._client, cursor=after, info=info)
+
+    async def terminals(self) -> list[Terminal]:
+        """Return the terminals that the sandbox still knows, their programs running or ended."""
+        infos = await self._client.call(terminal_calls.terminals(self._ref))
+        return [Terminal(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- life
 

@@ -160,21 +160,31 @@ class Patience:
     """Decides how long a lost terminal is attached to again: with growing pauses, for a minute. Then it gives up."""
 
     LIMIT_S: Final = 60.0
+    STEADY_S: Final = 10.0
+    """A connection that held for so long, or brought output, worked: its break is a new one."""
     _FIRST_S: Final = 0.1
     _LONGEST_S: Final = 2.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
+        self._attached_at: float | None = None
         self._next_s = self._FIRST_S
+
+    def attached(self) -> None:
+        """Take note that an attempt succeeded, so far."""
+        self._attached_at = self._clock()
 
     def reset(self) -> None:
         """Take note that it works again."""
-        self._since, self._next_s = None, self._FIRST_S
+        self._since, self._attached_at, self._next_s = None, None, self._FIRST_S
 
     def delay_s(self, error: Error) -> float | None:
         """Return how long to wait before the next attempt, None to give up."""
         now = self._clock()
+        if self._attached_at is not None and now - self._attached_at > self.STEADY_S:
+            self.reset()
+        self._attached_at = None
         since = self._since = now if self._since is None else self._since
         if not may_come_back(error) or now - since > self.LIMIT_S:
             return None

@@ -151,9 +151,13 @@ class Terminal:
             with self._lock:
                 if socket is not self._socket:  # a writer found it broken: the new one says it again
                     continue
-                self._patience.reset()
-                chunk = self._reader.read(message)
+                try:
+                    chunk = self._reader.read(message)
+                except Error:
+                    self._close_socket()
+                    raise
             if chunk is not None:
+                self._patience.reset()
                 yield chunk
         self._close_socket()
 
@@ -195,18 +199,24 @@ class Terminal:
                     if self._was_attached and self.on_connection:
                         self.on_connection(True)
                     self._was_attached = True
+                    self._patience.attached()
             return self._socket
 
     def _lose(self, socket: WebSocket, error: Lost) -> None:
-        """Take note that a connection broke, and wait a little before the next one. Raises: the error, to give up."""
+        """Drop a connection that broke, and wait a little before the next one. Raises: the error, to give up."""
         with self._lock:
-            if socket is not self._socket:  # known already, or left on purpose
-                return
-            self._socket = None
-            socket.close()
-            if self.on_connection:
-                self.on_connection(False)
-            self._pause(error)
+            if self._drop(socket):
+                self._pause(error)
+
+    def _drop(self, socket: WebSocket) -> bool:
+        """Drop a connection that broke; False: that is known already, or we left it on purpose."""
+        if socket is not self._socket:
+            return False
+        self._socket = None
+        socket.close()
+        if self.on_connection:
+            self.on_connection(False)
+        return True
 
     def _pause(self, error: Error) -> None:
         delay = self._patience.delay_s(error)
@@ -232,8 +242,12 @@ class Terminal:
             except NotSent as error:
                 if error.close_code == NORMAL:
                     raise Conflict("the program of the terminal has ended") from error
+                self._lose(socket, error)
                 if not is_first:  # the pieces before it may be lost
                     raise
-                self._lose(socket, error)
+            except Lost:
+                with self._lock:
+                    self._drop(socket)
+                raise
             else:
                 return

@@ -138,12 +138,11 @@ class WebSocket:
             if self._is_left:
                 return
             self._is_left = True
-            if self._failure is None:
-                if self._protocol.state is State.OPEN:
-                    self._protocol.send_close(NORMAL)
-                    self._take_out()
-                self._flush()
-                self._failure = self._failure or Lost("the connection was closed here")
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(NORMAL)
+            self._take_out()
+            self._flush()
+            self._failure = self._failure or Lost("the connection was closed here")
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits in receive; it closes the socket then
             if self._receiving.acquire(blocking=False):
@@ -154,6 +153,8 @@ class WebSocket:
 
     def _read(self) -> bool:
         """Take what has arrived; returns whether there was something."""
+        if self._failure is not None:
+            return False
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
         except OSError as error:

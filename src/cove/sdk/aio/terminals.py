@@ -150,9 +150,13 @@ class Terminal:
                 continue
             if socket is not self._socket:  # a writer found it broken: the new one says it again
                 continue
-            self._patience.reset()
-            chunk = self._reader.read(message)
+            try:
+                chunk = self._reader.read(message)
+            except Error:
+                await self._close_socket()
+                raise
             if chunk is not None:
+                self._patience.reset()
                 yield chunk
         await self._close_socket()
 
@@ -195,18 +199,24 @@ class Terminal:
                     if self._was_attached and self.on_connection:
                         self.on_connection(True)
                     self._was_attached = True
+                    self._patience.attached()
             return self._socket
 
     async def _lose(self, socket: WebSocket, error: Lost) -> None:
-        """Take note that a connection broke, and wait a little before the next one. Raises: the error, to give up."""
+        """Drop a connection that broke, and wait a little before the next one. Raises: the error, to give up."""
         async with self._lock:
-            if socket is not self._socket:  # known already, or left on purpose
-                return
-            self._socket = None
-            await socket.close()
-            if self.on_connection:
-                self.on_connection(False)
-            await self._pause(error)
+            if await self._drop(socket):
+                await self._pause(error)
+
+    async def _drop(self, socket: WebSocket) -> bool:
+        """Drop a connection that broke; False: that is known already, or we left it on purpose."""
+        if socket is not self._socket:
+            return False
+        self._socket = None
+        await socket.close()
+        if self.on_connection:
+            self.on_connection(False)
+        return True
 
     async def _pause(self, error: Error) -> None:
         delay = self._patience.delay_s(error)
@@ -233,8 +243,12 @@ class Terminal:
             except NotSent as error:
                 if error.close_code == NORMAL:
                     raise Conflict("the program of the terminal has ended") from error
+                await self._lose(socket, error)
                 if not is_first:  # the pieces before it may be lost
                     raise
-                await self._lose(socket, error)
+            except Lost:
+                async with self._lock:
+                    await self._drop(socket)
+                raise
             else:
                 return

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS: Final = {
     "run": "execute",
     "exec": "execute",
+    "shell": "shell",
     "new": "sandbox",
     "ls": "sandbox",
     "stop": "sandbox",

@@ -53,7 +53,10 @@ _TWINS = {
     "destroy": ["rm"],
     "pause": ["stop"],
     "start": ["resume"],
-    "shell": ["exec"],
+    "sh": ["shell"],
+    "ssh": ["shell"],
+    "terminal": ["shell"],
+    "attach": ["shell"],
     "keys": ["key"],
     "images": ["image"],
     "ports": ["port"],
@@ -65,14 +68,23 @@ _TWINS = {
 class Verb(click.Command):
     """A command with `--json` and `--quiet`. `fields` are what `--json FIELD,…` can pick.
 
-    `takes_command`: everything from the first word after `leading` positional arguments on belongs to the command that
-    is run in the sandbox, options of ours may stand before and between those.
+    `command_after`: everything from the first word after so many positional arguments on belongs to the command that
+    is run in the sandbox, options of ours may stand before and between those. `none_before`: what stands for the
+    positional argument that was left out before `--`.
     """
 
-    def __init__(self, *args: Any, fields: Sequence[str] = (), command_after: int | None = None, **attrs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        fields: Sequence[str] = (),
+        command_after: int | None = None,
+        none_before: str | None = None,
+        **attrs: Any,
+    ) -> None:
         super().__init__(*args, **attrs)
         self.fields = tuple(fields)
         self.command_after = command_after
+        self.none_before = none_before
         if command_after is not None:
             self.allow_interspersed_args = False
         self.params += [
@@ -140,7 +152,8 @@ class Verb(click.Command):
         while index < len(args):
             word = args[index]
             if word == "--":
-                return [*options, "--", *words, *args[index + 1 :]]
+                left_out = [self.none_before] if self.none_before and not words else []
+                return [*options, "--", *left_out, *words, *args[index + 1 :]]
             if word.startswith("-") and word != "-":
                 taken = 1 + _takes_next(word, valued)
                 options += args[index : index + taken]
@@ -186,11 +199,14 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Session).quiet = True
 
 
-def verb(name: str, *, fields: Sequence[str] = (), command_after: int | None = None) -> Callable[[Any], Verb]:
+def verb(
+    name: str, *, fields: Sequence[str] = (), command_after: int | None = None, none_before: str | None = None
+) -> Callable[[Any], Verb]:
     """Decorate a function `(session, …)` into the command `name`."""
 
     def decorate(function: Any) -> Verb:
-        command = click.command(name, cls=Verb, fields=fields, command_after=command_after)(click.pass_obj(function))
+        attributes = {"fields": fields, "command_after": command_after, "none_before": none_before}
+        command = click.command(name, cls=Verb, **attributes)(click.pass_obj(function))
         assert isinstance(command, Verb)  # noqa: S101 - for the type checkers
         return command
 

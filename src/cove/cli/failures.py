@@ -27,7 +27,10 @@ BROKEN_PIPE: Final = 141
 
 EXIT_CODES: Final = (
     ("0", "done"),
-    ("the command's own", "`run` and `exec` pass it on; 126 and 127 as the shell, 128 + signal, 124 after `--timeout`"),
+    (
+        "the command's own",
+        "`run`, `exec` and `shell` pass it on; 126 and 127 as the shell, 128 + signal, 124 after `--timeout`",
+    ),
     ("2", "wrong usage, or a value that cannot be"),
     ("120", "not found, or ended"),
     ("121", "refused by policy, quota, capacity, a registry, or the state of the object"),

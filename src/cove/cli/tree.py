@@ -250,8 +250,8 @@ def root() -> click.Group:
             "Sandboxes for agents and untrusted code, on this machine or another.\n\n"
             "A sandbox is named by its name, its id, a prefix of either that fits only one, `-` for the last one used, "
             "or `.` for the one that .cove.toml names. stdout is what was asked for, stderr is talk; every command has "
-            "--json. Exit codes: the command's own for run and exec; 2 usage, 120 not found, 121 refused, 122 not "
-            "authorised, 123 no server, 124 timed out, 125 Cove failed, 130 interrupted."
+            "--json. Exit codes: the command's own for run, exec and shell; 2 usage, 120 not found, 121 refused, "
+            "122 not authorised, 123 no server, 124 timed out, 125 Cove failed, 130 interrupted."
         ),
         params=[
             click.Option(

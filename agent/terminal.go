@@ -36,7 +36,7 @@ func (r *reaper) launchTerminal(p *plan, size windowSize) (*command, error) {
 	}
 	defer syscall.Close(slave)
 	t := &terminal{pty: master, stopped: make(chan struct{}), typing: make(chan struct{}, 1), last: size}
-	t.audience.viewers = map[*viewer]struct{}{}
+	t.audience.expect()
 	if err = master.resize(size); err == nil {
 		if p.credential != nil {
 			// So that the user can open it by its name, as tmux and gpg do. It works without, too.

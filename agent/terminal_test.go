@@ -238,6 +238,26 @@ func TestOutputWaitsForTheMostAdvancedViewer(t *testing.T) {
 	}
 }
 
+func TestTheFirstViewerCountsBeforeItComes(t *testing.T) {
+	a := &audience{}
+	a.expect()
+	if waits(a, 0) || !waits(a, 1) {
+		t.Fatal("what it would have seen is dropped")
+	}
+	v, ch := viewerOf(a, 0)
+	v.gets(10)
+	ch.grant(10)
+	if waits(a, 10) || !waits(a, 11) {
+		t.Fatal("it counts twice")
+	}
+	late := &audience{}
+	late.expect()
+	late.left.since = time.Now().Add(-patience)
+	if waits(late, 1) {
+		t.Fatal("it is waited for for ever")
+	}
+}
+
 func TestTheLastViewerCountsForAWhileAfterItLeft(t *testing.T) {
 	a := &audience{viewers: map[*viewer]struct{}{}}
 	v, _ := viewerOf(a, 50)

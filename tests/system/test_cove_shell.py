@@ -245,7 +245,7 @@ def test_a_restart_of_the_server_in_the_middle_of_output_loses_nothing(new_serve
     server = new_server()
     with cove.connect(f"unix:{server.socket}") as client:
         client.create(name="otter")
-    counting = "i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); [ $((i%40)) = 0 ] && sleep 0.05; done"
+    counting = "i=0; while [ $i -lt 2400 ]; do echo line $i; i=$((i+1)); [ $((i%40)) = 0 ] && sleep 0.05; done"
     program = f"{counting}; read x; echo got $x"
     with tmux(tmp_path / "tmux", environment(server, tmp_path / "home")) as window:
         window.line(f"cove shell otter -- sh -c {shlex.quote(program)}")
@@ -253,13 +253,13 @@ def test_a_restart_of_the_server_in_the_middle_of_output_loses_nothing(new_serve
         server.kill()
         window.wait_for(r"^\[cove: connection lost, attaching again")
         server.start()
-        window.wait_for(r"^line 3999$", 60)
+        window.wait_for(r"^line 2399$", 60)
         window.line("typed after")
         window.wait_for("^got typed after$")
         window.wait_for(BACK)
     raw = window.raw.read_bytes()
     assert b"[cove: attached again]\r\n" in raw
-    assert [int(found) for found in re.findall(rb"line (\d+)\r\n", raw)] == list(range(4000))
+    assert [int(found) for found in re.findall(rb"line (\d+)\r\n", raw)] == list(range(2400))
 
 
 def wait_for_process(box: cove.Sandbox, command: str) -> None:

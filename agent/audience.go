@@ -11,8 +11,8 @@ import (
 //
 // What counts as taken is what the host has given credit for again, and a quarter of the ring is kept behind it: a host
 // that dies takes the rest with it. The last viewer to leave counts for `patience`, or until another comes, so a client
-// that is back by then has lost nothing. The first one counts likewise before it comes: a terminal is opened by one
-// request and looked at by the next.
+// that is back by then has lost nothing. The first one counts likewise before it comes, for `firstLook`: a terminal is
+// opened by one request and looked at by the next.
 type audience struct {
 	mu      sync.Mutex
 	viewers map[*viewer]struct{}
@@ -33,7 +33,7 @@ type viewer struct {
 // expect lets the first viewer count from now on.
 func (a *audience) expect() {
 	a.viewers = map[*viewer]struct{}{}
-	a.left = viewer{audience: a, since: time.Now()}
+	a.left = viewer{audience: a, since: time.Now().Add(firstLook - patience)}
 }
 
 // enter adds a viewer at a cursor. It must leave.

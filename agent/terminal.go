@@ -13,6 +13,8 @@ import (
 const (
 	// A viewer that takes nothing for so long no longer holds the programs up; nor does one that left.
 	patience = 10 * time.Second
+	// For how long a new terminal's programs wait for somebody to look, before output is dropped.
+	firstLook = 3 * time.Second
 	// What a terminal's programs get between the hang-up and the kill: an editor saves what it has.
 	hangUpGrace = time.Second
 )

@@ -252,7 +252,7 @@ func TestTheFirstViewerCountsBeforeItComes(t *testing.T) {
 	}
 	late := &audience{}
 	late.expect()
-	late.left.since = time.Now().Add(-patience)
+	late.left.since = late.left.since.Add(-firstLook)
 	if waits(late, 1) {
 		t.Fatal("it is waited for for ever")
 	}

@@ -33,6 +33,8 @@ OUT: Final = 1
 READ_BYTES: Final = 16 * 1024
 AHEAD: Final = 256
 """Reads of keys that wait for the program: 4 MiB at most."""
+FLUSH_S: Final = 0.5
+"""How long detaching waits for what was typed before it."""
 END_S: Final = 2.0
 """How long our threads get to end; they end with the process anyway."""
 DEFAULT_SIZE: Final = (80, 24)
@@ -165,6 +167,8 @@ class Interaction:
                 if keys.order == DETACH:
                     with suppress(OSError):
                         _write(b"~.\r\n")
+                    with self._keys.all_tasks_done:
+                        self._keys.all_tasks_done.wait_for(lambda: not self._keys.unfinished_tasks, FLUSH_S)
                     self._detach()
                     return
                 if keys.order:
@@ -181,6 +185,8 @@ class Interaction:
                 if self._is_over or self.is_detached:
                     return
                 self._tell("what you typed last may not have arrived")
+            finally:
+                self._keys.task_done()
 
     def _detach(self) -> None:
         self.is_detached = True

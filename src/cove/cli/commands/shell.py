@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FIELDS = ("id", "pid", "command", "started_at", "running", "exit", "cursor", "oldest_cursor", "cols", "rows")
 NO_BOX = "--"
 """Stands for BOX where only a command was given, behind `--`."""
+NOTHING_TO_START = "--attach comes back to a program that runs; there is nothing to start"
 PASSED = ("TERM", "COLORTERM")
 """What a program has to know of our terminal."""
 
@@ -67,9 +68,11 @@ def shell_command(  # noqa: PLR0913 - one keyword for each option
         _list(session, session.on_box(ref, session.client.get))
         return 0
     _check(session, command, attach, image, ref)
+    if attach is not None and (env or user or cwd):
+        raise usage(NOTHING_TO_START, "cove shell --help")
     words = list(command[1:] if command[:1] == ("--",) else command)
     wanted: dict[str, Any] = {"command": words or None, "env": _environment(env), "user": user, "cwd": cwd}
-    if ref is None and attach is None and session.client.target.box is None:
+    if ref is None and attach is None and (image is not None or session.client.target.box is None):
         return _in_new_sandbox(session, image or "base", wanted)
     sandbox = session.on_box(ref, session.client.get)
     return _sit(session, sandbox, _opened(sandbox, wanted) if attach is None else _found(sandbox, attach))
@@ -84,7 +87,7 @@ def _check(session: Session, command: tuple[str, ...], attach: str | None, image
             "--json goes with --list only: a terminal's output is for a terminal", "cove exec --json BOX COMMAND"
         )
     if attach is not None and command:
-        raise usage("--attach comes back to a program that runs; there is nothing to start", "cove shell --help")
+        raise usage(NOTHING_TO_START, "cove shell --help")
     if image is not None and (ref is not None or attach is not None):
         raise usage("--image is for a new sandbox, and this one is there already", "cove new --image IMAGE")
     if not is_terminal():
@@ -116,7 +119,7 @@ def _found(sandbox: Sandbox, terminal_id: str) -> Terminal:
         terminals = sandbox.terminals()
         if not terminals:
             raise Failure(f"no terminal in {name}", code="not-found", exit_code=NOT_FOUND, hint=f"cove shell {name}")
-        terminal_id = terminals[-1].id
+        terminal_id = max(terminals, key=lambda one: one.info.raw.get("started_at") or "").id
     try:
         info = sandbox.attach_terminal(terminal_id).info
     except NotFound as error:

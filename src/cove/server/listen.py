@@ -51,6 +51,7 @@ def bind_tcp(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _notice_vanished(sock)
     try:
         sock.bind((settings.host, settings.port))
         sock.listen(BACKLOG)
@@ -64,6 +65,18 @@ def bind_tcp(settings: Settings) -> socket.socket:
         raise EngineFailure(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
     sock.setblocking(False)
     return sock
+
+
+def _notice_vanished(sock: socket.socket) -> None:
+    """Let connections of this listener end within two minutes after their client's machine is gone (tcp(7)).
+
+    Without a FIN nothing else tells: a request that waits for a command would wait, and keep its sandbox awake, for as
+    long as that runs. Accepted sockets inherit it.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def bind_unix(run_dir: Path) -> socket.socket:

@@ -14,6 +14,7 @@ import cove
 from tests_support import SOAK, NewServer, RunningServer
 
 pytestmark = pytest.mark.real
+FILES, KILLS = (600, 5) if SOAK else (120, 1)
 
 
 @pytest.mark.timeout(300)
@@ -31,25 +32,29 @@ def test_killing_the_server_in_mid_watch_loses_no_event(new_server: NewServer) -
 
         with box.watch("/w", kinds=["create"]) as watch:
             # While the server is away, too, a file every 20 ms in a fresh directory for each hundred.
-            script = "for i in $(seq 300); do d=/w/$((i / 100)); mkdir -p $d; echo > $d/$i; sleep 0.02; done; rm -r /w"
+            script = (
+                f"for i in $(seq {FILES}); do d=/w/$((i / 100)); mkdir -p $d; echo > $d/$i; sleep 0.02; done; rm -r /w"
+            )
             box.start(script)
             thread = threading.Thread(target=follow)
             thread.start()
-            for _ in range(2):
-                time.sleep(1)
+            for _ in range(KILLS):
+                time.sleep(0.8)
                 server.kill()
                 server.start()
             thread.join(60)
             assert not thread.is_alive()
         assert watch.ended == "removed"
-        wanted = {f"create /w/{i // 100}/{i}" for i in range(1, 301)} | {f"create /w/{n}" for n in range(4)}
+        wanted = {f"create /w/{i // 100}/{i}" for i in range(1, FILES + 1)} | {
+            f"create /w/{n}" for n in range(FILES // 100 + 1)
+        }
         assert len(seen) == len(set(seen))
         assert set(seen) == wanted
 
 
 @pytest.mark.timeout(600)
 def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer, client: httpx2.Client) -> None:
-    events = 100_000 if SOAK else 30_000
+    events = 100_000 if SOAK else 12_000
     box = client.post("/sandboxes", json={"memory_mib": 256, "cpus": 1}).json()["id"]
     path = f"/sandboxes/{box}"
     watch = f"{path}/watches/{client.post(f'{path}/watches', json={'path': '/root'}).json()['id']}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,32 +22,58 @@ from tests_support import RunningServer
 pytestmark = pytest.mark.real
 
 IDLE_S = 1.0
-HELD_S = 2.5
+HELD_S = 1.5
+"""Beyond the idle time, during which the holder gets going."""
 
-Holder = Callable[[str, dict[str, str]], list[str]]
-"""From the path of the sandbox and the ids of what is in it to curl's arguments."""
+WEBSOCKET = """
+import sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], additional_headers={"Authorization": "Bearer " + sys.argv[2]}) as peer:
+    for _ in peer:
+        pass
+"""
+SERVER = """
+import socket
+with socket.create_server(("", 8000)) as listening:
+    held = []
+    while True:
+        held.append(listening.accept())
+"""
+"""Takes every connection and never says a word."""
+
+Holder = Callable[["Box"], list[str]]
+"""From the sandbox to the program that holds it."""
 
 
-def get(path: str) -> Holder:
-    return lambda box, ids: [f"{box}/{path.format(**ids)}"]
+def curl(path: str, *options: str) -> Holder:
+    return lambda box: ["curl", "-sN", "-o", "/dev/null", "-H", box.head, *options, box.url(path)]
 
 
 def post(path: str, body: object) -> Holder:
-    sent = json.dumps(body)
-    return lambda box, ids: ["-H", "Content-Type: application/json", "-d", sent, f"{box}/{path.format(**ids)}"]
+    return curl(path, "-H", "Content-Type: application/json", "-d", json.dumps(body))
+
+
+def websocket(path: str) -> Holder:
+    return lambda box: [sys.executable, "-c", WEBSOCKET, box.url(path).replace("http", "ws", 1), box.key]
 
 
 HOLDERS: dict[str, Holder] = {
     "a command that is waited for": post("exec", {"command": "sleep 60"}),
     "a command that is streamed": post("exec/stream", {"command": "sleep 60"}),
-    "output that is followed": get("commands/{command}/output?follow=true"),
-    "output that is waited for": get("commands/{command}/output?wait_s=60"),
+    "output that is followed": curl("commands/{command}/output?follow=true"),
+    "output that is waited for": curl("commands/{command}/output?wait_s=60"),
     "the end of a command that is waited for": post("commands/{command}/wait", {}),
-    "input that is written": lambda box, ids: ["-T", "-", "-X", "POST", f"{box}/commands/{ids['command']}/stdin"],
-    "a watch that is followed": get("watches/{watch}/events?follow=true"),
-    "an event that is waited for": get("watches/{watch}/events?wait_s=60"),
-    "a file that is downloaded": lambda box, _: ["--limit-rate", "10k", f"{box}/files/content?path=/root/large"],
-    "a file that is uploaded": lambda box, _: ["-T", "-", "-X", "PUT", f"{box}/files/content?path=/root/up"],
+    "input that is written": curl("commands/{command}/stdin", "-T", "-", "-X", "POST"),
+    "a watch that is followed": curl("watches/{watch}/events?follow=true"),
+    "an event that is waited for": curl("watches/{watch}/events?wait_s=60"),
+    "a file that is downloaded": curl("files/content?path=/root/large", "--limit-rate", "10k"),
+    "a file that is uploaded": curl("files/content?path=/root/up", "-T", "-", "-X", "PUT"),
+    "a terminal that is looked at": websocket("terminals/{terminal}/attach"),
+    "a terminal's output that is waited for": curl("terminals/{terminal}/output?wait_s=60"),
+    "a shell's command that is waited for": post("shells/{shell}/run", {"command": "sleep 60"}),
+    "a shell's command that is streamed": post("shells/{shell}/run/stream", {"command": "sleep 60"}),
+    "a connection to a port": websocket("ports/8000/tcp"),
+    "a request to a port": curl("ports/8000/http/"),
 }
 
 
@@ -60,9 +87,19 @@ class Box:
         assert made.status_code == 201, made.text
         self.id: str = made.json()["id"]
         self.path = f"/sandboxes/{self.id}"
-        body = {"command": ["sleep", "600"], "stdin_open": True}
-        self.ids = {"command": self._made("commands", body), "watch": self._made("watches", {"path": "/opt"})}
-        self.run("head -c 20000000 /dev/zero > /root/large")
+        self.key, self.head = server.key, f"Authorization: Bearer {server.key}"
+        sleeper = {"command": ["sleep", "600"], "stdin_open": True}
+        self.ids = {
+            "command": self._made("commands", sleeper),
+            "watch": self._made("watches", {"path": "/opt"}),
+            "terminal": self._made("terminals", {"command": ["cat"], "cols": 80, "rows": 24}),
+            "shell": self._made("shells", {}),
+        }
+        self._made("commands", {"command": ["python3", "-c", SERVER]})
+        self.run("head -c 20000000 /dev/zero > /root/large; until grep -q :1F40 /proc/net/tcp; do sleep 0.05; done")
+
+    def url(self, path: str) -> str:
+        return f"{self._server.url}/api/v1{self.path}/{path.format(**self.ids)}"
 
     def _made(self, noun: str, body: object) -> str:
         made = self._client.post(f"{self.path}/{noun}", json=body)
@@ -79,9 +116,7 @@ class Box:
         return found
 
     def hold(self, holder: Holder) -> subprocess.Popen[bytes]:
-        argv = ["curl", "-sN", "-o", "/dev/null", "-H", f"Authorization: Bearer {self._server.key}"]
-        argv += holder(f"{self._server.url}/api/v1{self.path}", self.ids)
-        return subprocess.Popen(argv, stdin=subprocess.PIPE)
+        return subprocess.Popen(holder(self), stdin=subprocess.PIPE)
 
     def wait_paused(self, limit_s: float = 15.0) -> None:
         deadline = time.monotonic() + limit_s
@@ -103,9 +138,11 @@ def made(server: RunningServer, client: httpx2.Client) -> Iterator[Callable[...,
         client.delete(box.path)
 
 
-def kept_awake(box: Box, what: str, holder: Holder) -> None:
+def kept_awake(made: Callable[..., Box], what: str, holder: Holder) -> None:
+    box = made()
     with box.hold(holder) as running:
         try:
+            time.sleep(IDLE_S + 0.5)
             for _ in range(5):
                 time.sleep(HELD_S / 5)
                 seen = box.view()
@@ -121,13 +158,18 @@ def kept_awake(box: Box, what: str, holder: Holder) -> None:
 
 def test_each_kind_of_work_keeps_a_sandbox_awake_until_its_client_vanishes(made: Callable[..., Box]) -> None:
     with ThreadPoolExecutor(len(HOLDERS)) as threads:
-        cases = [(threads.submit(kept_awake, made(), what, holder)) for what, holder in HOLDERS.items()]
+        cases = [threads.submit(kept_awake, made, what, holder) for what, holder in HOLDERS.items()]
         for case in cases:
             case.result()
 
 
-def test_what_nobody_follows_lets_it_sleep_and_goes_on_when_it_wakes(made: Callable[..., Box]) -> None:
+def test_what_nobody_follows_lets_it_sleep_and_goes_on_when_it_wakes(
+    client: httpx2.Client, made: Callable[..., Box]
+) -> None:
     box = made()
+    shell = f"{box.path}/shells/{box.ids['shell']}"
+    box.run("true")
+    client.post(f"{shell}/run", json={"command": "cd /opt; kept=yes"})
     count = box._made("commands", {"command": "while :; do date +%s.%N >> /root/ticks; sleep 0.05; done"})
     box.wait_paused()
     asleep = time.monotonic()
@@ -140,14 +182,20 @@ def test_what_nobody_follows_lets_it_sleep_and_goes_on_when_it_wakes(made: Calla
     slept = max(later - earlier for earlier, later in itertools.pairwise(ticks))
     assert 0.7 < slept <= time.monotonic() - asleep + 1, "it stood still while it was paused, and goes on"
     assert count
+    # So do the terminal and the shell that were open and idle all the time.
+    done = client.post(f"{shell}/run", json={"command": "echo $kept $PWD"}).json()
+    assert done["stdout"] == "yes /opt\n"
+    terminal = f"{box.path}/terminals/{box.ids['terminal']}"
+    client.post(f"{terminal}/input", content=b"hi\n")
+    assert "hi" in client.get(f"{terminal}/output", params={"wait_s": 5}).json()["chunks"][0]["data"]
 
 
 def test_several_holders_must_all_leave(made: Callable[..., Box]) -> None:
     box = made()
     follow = HOLDERS["output that is followed"]
-    with box.hold(follow) as one, box.hold(HOLDERS["a watch that is followed"]) as two, box.hold(follow) as three:
-        for running in (one, two, three):
-            time.sleep(IDLE_S + 0.5)
+    with box.hold(follow) as one, box.hold(HOLDERS["a watch that is followed"]) as two:
+        for running in (one, two):
+            time.sleep(IDLE_S + 0.3)
             assert box.view()["state"] == "running"
             running.kill()
     box.wait_paused()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove import aio
     from cove.sdk.api import close, connect, create, get, images, list  # noqa: A004 - `cove.list` is the public name
     from cove.sdk.client import Client
+    from cove.sdk.connections import Connection
     from cove.sdk.errors import (
         AgentTimeout,
         AgentViolation,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from cove.sdk.files import Files
+    from cove.sdk.forwarding import Forward
     from cove.sdk.images import ImageProgress, Images
     from cove.sdk.jobs import Job, Running
     from cove.sdk.ports import Port
@@ -74,6 +76,7 @@ __all__ = [
     "Client",
     "CommandFailed",
     "Conflict",
+    "Connection",
     "EngineFailure",
     "Error",
     "Exit",
@@ -83,6 +86,7 @@ __all__ = [
     "FileRefused",
     "Files",
     "Forbidden",
+    "Forward",
     "Gone",
     "IdempotencyConflict",
     "ImageProgress",
@@ -117,7 +121,9 @@ __all__ = [
 _HOME: Final = {
     **dict.fromkeys(("close", "connect", "create", "get", "images", "list"), "api"),
     "Client": "client",
+    "Connection": "connections",
     "Files": "files",
+    "Forward": "forwarding",
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
     "Port": "ports",

@@ -12,7 +12,9 @@ Errors and results are those of `cove` itself.
 
 from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: A004 - the same name as `cove.list`
 from cove.sdk.aio.client import Client
+from cove.sdk.aio.connections import Connection
 from cove.sdk.aio.files import Files
+from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.images import Images
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.sandbox import Sandbox
@@ -21,7 +23,9 @@ from cove.sdk.aio.watches import Watch
 
 __all__ = [
     "Client",
+    "Connection",
     "Files",
+    "Forward",
     "Images",
     "Job",
     "Running",

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "logs": "logs",
     "watch": "watch",
     "port": "port",
+    "forward": "forward",
     "open": "open",
     "serve": "serve",
     "down": "down",

@@ -12,7 +12,9 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
     from cove.sdk.client import Client
+    from cove.sdk.connections import Connection
     from cove.sdk.files import Files
+    from cove.sdk.forwarding import Forward
     from cove.sdk.jobs import Job, Running
     from cove.sdk.models import Isolation, SandboxInfo, Usage
     from cove.sdk.ports import Port
@@ -283,6 +285,24 @@ class Sandbox:
 
         infos = self._client.call(terminal_calls.terminals(self._ref))
         return [Terminal(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- ports
+
+    def connect(self, port: int) -> Connection:
+        """Open a TCP connection to a port of the sandbox. Raises: Conflict (nothing listens there)."""
+        from cove.sdk.connections import Connection
+
+        return Connection(self._ref, port, client=self._client)
+
+    def forward(self, port: int, *, local_port: int = 0, host: str = "127.0.0.1") -> Forward:
+        """Let a port of this machine lead to a port of the sandbox, for every program here: databases, SSH, HTTP.
+
+        `with box.forward(5432) as local: …` with `local.host`, `local.port`. 0 takes any local port that is free.
+        Raises: Conflict (the local port is taken).
+        """
+        from cove.sdk.forwarding import Forward
+
+        return Forward(self._client.target, self.refresh().id, port, host=host, local_port=local_port)
 
     # ---- life
 

@@ -8,57 +8,20 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-# Answers by the first line of a connection: what it does with the rest.
-SERVER = """
-import hashlib, os, socket, socketserver, struct, sys
-RESTS = []
-class Handler(socketserver.StreamRequestHandler):
-    rbufsize = 0
-    def handle(self):
-        match self.rfile.readline().split():
-            case [b"echo"]:
-                while data := self.request.recv(65536): self.request.sendall(data)
-            case [b"sum"]:
-                seen = hashlib.sha256()
-                while data := self.request.recv(65536): seen.update(data)
-                self.wfile.write(seen.hexdigest().encode())
-            case [b"give", size]:
-                block = b"x" * 65536
-                for _ in range(int(size) // 65536): self.request.sendall(block)
-            case [b"say", word]:
-                self.wfile.write(word)
-                self.request.shutdown(socket.SHUT_WR)
-                RESTS.append(self.rfile.read())
-            case [b"rest"]:
-                self.wfile.write(RESTS.pop())
-            case [b"reset"]:
-                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = daemon_threads = True
-    request_queue_size = 200
-server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
-print("ready", flush=True)
-server.serve_forever()
-"""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+import tcp_app
+from tests_support import free_port
 
 
 @pytest.fixture(scope="module")
 def port(server, box):
     port = free_port()
-    body = {"command": ["python3", "-c", SERVER, str(port)]}
+    body = {"command": ["python3", "-c", tcp_app.SOURCE, str(port)]}
     made = server.client.post(f"/sandboxes/{box}/commands", json=body).json()
     where = f"/sandboxes/{box}/commands/{made['id']}"
     deadline = time.monotonic() + 10

@@ -10,7 +10,7 @@ import pytest
 import cove
 from cove import aio
 
-CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running", "Terminal", "Watch"]
+CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running", "Terminal", "Watch", "Connection", "Forward"]
 FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]
 
 

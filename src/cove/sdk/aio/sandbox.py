@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cove.sdk import calls, ports, terminal_calls, watch_calls
+from cove.sdk import calls, ports, tcp_calls, terminal_calls, watch_calls
+from cove.sdk.aio.connections import Connection
 from cove.sdk.aio.files import Files
+from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.opening import Opening, Starting
 from cove.sdk.aio.terminals import Terminal
@@ -273,6 +275,27 @@ class Sandbox:
         """Return the terminals that the sandbox still knows, their programs running or ended."""
         infos = await self._client.call(terminal_calls.terminals(self._ref))
         return [Terminal(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- ports
+
+    def connect(self, port: int) -> Opening[Connection]:
+        """Open a TCP connection to a port of the sandbox. Raises: Conflict (nothing listens there)."""
+        return Opening(self._connect(Connection(self._ref, port, client=self._client)))
+
+    async def _connect(self, made: Connection) -> Connection:
+        return await made.__aenter__()
+
+    def forward(self, port: int, *, local_port: int = 0, host: str = "127.0.0.1") -> Opening[Forward]:
+        """Let a port of this machine lead to a port of the sandbox, for every program here: databases, SSH, HTTP.
+
+        `async with box.forward(5432) as local: …` with `local.host`, `local.port`. 0 takes any local port that is free.
+        Raises: Conflict (the local port is taken).
+        """
+        return Opening(self._forward(tcp_calls.port_of(port), host, local_port))
+
+    async def _forward(self, port: int, host: str, local_port: int) -> Forward:
+        info = await self.refresh()
+        return await Forward(self._client.target, info.id, port, host=host, local_port=local_port).__aenter__()
 
     # ---- life
 

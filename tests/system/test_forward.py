@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -207,7 +207,7 @@ async def test_the_awaited_twins(server: RunningServer, box: cove.Sandbox) -> No
 
 
 @contextmanager
-def forwarding(server: RunningServer, *argv: str) -> Iterator[subprocess.Popen[str]]:
+def forwarding(server: RunningServer, *argv: str) -> Generator[subprocess.Popen[str]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COVE_", "XDG_"))}
     env = kept | {"COVE_URL": server.url, "COVE_API_KEY": server.key, "HOME": str(server.data_dir)}
     command = [sys.executable, "-m", "cove.cli.main", "forward", *argv]

@@ -32,14 +32,14 @@ FIELDS = ("address", "local_port", "port")
     help="Where to listen here. Whoever reaches it reaches the sandbox's port, without a key.",
 )
 @box_argument()
-@click.argument("ports", metavar="[LOCAL:]PORT...", nargs=-1, required=True)
+@click.argument("ports", metavar="PORT", nargs=-1, required=True)
 def forward_command(session: Session, *, box: str, ports: tuple[str, ...], address: str) -> None:
     """Let ports of this machine lead to ports of a sandbox, until Ctrl-C.
 
     cove forward otter 5432 8080:80
 
-    Every TCP protocol goes through: databases, SSH, HTTP. LOCAL is the port here, the same one if it is not given, and
-    0 takes any that is free. While the server restarts, new connections wait for it.
+    Every TCP protocol goes through: databases, SSH, HTTP. Each PORT may be LOCAL:PORT, where LOCAL is the port here:
+    the same one if it is not given, with 0 any that is free. While the server restarts, new connections wait for it.
     """
     pairs = [_pair(word) for word in ports]
     sandbox = session.on_box(box, session.client.get)

@@ -63,8 +63,12 @@ class WebSocket:
             raise Lost(lost.message) if was_open else NotSent(lost) from error
 
     async def close(self) -> None:
-        """Say goodbye and end the connection; takes a second at most."""
-        await self._connection.close()
+        """Say goodbye and end the connection; takes a second at most. Cancelled, it is cut."""
+        try:
+            await self._connection.close()
+        except BaseException:
+            self._connection.transport.abort()
+            raise
 
 
 async def connect(target: Target, call: Call[Any]) -> WebSocket:

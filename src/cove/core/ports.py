@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from cove.agentlink.client import DialStream
 from cove.core.access import require
@@ -26,8 +26,8 @@ CONNECTIONS: Final = 512
 IDLE_S: Final = 10.0
 """How long a connection rests between two requests before it is closed."""
 
-IDLE_CONNECTIONS: Final = 8
-"""How many of them rest per port. More are closed at once."""
+IDLE_CONNECTIONS: Final = 32
+"""How many of them rest in one sandbox. One more closes the oldest."""
 
 
 class PortLink:
@@ -47,7 +47,7 @@ class Ports:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._open: Counter[str] = Counter()
-        self._idle: dict[tuple[str, int], _Idle] = {}
+        self._idle: dict[str, _Idle] = {}
 
     @asynccontextmanager
     async def dial(self, who: Principal, ref: str, port: int) -> AsyncGenerator[DialStream]:
@@ -73,16 +73,19 @@ class Ports:
         require(who, Scope.EXEC)
         check_count(port, PORTS, "port")
         supervisor = self._directory.live(who, ref)
-        key = (supervisor.sandbox.id, port)
-        with self._counted(supervisor.sandbox.id):
+        sandbox_id = supervisor.sandbox.id
+        with self._counted(sandbox_id):
             async with supervisor.lease() as box:
-                stream = None if fresh else self._rested(key, who, box)
-                link = PortLink(stream or await self._dialled(key, box), was_used=stream is not None)
+                idle = self._idle.get(sandbox_id)
+                stream = None if fresh or idle is None else idle.take(port, who.key_id, box)
+                if stream is None and idle is not None:
+                    idle.close(port)
+                link = PortLink(stream or await box.agent.dial_stream(port), was_used=stream is not None)
                 try:
                     yield link
                 finally:
                     if link.keep and link.stream.is_quiet:
-                        self._rest(key, who, box, link.stream)
+                        self._rest(sandbox_id, _Resting(port, who.key_id, box, link.stream, _now()))
                     else:
                         link.stream.close()
 
@@ -98,66 +101,71 @@ class Ports:
             if not self._open[sandbox_id]:
                 del self._open[sandbox_id]
 
-    async def _dialled(self, key: tuple[str, int], box: Box) -> DialStream:
-        idle = self._idle.pop(key, None)
-        if idle is not None:
-            idle.close()
-        return await box.agent.dial_stream(key[1])
-
-    def _rested(self, key: tuple[str, int], who: Principal, box: Box) -> DialStream | None:
-        idle = self._idle.get(key)
-        return None if idle is None else idle.take(who.key_id, box)
-
-    def _rest(self, key: tuple[str, int], who: Principal, box: Box, stream: DialStream) -> None:
-        idle = self._idle.get(key)
+    def _rest(self, sandbox_id: str, one: _Resting) -> None:
+        idle = self._idle.get(sandbox_id)
         if idle is None:
-            idle = self._idle[key] = _Idle()
-            asyncio.get_running_loop().call_later(IDLE_S / 2, self._expire, key, idle)
-        idle.give(who.key_id, box, stream)
+            idle = self._idle[sandbox_id] = _Idle()
+            asyncio.get_running_loop().call_later(IDLE_S / 2, self._expire, sandbox_id, idle)
+        idle.give(one)
 
-    def _expire(self, key: tuple[str, int], idle: _Idle) -> None:
-        """One timer per port, not one per request."""
+    def _expire(self, sandbox_id: str, idle: _Idle) -> None:
+        """One timer per sandbox, not one per request."""
         idle.expire()
         if idle.resting:
-            asyncio.get_running_loop().call_later(IDLE_S / 2, self._expire, key, idle)
-        elif self._idle.get(key) is idle:
-            del self._idle[key]
+            asyncio.get_running_loop().call_later(IDLE_S / 2, self._expire, sandbox_id, idle)
+        else:
+            del self._idle[sandbox_id]
+
+
+class _Resting(NamedTuple):
+    """A connection at rest: where to, who used it, since when."""
+
+    port: int
+    key_id: str
+    box: Box
+    stream: DialStream
+    since: float
 
 
 class _Idle:
-    """The resting connections of one port, the last used at the end."""
+    """The resting connections of one sandbox, the last used at the end."""
 
     __slots__ = ("resting",)
 
     def __init__(self) -> None:
-        self.resting: list[tuple[str, Box, DialStream, float]] = []
+        self.resting: list[_Resting] = []
 
-    def take(self, key_id: str, box: Box) -> DialStream | None:
+    def take(self, port: int, key_id: str, box: Box) -> DialStream | None:
         """One that this caller used before. Never another's: what a server ties to a connection stays apart."""
         for place in range(len(self.resting) - 1, -1, -1):
-            owner, of_box, stream, _ = self.resting[place]
-            if owner == key_id:
+            one = self.resting[place]
+            if (one.port, one.key_id) == (port, key_id):
                 del self.resting[place]
-                if of_box is box and stream.is_quiet:
-                    return stream
-                stream.close()
+                if one.box is box and one.stream.is_quiet:
+                    return one.stream
+                one.stream.close()
         return None
 
-    def give(self, key_id: str, box: Box, stream: DialStream) -> None:
-        self.resting.append((key_id, box, stream, asyncio.get_running_loop().time()))
+    def give(self, one: _Resting) -> None:
+        self.resting.append(one)
         if len(self.resting) > IDLE_CONNECTIONS:
-            self.resting.pop(0)[2].close()
+            self.resting.pop(0).stream.close()
 
     def expire(self) -> None:
         """Close what has rested for so long, or what the other side has closed."""
-        oldest = asyncio.get_running_loop().time() - IDLE_S
-        kept = [one for one in self.resting if one[3] > oldest and one[2].is_quiet]
-        for one in self.resting:
-            if one not in kept:
-                one[2].close()
-        self.resting = kept
+        oldest = _now() - IDLE_S
+        self._keep([one.since > oldest and one.stream.is_quiet for one in self.resting])
 
-    def close(self) -> None:
-        for _, _, stream, _ in self.resting:
-            stream.close()
-        self.resting.clear()
+    def close(self, port: int) -> None:
+        """Close those to one port."""
+        self._keep([one.port != port for one in self.resting])
+
+    def _keep(self, marks: list[bool]) -> None:
+        for one, is_kept in zip(self.resting, marks, strict=True):
+            if not is_kept:
+                one.stream.close()
+        self.resting = [one for one, is_kept in zip(self.resting, marks, strict=True) if is_kept]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

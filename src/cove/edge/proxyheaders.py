@@ -20,9 +20,7 @@ TOKEN: Final = b"cove_token"
 
 TOKEN_HEADER: Final = b"x-cove-token"
 
-SANDBOX_POLICY: Final = (
-    b"sandbox allow-scripts allow-forms allow-popups allow-popups-to-escape-sandbox allow-modals allow-downloads"
-)
+SANDBOX_POLICY: Final = b"sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
 """Without `allow-same-origin`: a page of a sandbox below a path of the API is not of the API's origin to a browser."""
 
 _HOP_BY_HOP: Final = frozenset(

@@ -39,6 +39,7 @@ from bench.common import (
 )
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
+from bench.proxy import bench_proxy
 from bench.trees import bench_trees
 
 
@@ -257,6 +258,9 @@ def main() -> int:
             bench_pause(report, api, 50 // scale)
             bench_files(report, server, api, (1024 if not given.quick else 128) * MIB)
             bench_trees(report, server, quick=given.quick)
+            bench_proxy(
+                report, server, api, count=200 if given.quick else 2000, size=(1024 if not given.quick else 128) * MIB
+            )
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)

@@ -1,6 +1,6 @@
 """The port proxy beside a direct connection and beside nginx: time of a small request, and what a large one carries.
 
-One program answers (tests/port_app.py): on the machine for the direct connection and for nginx, in a sandbox for Cove.
+One program answers (`sink.py`): on the machine for the direct connection and for nginx, in a sandbox for Cove.
 nginx proxies with keep-alive and without buffering, as Cove does. `python -m bench.proxy` runs this part alone.
 """
 
@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.common import MIB, ROOT, Api, Report, RunningServer, make_server
+from bench.common import MIB, Api, Report, RunningServer, make_server
 from tests_support import free_port
 
-APP = ROOT / "tests" / "port_app.py"
+APP = Path(__file__).with_name("sink.py")
 BODY = bytes(MIB)
 NGINX = """
 daemon off; worker_processes 1; pid {dir}/pid; error_log stderr error;
@@ -64,7 +64,7 @@ class Way:
 
 def request_times(way: Way, count: int) -> list[float]:
     """Seconds of small requests, one after the other on one connection."""
-    head = way.head("GET", "/connection")
+    head = way.head("GET", "/small")
     times: list[float] = []
     with way.connect() as sock:
         for _ in range(count):
@@ -98,7 +98,7 @@ def upload_rate(way: Way, size: int) -> float:
     """MB/s of a body of `size` bytes, until the answer to it."""
     with way.connect() as sock:
         start = time.perf_counter()
-        sock.sendall(way.head("POST", "/count", f"Content-Length: {size}\r\n"))
+        sock.sendall(way.head("POST", "/", f"Content-Length: {size}\r\n"))
         for _ in range(size // MIB):
             sock.sendall(BODY)
         answer = sock.recv(65536)
@@ -148,8 +148,8 @@ def _ways(stack: ExitStack, report: Report, server: RunningServer, api: Api) -> 
     stack.callback(lambda: api.call("DELETE", f"/sandboxes/{box}"))
     key = f"Authorization: Bearer {server.key}\r\n"
     with server.client() as client:
-        client.put(f"/sandboxes/{box}/files/content", params={"path": "/app.py"}, content=APP.read_bytes())
-        client.post(f"/sandboxes/{box}/commands", json={"command": ["python3", "/app.py", "9000"]})
+        client.put(f"/sandboxes/{box}/files/content", params={"path": "/sink.py"}, content=APP.read_bytes())
+        client.post(f"/sandboxes/{box}/commands", json={"command": ["python3", "/sink.py", "9000"]})
         deadline = time.monotonic() + 20
         while client.get(f"/sandboxes/{box}/ports/9000/http/").status_code != 200:
             if time.monotonic() > deadline:

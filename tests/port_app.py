@@ -87,13 +87,6 @@ class Served:
         wanted = parse_qs(urlsplit(self.target).query).get("header", [])
         return await self.answer(b"told", *wanted, status=self.query.get("status", "200 OK"))
 
-    async def do_count(self) -> bool:
-        """Read a body as fast as can be."""
-        left = int(self.header("content-length"))
-        while left:
-            left -= len(await self.reader.read(1 << 20))
-        return await self.answer(b"all")
-
     async def do_raw(self) -> bool:
         """Send these bytes and close."""
         await self.send(base64.urlsafe_b64decode(self.query["b64"]))

@@ -109,7 +109,8 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, driver: str) -> Iterator[DialectServer]:
-    running = start(make_data_dir(tmp_path_factory.mktemp("d") / "data", driver), driver)
+    data_dir = make_data_dir(tmp_path_factory.mktemp("d") / "data", driver)
+    running = start(data_dir, driver, COVE_PROXY_TIMEOUT_S="3")
     yield running
     stop(running)
 

@@ -258,6 +258,13 @@ def test_a_head_without_an_end_is_502(app: App) -> None:
     assert (found.status_code, found.json()["code"]) == (502, "bad-upstream")
 
 
+def test_a_program_that_thinks_too_long_is_504(app: App) -> None:
+    found = app.client.get(f"{app.base}/slow?s=20")
+    assert (found.status_code, found.json()["code"]) == (504, "upstream-timeout")
+    assert str(app.port) in found.json()["detail"]
+    assert app.client.get(f"{app.base}/slow?s=1").text == "at last"
+
+
 def test_a_cut_answer_is_cut(app: App) -> None:
     with pytest.raises(httpx2.RemoteProtocolError):
         app.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")

@@ -47,6 +47,9 @@ CALL_TIMEOUT_S: Final = 30.0
 GUARD_S: Final = 2.0
 """How long after a command's own limit the agent has to say that it has killed it."""
 
+_PAGE_EVENTS: Final = 16 * 1024
+"""A page of output ends after so many pieces: each is an object of a hundred bytes, though it may hold one byte."""
+
 T = TypeVar("T")
 _STREAMS: Final = {Kind.DATA: Stream.STDOUT, Kind.DATA_ERR: Stream.STDERR}
 
@@ -245,7 +248,10 @@ class CommandCalls:
         call["wait_ms"] = round(wait_s * 1000)
         channel = self._connection.open(call, takes_output=True)
         try:
-            yield output_events(channel, None if follow else CALL_TIMEOUT_S + wait_s, prompt=follow)
+            if follow:
+                yield output_events(channel, None, prompt=True)
+            else:
+                yield _page(channel, output_events(channel, CALL_TIMEOUT_S + wait_s, prompt=False), cursor, limit_bytes)
         finally:
             channel.cancel()
 
@@ -309,6 +315,28 @@ async def output_events(channel: Channel, timeout_s: float | None, *, prompt: bo
         yield Ended(exit=reply.exit.to_model(), cursor=reply.cursor)
     else:
         yield Paused(cursor=reply.cursor)
+
+
+async def _page(
+    channel: Channel, events: AsyncIterator[ExecEvent], cursor: int, limit_bytes: int
+) -> AsyncIterator[ExecEvent]:
+    """What was asked for and no more, because whoever reads a page holds all of it. It may end before the limit."""
+    first, count = cursor, 0
+    async for event in events:
+        match event:
+            case Chunk(_, data):
+                cursor += len(data)
+            case Gap(lost):
+                first, cursor = first + lost, cursor + lost
+            case _:
+                pass
+        if limit_bytes and cursor - first > limit_bytes:
+            raise channel.breach("more output than was asked for")
+        yield event
+        count += 1
+        if count == _PAGE_EVENTS and isinstance(event, Chunk | Gap):
+            yield Paused(cursor=cursor)
+            return
 
 
 def event_of(channel: Channel, kind: Kind, payload: bytes | bytearray) -> ExecEvent:

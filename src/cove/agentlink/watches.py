@@ -34,6 +34,7 @@ MAX_LINE_BYTES: Final = 64 * 1024
 """Two paths of 4096 bytes, escaped by JSON to six times that, and the rest."""
 
 _MAX_PATH_TEXT: Final = 8192
+_PAGE_BYTES: Final = 1024 * 1024
 _OBJECT_REASONS: Final = frozenset({"exists", "limit", "gone", "canceled"})
 
 T = TypeVar("T")
@@ -139,7 +140,8 @@ class WatchCalls:
         call["wait_ms"] = round(wait_s * 1000)
         channel = self._connection.open(call, takes_output=True)
         try:
-            yield _events(channel, cursor, None if follow else CALL_TIMEOUT_S + wait_s)
+            events = _events(channel, cursor, None if follow else CALL_TIMEOUT_S + wait_s)
+            yield events if follow else _page(channel, events, limit)
         finally:
             channel.cancel()
 
@@ -174,6 +176,23 @@ async def _events(channel: Channel, cursor: int, timeout_s: float | None) -> Asy
     if held:
         raise channel.breach("half an event")
     yield WatchEnded(_why(reply.reason), reply.cursor) if reply.ended else WatchPaused(reply.cursor)
+
+
+async def _page(channel: Channel, events: AsyncIterator[WatchEvent], limit: int) -> AsyncIterator[WatchEvent]:
+    """What was asked for and no more, because whoever reads a page holds all of it. It may end before the limit."""
+    count, size = 0, 0
+    async for event in events:
+        yield event
+        if isinstance(event, WatchEnded | WatchPaused):
+            return
+        if isinstance(event, Change):
+            size += len(event.path) + len(event.source or "")
+        count += 1
+        if count > 2 * limit:  # a gap may stand before each
+            raise channel.breach("more events than were asked for")
+        if size > _PAGE_BYTES:
+            yield WatchPaused(event.cursor)
+            return
 
 
 def _event(channel: Channel, line: bytes | bytearray, cursor: int) -> Change | Lost:

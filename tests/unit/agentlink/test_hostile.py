@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import tracemalloc
@@ -25,7 +26,8 @@ from cove.model.errors import (
     SandboxGone,
     TooLarge,
 )
-from cove.model.execs import Chunk, ExecSpec, Gap
+from cove.model.execs import Chunk, ExecSpec, Gap, Paused
+from cove.model.watches import WatchEvent, WatchPaused
 
 if TYPE_CHECKING:
     from conftest import Liar
@@ -302,3 +304,102 @@ async def test_a_command_beyond_one_frame_is_too_large_and_hurts_nothing(lied_to
         await client.exec(ExecSpec(argv=("echo", "\x01" * 200_000)))
     assert caught.value.field == "command"
     assert not client.is_closed
+
+
+async def test_a_page_of_output_is_no_more_than_was_asked_for(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    async with client.output("c1", limit_bytes=100) as events:
+        await liar.hear_call()
+        await liar.say(Kind.DATA, 1, b"x" * 101)
+        with pytest.raises(AgentViolation):
+            async for _ in events:
+                pass
+
+
+async def test_a_page_of_tiny_pieces_ends_early_and_says_where(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+    gap = json.dumps({"event": "gap", "lost": 2}).encode()
+    pair = HEADER.pack(len(gap), Kind.EVENT, 1) + gap + HEADER.pack(1, Kind.DATA, 1) + b"x"
+
+    async def lie() -> None:
+        await liar.hear_call()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                await liar.raw(pair * 100)
+            await liar.say(Kind.RESULT, 1, {"cursor": 60_000, "ended": False})
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        lying = group.create_task(lie())
+        async with client.output("c1", cursor=7, limit_bytes=1 << 20) as events:
+            seen = [event async for event in events]
+        lying.cancel()
+    assert len(seen) == 16 * 1024 + 1
+    assert seen[-1] == Paused(cursor=7 + 8 * 1024 * 3)
+
+
+LINE = {"kind": "create", "path": "/w/f", "at": 1.0, "directory": False}
+
+
+async def events_of(lied_to: tuple[AgentClient, Liar], *data: bytes, limit: int = 10) -> list[WatchEvent]:
+    """A page of a watch whose agent says `data` and then that all was well."""
+    client, liar = lied_to
+
+    async def lie() -> None:
+        channel, _ = await liar.hear_call()
+        with contextlib.suppress(ConnectionError):
+            for one in data:
+                await liar.say(Kind.DATA, channel, one)
+            await liar.say(Kind.RESULT, channel, {"cursor": 3, "ended": False})
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(lie())
+        async with client.watch_events("w1", limit=limit) as events:
+            return [event async for event in events]
+
+
+def line(**more: object) -> bytes:
+    return json.dumps(LINE | more).encode() + b"\n"
+
+
+async def test_events_may_come_in_any_pieces(lied_to: tuple[AgentClient, Liar]) -> None:
+    both = line() + line(kind="gap", lost=4) + line(kind="move", source="/w/e", directory=True)
+    *changes, last = await events_of(lied_to, both[:10], both[10:11], both[11:-1], b"\n")
+    assert [(one.cursor, type(one).__name__) for one in changes] == [(1, "Change"), (5, "Lost"), (6, "Change")]
+    assert last == WatchPaused(3)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        line(kind="open"),
+        line(path="/" + "x" * 9000),
+        line(path=5),
+        b"[]\n",
+        b"\n",
+        b"{}\n",
+        b"x" * 70_000,
+        line()[:-1],
+        line(kind="gap", lost=-1),
+        line() * 21,
+        line(kind="gap", lost=1) * 21,
+    ],
+)
+async def test_events_that_are_none_are_a_violation(lied_to: tuple[AgentClient, Liar], said: bytes) -> None:
+    with pytest.raises((AgentViolation, ExceptionGroup)) as caught:
+        await events_of(lied_to, said)
+    assert caught.group_contains(AgentViolation) if isinstance(caught.value, ExceptionGroup) else True
+    assert lied_to[0].is_closed
+
+
+async def test_a_page_of_long_paths_ends_early_and_says_where(lied_to: tuple[AgentClient, Liar]) -> None:
+    long = line(path="/" + "x" * 8000)
+    *changes, last = await events_of(lied_to, *[long * 20] * 20, limit=1000)
+    assert len(changes) == 132
+    assert last == WatchPaused(132)
+
+
+async def test_a_watch_says_of_itself_what_it_may_and_no_more(lied_to: tuple[AgentClient, Liar]) -> None:
+    watch = {"id": "w1", "path": "/w", "recursive": True, "kinds": ["create"], "started_at": 1.0, "running": True}
+    watch |= {"cursor": 0, "oldest_cursor": 0}
+    error = await fails(lied_to, [(Kind.RESULT, 1, {"watches": [watch] * 65})], lambda client: client.watches())
+    assert isinstance(error, AgentViolation)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from cove.sdk.ports import Port
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.shells import Shell
     from cove.sdk.terminals import Terminal
     from cove.sdk.units import UNSET
     from cove.sdk.watches import Change, Watch
@@ -102,6 +103,7 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "SandboxGone",
+    "Shell",
     "Terminal",
     "TooLarge",
     "Unauthorized",
@@ -132,6 +134,7 @@ _HOME: Final = {
     "Terminal": "terminals",
     "UNSET": "units",
     **dict.fromkeys(("Change", "Watch"), "watches"),
+    "Shell": "shells",
 }
 """Public name -> module below `cove.sdk`; every other name of `__all__` is an error."""
 

@@ -18,6 +18,7 @@ from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.images import Images
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.sandbox import Sandbox
+from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 
@@ -30,6 +31,7 @@ __all__ = [
     "Job",
     "Running",
     "Sandbox",
+    "Shell",
     "Terminal",
     "Watch",
     "close",

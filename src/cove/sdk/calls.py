@@ -30,13 +30,15 @@ def _sandbox(wire: Any) -> SandboxInfo:
     return models.sandbox(checked(wire))
 
 
-def _command(wire: Any) -> CommandInfo:
+def command_of(wire: Any) -> CommandInfo:
+    """Read a background command."""
     from cove.sdk import models
 
     return models.command(checked(wire))
 
 
-def _result(wire: Any) -> Result:
+def result_of(wire: Any) -> Result:
+    """Read the answer of a buffered command."""
     return Result.from_wire(checked(wire))
 
 
@@ -217,7 +219,7 @@ def exec_body(  # noqa: PLR0913 - one keyword for each property of a command
 
 def run(ref: str, body: dict[str, Any]) -> Call[Result]:
     """POST …/exec: buffered."""
-    return Call("POST", box_path(ref, "/exec"), _result, json=body)
+    return Call("POST", box_path(ref, "/exec"), result_of, json=body)
 
 
 def stream(ref: str, body: dict[str, Any]) -> Call[None]:
@@ -227,7 +229,7 @@ def stream(ref: str, body: dict[str, Any]) -> Call[None]:
 
 def start(ref: str, body: dict[str, Any]) -> Call[CommandInfo]:
     """POST …/commands."""
-    return Call("POST", box_path(ref, "/commands"), _command, json=body)
+    return Call("POST", box_path(ref, "/commands"), command_of, json=body)
 
 
 def jobs(ref: str) -> Call[list[CommandInfo]]:
@@ -235,7 +237,7 @@ def jobs(ref: str) -> Call[list[CommandInfo]]:
     return Call(
         "GET",
         box_path(ref, "/commands"),
-        items_of("commands", _command),
+        items_of("commands", command_of),
         retry=Retry.LOST,
     )
 
@@ -249,7 +251,7 @@ def job_path(ref: str, job: str, rest: str = "") -> str:
 
 def job(ref: str, job_id: str) -> Call[CommandInfo]:
     """GET …/commands/{cid}."""
-    return Call("GET", job_path(ref, job_id), _command, retry=Retry.LOST)
+    return Call("GET", job_path(ref, job_id), command_of, retry=Retry.LOST)
 
 
 def forget(ref: str, job_id: str) -> Call[None]:
@@ -295,7 +297,7 @@ def signal(ref: str, job_id: str, number: str | int) -> Call[None]:
 def wait(ref: str, job_id: str, timeout_s: float | None) -> Call[CommandInfo]:
     """POST …/wait."""
     body = {"timeout_s": timeout_s}
-    return Call("POST", job_path(ref, job_id, "/wait"), _command, json=body, retry=Retry.LOST)
+    return Call("POST", job_path(ref, job_id, "/wait"), command_of, json=body, retry=Retry.LOST)
 
 
 def exit_of(info: CommandInfo) -> Exit | None:

@@ -74,7 +74,10 @@ class SandboxInfo:
 
 @dataclass(frozen=True, slots=True)
 class CommandInfo:
-    """A background command. `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept."""
+    """A background command. `cursor` is the end of its output so far, `oldest_cursor` the first byte still kept.
+
+    `shell` is the id of the shell whose command it is; `queued`: it waits for its turn there.
+    """
 
     id: str
     pid: int
@@ -84,6 +87,8 @@ class CommandInfo:
     exit: dict[str, Any] | None
     cursor: int
     oldest_cursor: int
+    shell: str | None
+    queued: bool
     raw: dict[str, Any]
 
 
@@ -246,6 +251,8 @@ def _command(wire: dict[str, Any]) -> dict[str, Any]:
         "exit": wire.get("exit"),
         "cursor": int(wire.get("cursor") or 0),
         "oldest_cursor": int(wire.get("oldest_cursor") or 0),
+        "shell": wire.get("shell"),
+        "queued": bool(wire.get("queued")),
         "raw": wire,
     }
 

@@ -7,6 +7,8 @@ from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cove.sdk.errors import CommandFailed
+
 StreamName = Literal["stdout", "stderr"]
 
 
@@ -17,7 +19,7 @@ class Exit:
     Attributes:
         exit: the exit code; 128 + signal when a signal ended it, 124 after its timeout, 127 or 126 when it could not
             start.
-        why: `exited`, `killed`, `timeout`, `oom` or `sandbox-gone`.
+        why: `exited`, `killed`, `timeout`, `oom`, `sandbox-gone`, or `canceled` (it waited in a shell, and never ran).
         ms: how long it ran, in milliseconds.
         signal: the number of the signal that ended it, or None.
         cpu_ms: processor time used.
@@ -140,3 +142,12 @@ def _exit_facts(wire: dict[str, Any]) -> dict[str, Any]:
         "cpu_ms": float(wire.get("cpu_ms") or 0.0),
         "memory_peak_bytes": int(wire.get("memory_peak_bytes") or 0),
     }
+
+
+def checked(result: Result) -> Result:
+    """Return a result that is ok. Raises: CommandFailed."""
+    if result.ok:
+        return result
+    tail = result.err.strip()[-2000:]
+    how = f"exit code {result.exit}" if result.why == "exited" else f"{result.why}, exit code {result.exit}"
+    raise CommandFailed(f"the command failed: {how}{': ' if tail else ''}{tail}", result=result)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cove.sdk import calls
 from cove.sdk.calls import Command
-from cove.sdk.errors import CommandFailed, Error, Gone, NotFound
+from cove.sdk.errors import Error, Gone, NotFound
+from cove.sdk.results import checked
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cove.sdk.models import Isolation, SandboxInfo, Usage
     from cove.sdk.ports import Port
     from cove.sdk.results import Result
+    from cove.sdk.shells import Shell
     from cove.sdk.terminals import Terminal
     from cove.sdk.watches import Watch
 
@@ -180,6 +182,36 @@ class Sandbox:
 
         infos = self._client.call(calls.jobs(self._ref))
         return [Job(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- shells
+
+    def shell(
+        self,
+        *,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Shell:
+        """Open a shell whose directory, variables, functions and jobs last: `with box.shell() as sh: sh.run("cd /")`.
+
+        `program` is `bash` or `sh`; None: bash, or sh in an image that has no bash.
+
+        Raises: Conflict (64 shells are open), Unsupported (the sandbox was made by an older server).
+        """
+        from cove.sdk import shell_calls
+        from cove.sdk.shells import Shell
+
+        info = self._client.call(shell_calls.open_shell(self._ref, program=program, env=env, cwd=cwd, user=user))
+        return Shell(self._ref, info.id, client=self._client, info=info)
+
+    def shells(self) -> list[Shell]:
+        """Return the shells of the sandbox; an ended one is there until it is closed."""
+        from cove.sdk import shell_calls
+        from cove.sdk.shells import Shell
+
+        infos = self._client.call(shell_calls.shells(self._ref))
+        return [Shell(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- watches
 
@@ -373,12 +405,3 @@ class Sandbox:
         if self._info is None:
             return f"<Sandbox {self._ref}>"
         return f"<Sandbox {self._info.name} {self._info.id} {self._info.state}>"
-
-
-def checked(result: Result) -> Result:
-    """Return a result that is ok. Raises: CommandFailed."""
-    if result.ok:
-        return result
-    tail = result.err.strip()[-2000:]
-    how = f"exit code {result.exit}" if result.why == "exited" else f"{result.why}, exit code {result.exit}"
-    raise CommandFailed(f"the command failed: {how}{': ' if tail else ''}{tail}", result=result)

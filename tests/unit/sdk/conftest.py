@@ -144,8 +144,8 @@ class Stub:
                 return self._command(request, more)
             case _, ["files", *more]:
                 return self._file(request, more)
-            case _, ["watches", *more]:
-                return self._watch(request, more)
+            case _, ["shells" | "watches" as noun, *more]:
+                return self._shell(request, more) if noun == "shells" else self._watch(request, more)
             case _:
                 return problem("not-found", 404)
 
@@ -177,6 +177,26 @@ class Stub:
                 return Answer(204)
             case _:
                 return problem("not-found", 404, "no such command")
+
+    def _shell(self, request: Request, rest: list[str]) -> Answer:  # noqa: PLR0911 - likewise
+        shell = {"id": "s1", "pid": 9, "program": "bash", "cwd": "/w", "running": None, "queued": 0, "exit": None}
+        match request.method, rest:
+            case "POST", []:
+                return Answer(201, shell | {"job_control": True})
+            case "GET", []:
+                return Answer(json={"shells": [shell]})
+            case "GET", ["s1"]:
+                return Answer(json=shell | {"exit": END})
+            case "POST", ["s1", "run"]:
+                return Answer(json=self.exec)
+            case "POST", ["s1", "run", "stream"]:
+                return self._events()
+            case "POST", ["s1", "commands"]:
+                return Answer(201, {"id": "c1", "shell": "s1", "queued": True})
+            case _, ["s1", *_]:
+                return Answer(204)
+            case _:
+                return problem("not-found", 404, "no such shell")
 
     def _watch(self, request: Request, rest: list[str]) -> Answer:  # noqa: PLR0911 - likewise
         watch = {"id": "w1", "path": "/w", "recursive": True, "kinds": ["create"], "glob": None, "ended": None}

@@ -10,7 +10,19 @@ import pytest
 import cove
 from cove import aio
 
-CLASSES = ["Client", "Sandbox", "Files", "Images", "Job", "Running", "Terminal", "Watch", "Connection", "Forward"]
+CLASSES = [
+    "Client",
+    "Sandbox",
+    "Files",
+    "Images",
+    "Job",
+    "Running",
+    "Shell",
+    "Terminal",
+    "Watch",
+    "Connection",
+    "Forward",
+]
 FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]
 
 

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cove.sdk import calls, ports, tcp_calls, terminal_calls, watch_calls
+from cove.sdk import calls, ports, shell_calls, tcp_calls, terminal_calls, watch_calls
 from cove.sdk.aio.connections import Connection
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.opening import Opening, Starting
+from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 from cove.sdk.calls import Command
 from cove.sdk.errors import Error, Gone, NotFound
 from cove.sdk.models import CommandInfo, Isolation, SandboxInfo, TerminalInfo, Usage
 from cove.sdk.ports import Port
-from cove.sdk.results import Result
-from cove.sdk.sandbox import checked
+from cove.sdk.results import Result, checked
+from cove.sdk.shell_calls import ShellInfo
 from cove.sdk.transport import Call
 from cove.sdk.units import UNSET, Duration, Size, Unset
 from cove.sdk.watch_calls import WatchInfo
@@ -184,6 +185,33 @@ class Sandbox:
         """Return the background commands that the sandbox still knows, running or ended."""
         infos = await self._client.call(calls.jobs(self._ref))
         return [Job(self._ref, info.id, client=self._client, info=info) for info in infos]
+
+    # ---- shells
+
+    def shell(
+        self,
+        *,
+        program: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+    ) -> Opening[Shell]:
+        """Open a shell whose directory, variables, functions and jobs last: `await` it, or `async with` it.
+
+        `program` is `bash` or `sh`; None: bash, or sh in an image that has no bash.
+
+        Raises: Conflict (64 shells are open), Unsupported (the sandbox was made by an older server).
+        """
+        return Opening(self._shell(shell_calls.open_shell(self._ref, program=program, env=env, cwd=cwd, user=user)))
+
+    async def _shell(self, call: Call[ShellInfo]) -> Shell:
+        info = await self._client.call(call)
+        return Shell(self._ref, info.id, client=self._client, info=info)
+
+    async def shells(self) -> list[Shell]:
+        """Return the shells of the sandbox; an ended one is there until it is closed."""
+        infos = await self._client.call(shell_calls.shells(self._ref))
+        return [Shell(self._ref, info.id, client=self._client, info=info) for info in infos]
 
     # ---- watches
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -154,16 +156,33 @@ def refusal(status: int, code: str, detail: str = "no") -> Response:
     return Response(status, HTTPStatus(status).phrase, headers, body)
 
 
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert),
+        ],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    return cert, key
+
+
 @contextmanager
-def running(directory: Path) -> Iterator[FakeTerminal]:
-    """A terminal that is served."""
+def running(directory: Path, *, with_tls: bool = False) -> Iterator[FakeTerminal]:
+    """A terminal that is served; `with_tls`: by a certificate in `directory`."""
     fake = FakeTerminal()
+    context: ssl.SSLContext | None = None
+    if with_tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate(directory))
     fake.unix = str(directory / "t.sock")
     with (
-        serve(fake.handle, "127.0.0.1", 0, process_request=fake.admit, compression=None) as tcp,
+        serve(fake.handle, "127.0.0.1", 0, process_request=fake.admit, compression=None, ssl=context) as tcp,
         unix_serve(fake.handle, fake.unix, process_request=fake.admit, compression=None) as unix,
     ):
-        fake.url = f"http://127.0.0.1:{tcp.socket.getsockname()[1]}"
+        fake.url = f"http{'s' if with_tls else ''}://127.0.0.1:{tcp.socket.getsockname()[1]}"
         servers: list[Server] = [tcp, unix]
         threads = [threading.Thread(target=each.serve_forever) for each in servers]
         for thread in threads:

@@ -239,7 +239,7 @@ def connect(target: Target, call: Call[Any]) -> WebSocket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise Lost(f"the connection broke before it was open: {error}") from error
+        raise broken(error, target.url) from error
     except BaseException:
         sock.close()
         raise
@@ -265,6 +265,16 @@ def tls() -> ssl.SSLContext:
     import httpx2
 
     return httpx2.create_ssl_context()
+
+
+def broken(error: Exception, url: str) -> Unreachable:
+    """Return our error for a connection that broke before it was open. A certificate does not become better by trying.
+
+    TLS' errors are known by their module: importing ssl costs 10 ms.
+    """
+    if type(error).__module__ == "ssl":
+        return Unreachable(f"no secure connection to {url}: {error}")
+    return Lost(f"the connection broke before it was open: {error}")
 
 
 def refused(error: Exception, url: str) -> Error:

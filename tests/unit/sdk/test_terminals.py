@@ -252,6 +252,116 @@ async def test_one_task_writes_while_another_reads(fake: FakeTerminal, kind: str
     await terminal.detach()
 
 
+@pytest.fixture
+def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTerminal]:
+    with running(tmp_path, with_tls=True) as fake:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        yield fake
+
+
+def test_two_threads_share_a_connection_with_tls(secured: FakeTerminal) -> None:
+    test_one_thread_writes_while_another_reads(secured, "tcp")
+    secured.typed.clear()
+    test_neither_direction_waits_for_the_other(secured, "tcp")
+
+
+async def test_tls_awaited_too(secured: FakeTerminal) -> None:
+    await test_one_task_writes_while_another_reads(secured, "tcp")
+
+
+async def test_a_certificate_that_nobody_knows_is_refused(
+    secured: FakeTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(cove.Unreachable, match="certificate"):
+        list(terminal_of(secured))
+    with pytest.raises(cove.Unreachable, match="certificate"):
+        await aread(aio_terminal_of(secured))
+    assert secured.headers == []
+
+
+class Proxy:
+    """An HTTP proxy that lets through, or not, and notes to where."""
+
+    def __init__(self, status: bytes) -> None:
+        self.heads: list[bytes] = []
+        self._status = status
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://me:pass%20word@127.0.0.1:{self._server.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                with self._server.accept()[0] as peer:
+                    self._let_through(peer)
+        except OSError:
+            return
+
+    def _let_through(self, peer: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += peer.recv(4096)
+        self.heads.append(head)
+        peer.sendall(b"HTTP/1.1 " + self._status + b"\r\nX-A: b\r\n\r\n")
+        if self._status[:3] != b"200":
+            return
+        host, _, port = head.split()[1].decode().rpartition(":")
+        with socket.create_connection((host, int(port))) as there:
+            back = threading.Thread(target=carry, args=[there, peer])
+            back.start()
+            carry(peer, there)
+            back.join(10)
+
+
+def carry(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def of_another_machine(fake: FakeTerminal, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 127.0.0.1 count as another machine, which only the proxy reaches."""
+    for name in ("NO_PROXY", "no_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setattr("cove.sdk.tcp.is_loopback", lambda _url: False)
+    fake.output = LINES
+
+
+async def test_the_way_through_a_proxy(fake: FakeTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy(b"200 Connection established")
+    of_another_machine(fake, proxy, monkeypatch)
+    assert read(terminal_of(fake)) == LINES
+    assert await aread(aio_terminal_of(fake)) == LINES
+    proxy.close()
+    assert len(proxy.heads) == 2
+    for head in proxy.heads:
+        assert head.startswith(b"CONNECT 127.0.0.1:")
+        assert b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk\r\n" in head
+        assert b"k-test" not in head
+
+
+async def test_a_proxy_that_refuses_is_told(fake: FakeTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy(b"407 Proxy Authentication Required")
+    of_another_machine(fake, proxy, monkeypatch)
+    with pytest.raises(cove.Unreachable, match="407"):
+        list(terminal_of(fake))
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(cove.Unreachable, match="socks5"):
+        await aread(aio_terminal_of(fake))
+    proxy.close()
+
+
 def test_a_connection_found_broken_is_made_again_before_typing(fake: FakeTerminal, kind: str) -> None:
     fake.output, fake.acts = b"abc", [until(3, 1012), echo]
     terminal = terminal_of(fake, kind)

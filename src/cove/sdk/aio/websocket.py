@@ -21,6 +21,7 @@ from cove.sdk.websocket import (
     Closed,
     NotSent,
     address_of,
+    broken,
     open_socket,
     refused,
     tls,
@@ -96,7 +97,7 @@ async def connect(target: Target, call: Call[Any]) -> WebSocket:
         raise refused(error, target.url) from error
     except (OSError, TimeoutError, WebSocketException) as error:
         sock.close()
-        raise Lost(f"the connection broke before it was open: {error}") from error
+        raise broken(error, target.url) from error
     except BaseException:
         sock.close()
         raise

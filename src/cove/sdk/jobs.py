@@ -186,13 +186,13 @@ class Job:
 
         Raises: Unreachable (the connection broke and could not be made again), Gone, SandboxGone, NotFound.
         """
-        retries, seen = Retries(Retry.LOST), self.seen
+        retries, seen = Retries(Retry.LOST, Retries.FOLLOW_LIMIT), self.seen
         while self._reader.exit is None:
             try:
                 yield from self._follow()
             except Error as error:
                 if self.seen > seen:  # it worked in between: this is another break
-                    retries, seen = Retries(Retry.LOST), self.seen
+                    retries, seen = Retries(Retry.LOST, Retries.FOLLOW_LIMIT), self.seen
                 delay = retries.delay_s(error)
                 if delay is None:
                     raise

@@ -158,24 +158,27 @@ class Lost(Unreachable):
 
 
 class Retries:
-    """Decides, for one call, whether and when it is sent again. Bounded: at most `LIMIT` times.
+    """Decides, for one call, whether and when it is sent again. Bounded: at most `limit` times.
 
     A refused first connection is final at once: nobody listens there, and waiting would only hide it.
     """
 
     LIMIT: Final = 3
+    FOLLOW_LIMIT: Final = 10
+    """For what is followed: nothing is lost while a server restarts, so there is no hurry to give up. About 17 s."""
     _DELAYS_S: Final = (0.1, 0.5, 2.0)
     _LONGEST_S: Final = 10.0
 
-    def __init__(self, retry: Retry) -> None:
+    def __init__(self, retry: Retry, limit: int = LIMIT) -> None:
         self._retry = retry
+        self._limit = limit
         self._count = 0
 
     def delay_s(self, error: Error) -> float | None:
         """Return how long to wait before sending again, None to give up."""
-        if self._count >= self.LIMIT or not self._may(error):
+        if self._count >= self._limit or not self._may(error):
             return None
-        delay = self._DELAYS_S[self._count]
+        delay = self._DELAYS_S[min(self._count, len(self._DELAYS_S) - 1)]
         self._count += 1
         return min(max(delay, error.retry_after_s or 0.0), self._LONGEST_S)
 

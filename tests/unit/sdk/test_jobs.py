@@ -113,10 +113,10 @@ def test_a_job_goes_on_when_the_server_says_that_it_stops(box: cove.Sandbox, stu
 
 def test_a_job_without_progress_is_given_up(box: cove.Sandbox, stub: Any, wire: Any) -> None:
     job = box.start("x")
-    stub.fail("GET", f"{BOX}/commands/c1/output", *[wire.cut] * 9)
+    stub.fail("GET", f"{BOX}/commands/c1/output", *[wire.cut] * 20)
     with pytest.raises(cove.Unreachable):
         list(job)
-    assert len(stub.asked("GET", f"{BOX}/commands/c1/output")) == 4
+    assert len(stub.asked("GET", f"{BOX}/commands/c1/output")) == 11
 
 
 def test_a_gap_is_counted(box: cove.Sandbox, stub: Any, wire: Any) -> None:

@@ -57,7 +57,7 @@ def test_a_watch_is_followed_across_broken_connections_to_its_end(box: cove.Sand
 
 def test_a_watch_without_progress_is_given_up(box: cove.Sandbox, stub: Any, wire: Any) -> None:
     watch = box.watch("/w")
-    stub.fail("GET", f"{BOX}/watches/w1/events", *[wire.cut] * 9)
+    stub.fail("GET", f"{BOX}/watches/w1/events", *[wire.cut] * 20)
     with pytest.raises(cove.Unreachable):
         list(watch)
     stub.failures.clear()

@@ -80,14 +80,14 @@ class Watch:
 
         Raises: Unreachable (the connection broke and could not be made again), Gone, NotFound.
         """
-        retries, seen = Retries(Retry.LOST), self.seen
+        retries, seen = Retries(Retry.LOST, Retries.FOLLOW_LIMIT), self.seen
         while self.ended is None:
             try:
                 async for change in self._follow():
                     yield change
             except Error as error:
                 if self.seen > seen:  # it worked in between: this is another break
-                    retries, seen = Retries(Retry.LOST), self.seen
+                    retries, seen = Retries(Retry.LOST, Retries.FOLLOW_LIMIT), self.seen
                 delay = retries.delay_s(error)
                 if delay is None:
                     raise

@@ -250,8 +250,14 @@ def test_ten_megabytes_arrive_whole(server, box):
     assert (hashlib.sha256(rest).hexdigest(), len(rest) > 10_000_000, viewer.lost) == (digest.decode(), True, 0)
 
 
-def test_bytes_pass_untouched(server, box):
-    data = bytes(range(256)) + b"\x1b]0;title\x07\x1b[2J\x1b[9999;9999H\x1b[6n\x1bP$q\x9c" + b"\xff\xfe" * 10
+def test_bytes_pass_untouched(server, box, driver):
+    # gVisor's terminals take these three as signals even where a program has asked for them raw (reference/drivers.md).
+    signals = b"\x03\x1a\x1c" if driver == "gvisor" else b""
+    data = (
+        bytes(one for one in range(256) if one not in signals)
+        + b"\x1b]0;title\x07\x1b[2J\x1b[9999;9999H\x1b[6n\x1bP$q\x9c"
+        + b"\xff\xfe" * 10
+    )
     at = opened(server, box, command="stty raw -echo; echo ready; head -c 1000 | head -c 1000")
     with Viewer(server, at) as viewer:
         viewer.until(b"ready").seen.clear()

@@ -77,7 +77,8 @@ def bare(server: RunningServer, at: str) -> socket.socket:
     peer.connect(("127.0.0.1", server.port))
     head = (
         f"GET /api/v1{at}/attach HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {b64encode(bytes(16)).decode()}\r\n\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {b64encode(bytes(16)).decode()}\r\n\r\n"
     )
     peer.sendall(head.encode())
     answer = b""

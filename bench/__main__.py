@@ -40,6 +40,7 @@ from bench.common import (
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
 from bench.proxy import bench_proxy
+from bench.terminals import bench_terminals
 from bench.trees import bench_trees
 
 
@@ -261,6 +262,7 @@ def main() -> int:
             bench_proxy(
                 report, server, api, count=200 if given.quick else 2000, size=(1024 if not given.quick else 128) * MIB
             )
+            bench_terminals(report, server, api, 1000 // scale)
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)

@@ -20,7 +20,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def bench_terminals(report: Report, server: RunningServer, api: Api, rounds: int) -> None:
-    """Echo by the terminal itself and by a shell's line editor, both beside the same on a local terminal; then idling."""
+    """Echo by the terminal itself and by a line editor, both beside the same on a local terminal; then idling."""
     for what, command, local in (
         ("terminal", ["cat"], ["cat"]),
         ("bash", ["bash", "--norc"], ["bash", "--norc"]),

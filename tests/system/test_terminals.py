@@ -142,3 +142,23 @@ def test_a_background_job_ends_with_its_terminal_and_a_daemon_does_not(
     assert "1111" not in found
     assert "2222" not in found
     assert "3333" in found
+
+
+@pytest.mark.parametrize("driver", ["runc", "crun", "gvisor"])
+def test_no_program_types_into_its_terminal_for_those_behind_it(
+    server: RunningServer, client: httpx2.Client, driver: str
+) -> None:
+    box = client.post("/sandboxes", json={"driver": driver}).json()["id"]
+    script = (
+        "import errno, fcntl\n"
+        "for request in (0x5412, 0x541C):\n"
+        "    try:\n"
+        "        print(fcntl.ioctl(0, request, b'x'))\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno])\n"
+    )
+    with Viewer(server, opened(client, box, command=["python3", "-c", script])) as viewer:
+        viewer.ended()
+    assert set(bytes(viewer.seen).split()) <= {b"EPERM", b"EIO", b"ENOTTY", b"EINVAL"}, viewer.seen
+    assert len(viewer.seen.split()) == 2
+    client.delete(f"/sandboxes/{box}")

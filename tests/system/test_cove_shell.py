@@ -176,6 +176,23 @@ def test_detached_the_program_goes_on_and_one_comes_back_to_it(window: Tmux, box
     assert box.terminals() == []
 
 
+def test_one_comes_back_to_a_full_screen_that_is_drawn_anew(window: Tmux, box: cove.Sandbox) -> None:
+    box.files["/root/poem.txt"] = b"first\nlast\n"
+    sit(window)
+    window.line("seq -w 200000; vim -N poem.txt")
+    window.wait_for(r'"poem.txt" 2L, 11B')
+    window.keys("Enter", "~", ".")
+    window.wait_for("^Detached from")
+    window.line("clear; cove shell otter --attach -")
+    window.wait(lambda screen: screen.splitlines()[:4] == ["first", "last", "~", "~"], "vim drawn anew")
+    window.keys("A", "!", "Escape")
+    window.wait(lambda screen: "last!" in screen, "the line that vim was on")
+    window.keys(":wq", "Enter")
+    window.wait_for(r"^root@otter:.*#")
+    assert box.files["/root/poem.txt"] == b"first\nlast!\n"
+    leave(window)
+
+
 def test_what_an_ended_program_left_on_the_terminal_is_put_right(window: Tmux, box: cove.Sandbox) -> None:
     window.line("stty -g > before")
     sit(window)
@@ -245,7 +262,7 @@ def test_a_restart_of_the_server_in_the_middle_of_output_loses_nothing(new_serve
     server = new_server()
     with cove.connect(f"unix:{server.socket}") as client:
         client.create(name="otter")
-    counting = "i=0; while [ $i -lt 2400 ]; do echo line $i; i=$((i+1)); [ $((i%40)) = 0 ] && sleep 0.05; done"
+    counting = "i=0; while [ $i -lt 2400 ]; do echo line $i; i=$((i+1)); [ $((i%40)) = 0 ] && sleep 0.03; done"
     program = f"{counting}; read x; echo got $x"
     with tmux(tmp_path / "tmux", environment(server, tmp_path / "home")) as window:
         window.line(f"cove shell otter -- sh -c {shlex.quote(program)}")

@@ -63,17 +63,22 @@ class Interaction:
 
     Args:
         terminal: is read from its cursor on.
-        replayed: so many bytes of its output are old and shown again.
+        replayed: so many bytes of its output are old and shown again. Where they are not all that there was, a program
+            that fills the screen is made to draw it anew.
+
+    Attributes:
+        is_mid_line: whether the output ended in the middle of a line.
     """
 
     def __init__(self, terminal: Terminal, *, replayed: int = 0) -> None:
         self.is_detached = False
+        self.is_mid_line = False
         self._terminal = terminal
         self._modes = Modes()
         self._replay = Replay(replayed)
         self._keys: queue.Queue[bytes | None] = queue.Queue(AHEAD)
         self._is_over = False
-        self._wants_redraw = False
+        self._wants_redraw = replayed > 0 and terminal.cursor > 0
         self._stop, self._stopper = os.pipe()
         self._sizes, self._sizer = os.pipe()
         os.set_blocking(self._sizer, False)  # a signal handler writes to it
@@ -88,6 +93,8 @@ class Interaction:
         with self._raw():
             for thread in threads:
                 thread.start()
+            if self._wants_redraw:
+                self._redraw()
             try:
                 self._show()
             finally:
@@ -102,6 +109,7 @@ class Interaction:
                 self._tell(f"{chunk.lost} bytes before this are no longer kept")
                 self._redraw()
             data = self._replay.clean(chunk.data)
+            self.is_mid_line = not data.endswith(b"\n")
             self._modes.see(data)
             try:
                 _write(data)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cove.cli.execution import Output, ends_on_sigterm, finish
+from cove.cli.execution import Output, ends_on_sigterm, finish, why_line
 from cove.cli.failures import NOT_FOUND, USAGE, Failure, usage
 from cove.cli.launch import with_server
 from cove.cli.options import box_argument, pairs
 from cove.cli.session import LAST, Session
-from cove.cli.terminal import clean, put, size, table
+from cove.cli.terminal import clean, put, say, size, table
 from cove.cli.tree import complete_image, verb
 from cove.sdk.errors import Conflict, Error, Gone, NotFound, Unreachable
 
@@ -149,6 +149,8 @@ def _sit(session: Session, sandbox: Sandbox, terminal: Terminal) -> int:
         return 0
     with suppress(Error):  # the sandbox may be gone
         terminal.forget()
+    if interaction.is_mid_line and why_line(exit_):
+        say("")  # a note stands on a line of its own
     return finish(session, exit_, Output(session), list(info.command))
 
 

@@ -25,6 +25,7 @@ class Sitting:
     """Stands where a person sits: notes at which terminal, and ends as the test says."""
 
     end: Any = Exit(7)
+    is_mid_line = False
     sat: list[tuple[str, int, int]]
 
     def __init__(self, one: Any, *, replayed: int = 0) -> None:
@@ -78,6 +79,14 @@ def test_a_command_is_passed_as_it_is(cove, opening, sitting, words: list[str]) 
     body = {"command": ["vim", "-x"], "env": {"TERM": "dumb"}, "cwd": "/srv", "user": "me", "cols": 80, "rows": 24}
     assert bodies(opening) == [body]
     assert len(sitting.sat) == 1
+
+
+@pytest.mark.parametrize("is_mid_line", [True, False])
+def test_a_note_stands_on_a_line_of_its_own(cove, opening, sitting, is_mid_line: bool) -> None:  # noqa: FBT001
+    sitting.end, sitting.is_mid_line = Exit(130, why="killed", signal=2), is_mid_line
+    ran = cove("shell", "brave")
+    assert ran.code == 130
+    assert ran.err == "\n" * is_mid_line + "note: it was ended by signal 2\n"
 
 
 def test_detached_it_stays_and_one_is_told_how_to_come_back(cove, opening, sitting) -> None:

@@ -52,18 +52,19 @@ async def aread_until(terminal: aio.Terminal, text: str) -> str:
 
 
 def test_a_shell_is_typed_at(box: cove.Sandbox) -> None:
-    with box.terminal(["sh"], cols=100, rows=30, env={"A": "b"}, cwd="/tmp", user="nobody") as terminal:
+    with box.terminal(["bash"], cols=100, rows=30, env={"A": "b"}, cwd="/tmp", user="nobody") as terminal:
         terminal.write("echo $A; pwd; id -un; stty size; tty\n")
         seen = read_until(terminal, "/dev/pts")
-        assert "\r\nb\r\n/tmp\r\nnobody\r\n30 100\r\n" in seen
+        assert "b\r\n/tmp\r\nnobody\r\n30 100\r\n" in seen
         terminal.resize(90, 20)
         terminal.write("stty size\n")
         read_until(terminal, "20 90")
         assert (terminal.refresh().cols, terminal.info.rows) == (90, 20)
         terminal.write("sleep 100\n")
-        read_until(terminal, "sleep 100")
-        time.sleep(0.2)  # until it sleeps: before, Ctrl-C goes to the shell
+        while "sleep" not in box.run("cat /proc/[0-9]*/comm").out:
+            time.sleep(0.02)
         terminal.write(b"\x03")
+        read_until(terminal, "$ ")
         terminal.write("echo rc=$?; exit 9\n")
         read_until(terminal, "rc=130")
         list(terminal)

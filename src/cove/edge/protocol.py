@@ -53,6 +53,24 @@ HEAD_TOO_SLOW: Final = _canned(b"408 Request Timeout", b"request-timeout", b"the
 NOT_HTTP: Final = _canned(b"400 Bad Request", b"bad-request", b"this is no valid HTTP/1.1 request")
 
 
+class _UntilClose(int):
+    """The length of an answer that ends with its connection: uvicorn compares with it, and never gets there."""
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __sub__(self, other: int) -> _UntilClose:
+        return self
+
+    __hash__ = int.__hash__
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Made by `protocol_class`, which gives it its limits."""
 
@@ -155,6 +173,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_body = True
         self._head_bytes = 0
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            # uvicorn would send it chunks, which it does not know.
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _UntilClose()
         self.headers = []  # else uvicorn adds the trailers to the head that the application already has
 
     def on_message_complete(self) -> None:

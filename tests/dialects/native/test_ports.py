@@ -194,6 +194,15 @@ def test_answers_come_back_however_they_are_framed(app: App) -> None:
     assert hints.text == "ok"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/chunked?n=3", b"0;1;2;"), ("/close", b"until the end"), ("/tell", b"told")]
+)
+def test_an_old_client_gets_answers_that_end_with_the_connection(app: App, path: str, body: bytes) -> None:
+    head, _, got = app.send(f"GET {{root}}{path} HTTP/1.0\nHost: {{host}}").partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert got == body
+
+
 def test_events_come_one_by_one(app: App) -> None:
     with app.client.stream("GET", f"{app.base}/sse?n=8") as answer:
         times = [time.monotonic() for line in answer.iter_lines() if line]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import deque
 from typing import Final, Protocol, cast
 
@@ -20,8 +19,6 @@ HIGH_BYTES: Final = 256 * 1024
 
 LINGER_S: Final = 10.0
 """How long a client may take to close after the application has."""
-
-_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3))
 
 
 class Far(Protocol):
@@ -56,7 +53,6 @@ class Tunnel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is ours from here."""
         self._transport = cast("asyncio.Transport", transport)
-        _keep_alive(self._transport)
 
     @property
     def is_lost(self) -> bool:
@@ -173,12 +169,3 @@ async def _download(tunnel: Tunnel, far: Far) -> None:
             return
         if not await tunnel.write(data):
             return
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Let the kernel find out about a client that vanished without a word: a tunnel may be silent for days."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -58,6 +58,9 @@ def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer
     box = client.post("/sandboxes", json={"memory_mib": 256, "cpus": 1}).json()["id"]
     path = f"/sandboxes/{box}"
     watch = f"{path}/watches/{client.post(f'{path}/watches', json={'path': '/root'}).json()['id']}"
+    # Told only when the kernel could not keep up: nothing here changes attributes.
+    told = {"path": "/root", "kinds": ["attributes"]}
+    overflows = f"{path}/watches/{client.post(f'{path}/watches', json=told).json()['id']}"
     before = _rss_kib(server)
     # Made, written, renamed and removed: four events for each file, from two processes at once.
     script = (
@@ -67,7 +70,7 @@ def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer
         "    os.close(os.open(name, os.O_CREAT | os.O_WRONLY)); os.rename(name, name + 'y'); os.unlink(name + 'y')\n"
     )
     client.put(f"{path}/files/content", params={"path": "/storm.py"}, content=script.encode())
-    each = events // 6
+    each = -(-events // 6)
     command = f"python3 /storm.py a {each} & python3 /storm.py b {each} & wait"
     with contextlib.ExitStack() as stack:
         # One that never reads, and one that reads from the beginning when all is over.
@@ -80,7 +83,12 @@ def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer
     assert page["lost_events"] + len(page["events"]) == page["cursor"]
     assert len(page["events"]) <= 4096
     # Every event was told, or that there were more: nothing is lost without a word.
-    assert page["cursor"] >= events * 0.9 or "overflow" in {one["kind"] for one in page["events"]}, page["cursor"]
+    deadline = time.monotonic() + 20
+    while (told_of := client.get(watch).json()["cursor"]) < events:  # the sandbox may be behind still
+        lost = client.get(f"{overflows}/events", params={"wait_s": 0.5}).json()["events"]
+        if "overflow" in {one["kind"] for one in lost}:
+            break
+        assert time.monotonic() < deadline, told_of
     assert _rss_kib(server) - before < 16 * 1024
     agent = client.post(f"{path}/exec", json={"command": "grep VmRSS /proc/1/status"}).json()["stdout"]
     assert int(agent.split()[1]) < 40 * 1024, agent

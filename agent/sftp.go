@@ -71,7 +71,7 @@ func (s *sftpServer) serve() error {
 }
 
 func (s *sftpServer) receive() (byte, *packet, error) {
-	var header [5]byte
+	var header [4]byte
 	if _, err := io.ReadFull(s.in, header[:]); err != nil {
 		return 0, nil, err
 	}
@@ -82,11 +82,11 @@ func (s *sftpServer) receive() (byte, *packet, error) {
 	if cap(s.body) < int(n) {
 		s.body = make([]byte, n, max(int(n), 64<<10))
 	}
-	s.body = s.body[:n-1]
+	s.body = s.body[:n]
 	if _, err := io.ReadFull(s.in, s.body); err != nil {
 		return 0, nil, err
 	}
-	return header[4], &packet{rest: s.body}, nil
+	return s.body[0], &packet{rest: s.body[1:]}, nil
 }
 
 var sftpExtensions = []string{

@@ -79,6 +79,7 @@ class RunningServer:
             "COVE_PORT": str(self.port),
             "COVE_BOOTSTRAP_KEYS": self.key,
             "COVE_POOL_BYTES": str(20 * 1024**3),
+            "COVE_SSH_PORT": "0",
             **self.env,
         }
         with self.log.open("ab") as log:

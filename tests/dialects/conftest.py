@@ -57,7 +57,7 @@ def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
     run_dir = data_dir.parent / "run" if driver == "fake" else Path("/run/cove")
     instance = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
     env |= {"COVE_DATA_DIR": str(data_dir), "COVE_RUN_DIR": str(run_dir), "COVE_PORT": str(port)}
-    env |= {"COVE_DRIVERS": driver, "COVE_BOOTSTRAP_KEYS": KEY, "COVE_POOL_SIZE": "2", **more}
+    env |= {"COVE_DRIVERS": driver, "COVE_BOOTSTRAP_KEYS": KEY, "COVE_POOL_SIZE": "2", "COVE_SSH_PORT": "0", **more}
     env |= {"COVE_POOL_BYTES": str(8 * 1024**3)}
     log = (data_dir / "log").open("ab")
     process = subprocess.Popen([sys.executable, "-c", START], env=env, stdout=log, stderr=log)

@@ -27,7 +27,7 @@ class Root(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(
-            import_module(f"cove.cli.commands.{COMMANDS[cmd_name]}"), f"{cmd_name}_command"
+            import_module(f"cove.cli.commands.{COMMANDS[cmd_name]}"), f"{cmd_name.replace('-', '_')}_command"
         )
         return command
 
@@ -79,9 +79,11 @@ class Verb(click.Command):
         fields: Sequence[str] = (),
         command_after: int | None = None,
         none_before: str | None = None,
+        verbatim: bool = False,
         **attrs: Any,
     ) -> None:
         super().__init__(*args, **attrs)
+        self.verbatim = verbatim
         self.fields = tuple(fields)
         self.command_after = command_after
         self.none_before = none_before
@@ -151,6 +153,8 @@ class Verb(click.Command):
         index = 0
         while index < len(args):
             word = args[index]
+            if self.verbatim and len(words) == self.command_after:
+                break
             if word == "--":
                 left_out = [self.none_before] if self.none_before and not words else []
                 return [*options, "--", *left_out, *words, *args[index + 1 :]]
@@ -200,13 +204,21 @@ def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def verb(
-    name: str, *, fields: Sequence[str] = (), command_after: int | None = None, none_before: str | None = None
+    name: str,
+    *,
+    fields: Sequence[str] = (),
+    command_after: int | None = None,
+    none_before: str | None = None,
+    verbatim: bool = False,
 ) -> Callable[[Any], Verb]:
-    """Decorate a function `(session, …)` into the command `name`."""
+    """Decorate a function `(session, …)` into the command `name`.
+
+    `verbatim`: what stands behind the first `command_after` words is all another program's, options too.
+    """
 
     def decorate(function: Any) -> Verb:
-        attributes = {"fields": fields, "command_after": command_after, "none_before": none_before}
-        command = click.command(name, cls=Verb, **attributes)(click.pass_obj(function))
+        own = {"command_after": command_after, "none_before": none_before, "verbatim": verbatim}
+        command = click.command(name, cls=Verb, fields=fields, **own)(click.pass_obj(function))
         assert isinstance(command, Verb)  # noqa: S101 - for the type checkers
         return command
 

@@ -34,6 +34,7 @@ from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.shells import Shells
+from cove.core.sshkeys import SshKeys
 from cove.core.terminals import Terminals
 from cove.core.trees import Trees
 from cove.core.watches import Watches
@@ -71,6 +72,7 @@ class Core:
     exposures: Exposures
     keys: Keys
     projects: Projects
+    ssh_keys: SshKeys
     images: Images
     archives: Archives
     building: Building
@@ -212,6 +214,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         exposures=Exposures(parts.directory, parts.store, parts.clock),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
+        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
         images=parts.images,
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),

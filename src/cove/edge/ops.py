@@ -40,6 +40,16 @@ class Nothing(Struct, frozen=True, forbid_unknown_fields=True):
     """The body or query of an operation that has none."""
 
 
+class SshFacts(Struct, frozen=True, kw_only=True):
+    """Where SSH is taken, by the server process; `missing` says why not."""
+
+    listening: bool = False
+    host: str = ""
+    port: int = 0
+    host_key: str = ""
+    missing: str = "COVE_SSH_PORT is 0"
+
+
 class ServerFacts(Struct, frozen=True, kw_only=True):
     """What the server says about itself beside the core.
 
@@ -52,6 +62,7 @@ class ServerFacts(Struct, frozen=True, kw_only=True):
     public_port: int | None = None
     public_scheme: str = "http"
     behind_proxy: bool = False
+    ssh: SshFacts = SshFacts()
 
     def port_url(self, label: str) -> str:
         """The address of a port of a sandbox under its own host name."""

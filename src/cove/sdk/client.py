@@ -13,14 +13,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from cove.sdk import calls, config, server_calls
+from cove.sdk import calls, config, server_calls, ssh_calls
 from cove.sdk.errors import BadAnswer, Error, Unreachable, from_answer
 from cove.sdk.transport import STREAM_SILENCE_S, Call, Lost, Response, Retries, Transport
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
     from cove.sdk.images import Images
-    from cove.sdk.models import Image, Key, Project
+    from cove.sdk.models import Image, Key, Project, SshKey
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.websocket import WebSocket
 
@@ -180,6 +180,18 @@ class Client:
     def revoke_key(self, key_id: str) -> None:
         """Make a key worthless, now."""
         self.call(server_calls.revoke_key(key_id))
+
+    def ssh_keys(self) -> builtins.list[SshKey]:
+        """Return the public keys that may log in to the project's sandboxes over SSH."""
+        return self.call(ssh_calls.list_ssh_keys())
+
+    def add_ssh_key(self, public_key: str, *, name: str | None = None, project: str | None = None) -> SshKey:
+        """Let a public key, a line as in a `.pub` file, log in over SSH."""
+        return self.call(ssh_calls.add_ssh_key(public_key, name=name, project=project))
+
+    def remove_ssh_key(self, key_id: str) -> None:
+        """Shut a public key out, for new logins."""
+        self.call(ssh_calls.remove_ssh_key(key_id))
 
     def create_project(
         self, project_id: str, *, default_driver: str | None = None, drivers: Sequence[str] = ()

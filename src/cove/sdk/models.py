@@ -154,6 +154,20 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class SshKey:
+    """A public key that may log in to the sandboxes of its project."""
+
+    id: str
+    name: str
+    project: str
+    type: str
+    public_key: str
+    fingerprint: str
+    created_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """A tenant."""
 
@@ -299,6 +313,20 @@ def key(wire: dict[str, Any]) -> Key:
         revoked_at=time_of(wire.get("revoked_at")),
         last_used_at=time_of(wire.get("last_used_at")),
         key=wire.get("key"),
+    )
+
+
+def ssh_key(wire: dict[str, Any]) -> SshKey:
+    """Read a public key for SSH."""
+    return SshKey(
+        id=str(wire["id"]),
+        name=str(wire.get("name") or ""),
+        project=str(wire.get("project") or ""),
+        type=str(wire.get("type") or ""),
+        public_key=str(wire.get("public_key") or ""),
+        fingerprint=str(wire.get("fingerprint") or ""),
+        created_at=time_of(wire.get("created_at")),
+        last_used_at=time_of(wire.get("last_used_at")),
     )
 
 

@@ -13,7 +13,7 @@ from cove.core.info import CoreSettings
 from cove.edge.front import Front
 from cove.edge.limits import MIB, EdgeLimits
 from cove.edge.metrics import Metrics
-from cove.edge.ops import Control, ServerFacts, Services
+from cove.edge.ops import Control, ServerFacts, Services, SshFacts
 from cove.edge.stopping import Stopping
 from cove.engine.agentbin import agent_build
 from cove.engine.config import EngineConfig
@@ -124,11 +124,19 @@ def server_facts(settings: Settings) -> ServerFacts:
     )
 
 
-def build_app(core: Core, control: Control, settings: Settings, *, limits: EdgeLimits, stopping: Stopping) -> Front:
+def build_app(  # noqa: PLR0913 - what the application stands on
+    core: Core,
+    control: Control,
+    settings: Settings,
+    *,
+    limits: EdgeLimits,
+    stopping: Stopping,
+    ssh: SshFacts | None = None,
+) -> Front:
     """The application over an open core."""
     metrics = Metrics()
     metrics.watch_core(core.stats)
-    facts = server_facts(settings)
+    facts = replace(server_facts(settings), ssh=ssh or SshFacts())
     services = Services(core=core, control=control, metrics=metrics, facts=facts)
     mounted = dialects.load()
     web = pages.dialect(mounted[0], facts.version)

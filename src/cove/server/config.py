@@ -41,6 +41,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     run_dir: Path
     host: str
     port: int
+    ssh_host: str
+    ssh_port: int
     tls_cert: Path | None
     tls_key: Path | None
     behind_proxy: bool
@@ -275,6 +277,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "run_dir": _absolute,
     "host": str,
     "port": _number(int, 0, 65535),
+    "ssh_host": str,
+    "ssh_port": _number(int, 0, 65535),
     "tls_cert": _optional_path,
     "tls_key": _optional_path,
     "behind_proxy": _flag,

@@ -38,6 +38,7 @@ from cove.server.app import build_app, core_settings, edge_limits, engine_config
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
+from cove.server.ssh.listener import open_ssh
 from cove.server.welcome import announce, farewell, show_first_command
 from cove.store.store import open_store
 
@@ -136,7 +137,8 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         key = await ensure_admin_key(core, settings.data_dir)
         unix_socket = bind_unix(engine_settings.run_dir)
         stack.callback((engine_settings.run_dir / "api.sock").unlink, missing_ok=True)
-        app = build_app(core, control, settings, limits=limits, stopping=stopping)
+        ssh = await stack.enter_async_context(open_ssh(settings, core))
+        app = build_app(core, control, settings, limits=limits, stopping=stopping, ssh=ssh)
         servers = listeners(app, settings, limits)
         with _signals(control):
             async with _serving(servers, (tcp_socket, unix_socket), stopping, limits):

@@ -28,6 +28,8 @@ TABLE: Final = (
     Setting("run_dir", "/run/cove", "path", "Sockets, locks and claims; machine-wide, gone at a reboot."),
     Setting("host", "127.0.0.1", "address", "Where to listen. Anything but this machine needs TLS or `behind_proxy`."),
     Setting("port", "8080", "port", "TCP port."),
+    Setting("ssh_host", "", "address", "Where to listen for SSH; empty: as `host`. SSH needs no TLS and no proxy."),
+    Setting("ssh_port", "2222", "port", "TCP port for SSH; 0: none. One that is in use is warned of, no more."),
     Setting("tls_cert", "", "path", "Certificate chain in PEM form; with `tls_key` the server speaks HTTPS."),
     Setting("tls_key", "", "path", "Private key in PEM form."),
     Setting("behind_proxy", "0", "0 or 1", "A proxy on the way does TLS, so listening on other addresses is fine."),

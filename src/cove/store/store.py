@@ -13,6 +13,7 @@ from cove.store.idempotency import IdempotencyRows
 from cove.store.keys import KeyRows, ProjectRows
 from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
+from cove.store.sshkeys import SshKeyRows
 from cove.store.writer import Writer, WriterStats
 
 _META: Final = "SELECT value FROM meta WHERE key = ?"
@@ -32,6 +33,7 @@ class Store:
         self.sandboxes = SandboxRows(reader, writer)
         self.keys = KeyRows(reader, writer)
         self.projects = ProjectRows(reader, writer)
+        self.ssh_keys = SshKeyRows(reader, writer)
         self.idempotency = IdempotencyRows(reader, writer)
         self.exposures = ExposureRows(reader, writer)
 

@@ -62,7 +62,7 @@ async def test_a_command_that_does_not_read_holds_up_the_writer_only(client: Age
         writing = tasks.create_task(session.write(bytes(5_000_000)))
         out, _, ended = await rest(session)
         assert (out, ended.code) == (b"ready\ndone\n", 0)
-        assert not await writing
+        await writing  # the rest is dropped by the agent or by us, whoever learns of the end first
 
 
 async def test_a_signal_reaches_the_group_and_an_ended_command_refuses_it(client: AgentClient) -> None:

@@ -31,6 +31,12 @@ def test_our_options_stand_before_the_command_and_its_own_after_it(line: str) ->
     assert (params["box"], params["command"], params["timeout"]) == ("b", ("true", "-t", "x"), "5s")
 
 
+@pytest.mark.parametrize("line", ["b -i key -L 1:a:2 make -j", "-q b -i key -L 1:a:2 make -j"])
+def test_behind_the_sandbox_everything_is_the_other_programs(line: str) -> None:
+    params, _ = parsed("ssh", *line.split())
+    assert (params["box"], params["arguments"]) == ("b", ("-i", "key", "-L", "1:a:2", "make", "-j"))
+
+
 def test_a_cluster_of_short_options_takes_its_value() -> None:
     params, _ = parsed("exec", "-nt", "5s", "b", "true")
     assert (params["no_stdin"], params["timeout"], params["command"]) == (True, "5s", ("true",))

@@ -22,7 +22,7 @@ async def health(call: Call[None, Nothing]) -> Json:
 
 async def show_server(call: Call[None, Nothing]) -> Json:
     """What it is and has."""
-    return Json(server_view(call.core.server_info(call.who), call.services.facts.public_domain))
+    return Json(server_view(call.core.server_info(call.who), call.services.facts))
 
 
 async def shut_down(call: Call[wire_server.Shutdown, Nothing]) -> Json:

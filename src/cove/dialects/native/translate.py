@@ -19,7 +19,7 @@ from cove.dialects.native import wire, wire_server
 from cove.dialects.native.times import optional_timestamp, timestamp
 from cove.dialects.native.translate_images import image_view
 from cove.edge.errors import Malformed, Where
-from cove.edge.ops import Answer, Json
+from cove.edge.ops import Answer, Json, ServerFacts
 from cove.edge.sse import event
 from cove.edge.texts import PIECE_BYTES, TextsJson
 from cove.model.access import Key, Project, Scope
@@ -400,7 +400,7 @@ def project_view(project: Project) -> wire_server.Project:
     return wire_server.Project(project.id, timestamp(project.created_at), project.default_driver, project.drivers)
 
 
-def server_view(info: ServerInfo, public_domain: str) -> wire_server.Server:
+def server_view(info: ServerInfo, facts: ServerFacts) -> wire_server.Server:
     """What this server is."""
     return wire_server.Server(
         version=info.version,
@@ -414,5 +414,6 @@ def server_view(info: ServerInfo, public_domain: str) -> wire_server.Server:
             pool=info.pool,
         ),
         isolation=isolation_view(info.isolation),
-        public_domain=public_domain,
+        public_domain=facts.public_domain,
+        ssh=wire_server.Ssh(**msgspec.structs.asdict(facts.ssh)),
     )

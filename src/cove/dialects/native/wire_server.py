@@ -99,6 +99,16 @@ class Capacity(Struct, frozen=True, kw_only=True):
     pool: dict[str, int]
 
 
+class Ssh(Struct, frozen=True, kw_only=True):
+    """Where it takes SSH connections, and the key it proves itself with; `missing` says why it takes none."""
+
+    listening: bool
+    host: str
+    port: int
+    host_key: str
+    missing: str = ""
+
+
 class Server(Struct, frozen=True, kw_only=True):
     """What this server is and has."""
 
@@ -109,6 +119,7 @@ class Server(Struct, frozen=True, kw_only=True):
     capacity: Capacity
     isolation: Isolation | None
     public_domain: str
+    ssh: Ssh
 
 
 class Health(Struct, frozen=True):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 from anyio.lowlevel import RunVar
 
-from cove.sdk import calls, config, image_calls, models, server_calls
+from cove.sdk import calls, config, image_calls, models, server_calls, ssh_calls
 from cove.sdk.aio.opening import Opening
 from cove.sdk.client import SUCCESS, parsed, unreachable_hint, with_key_hint
 from cove.sdk.errors import Error, Unreachable, from_answer
-from cove.sdk.models import Image, Key, Project
+from cove.sdk.models import Image, Key, Project, SshKey
 from cove.sdk.transport import STREAM_SILENCE_S, AsyncResponse, Call, Retries
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
@@ -177,6 +177,18 @@ class Client:
     async def revoke_key(self, key_id: str) -> None:
         """Make a key worthless, now."""
         await self.call(server_calls.revoke_key(key_id))
+
+    async def ssh_keys(self) -> builtins.list[SshKey]:
+        """Return the public keys that may log in to the project's sandboxes over SSH."""
+        return await self.call(ssh_calls.list_ssh_keys())
+
+    async def add_ssh_key(self, public_key: str, *, name: str | None = None, project: str | None = None) -> SshKey:
+        """Let a public key, a line as in a `.pub` file, log in over SSH."""
+        return await self.call(ssh_calls.add_ssh_key(public_key, name=name, project=project))
+
+    async def remove_ssh_key(self, key_id: str) -> None:
+        """Shut a public key out, for new logins."""
+        await self.call(ssh_calls.remove_ssh_key(key_id))
 
     async def create_project(
         self, project_id: str, *, default_driver: str | None = None, drivers: Sequence[str] = ()

@@ -142,3 +142,34 @@ def test_down_of_no_server_says_so_and_is_no_failure(
     assert (ran.code, ran.out, ran.err) == (0, "", "No server runs on this machine.\n")
     assert cove("down", "--all").code == 0
     assert cove("down", "--json").objects == [{"server": "not running", "sandboxes": 0, "all": False}]
+
+
+SSH_KEYS = [
+    {"id": "aa11", "name": "me@here", "project": "default", "type": "ssh-ed25519", "fingerprint": "SHA256:abc"},
+    {"id": "aa22", "name": "you", "project": "default", "type": "ssh-rsa", "fingerprint": "SHA256:def"},
+]
+
+
+def test_an_ssh_key_is_added_from_a_file_stdin_or_ones_own(cove, stub, tmp_path: Path, monkeypatch) -> None:
+    stub.extra["POST", "/ssh-keys"] = SSH_KEYS[0]
+    (tmp_path / "k.pub").write_text("ssh-ed25519 AAAA me@here\n")
+    ran = cove("ssh-key", "add", str(tmp_path / "k.pub"))
+    assert (ran.code, ran.out) == (0, "aa11\n")
+    assert "me@here (SHA256:abc) may log in" in ran.err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    missing = cove("ssh-key", "add")
+    assert missing.code == 2
+    assert "ssh-keygen" in missing.err
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_rsa.pub").write_text("ssh-rsa AAAA old\n")
+    assert cove("ssh-key", "add", "--json", "id").objects == [{"id": "aa11"}]
+    assert cove("ssh-key", "add", str(tmp_path / "none.pub")).code == 2
+
+
+def test_ssh_keys_are_listed_and_removed_by_name_or_prefix(cove, stub) -> None:
+    stub.extra["GET", "/ssh-keys"] = {"ssh_keys": SSH_KEYS}
+    stub.extra["DELETE", "/ssh-keys/aa11"] = b""
+    assert [line.split()[0] for line in cove("ssh-key", "ls").out.splitlines()] == ["ID", "aa11", "aa22"]
+    assert cove("ssh-key", "rm", "me@here").err == "me@here (aa11) opens nothing from now on.\n"
+    assert cove("ssh-key", "rm", "aa").code == 2
+    assert cove("ssh-key", "rm", "zz").code == 120

@@ -28,7 +28,7 @@ def sandbox(driven_sandbox: str) -> str:
 
 
 def run(client: httpx2.Client, box: str, command: str) -> str:
-    answer = client.post(f"/sandboxes/{box}/exec", json={"command": command, "timeout_s": 300})
+    answer = client.post(f"/sandboxes/{box}/exec", json={"command": command, "timeout_s": 900}, timeout=900)
     assert answer.json()["exit_code"] == 0, answer.text
     return str(answer.json()["stdout"])
 

@@ -101,8 +101,8 @@ func (c attributeChange) tree(ch *channel, path string) error {
 
 func (c attributeChange) entry(w *walker, e *entry) error {
 	err := c.apply(e.dir, e.name, kindOfMode(e.st.Mode))
-	if errors.Is(err, syscall.ENOENT) && e.path != "" {
-		return nil // gone since we looked
+	if e.path != "" && (errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ELOOP)) {
+		return nil // gone, or a link, since we looked
 	}
 	return at(w.shown(e.path), err)
 }

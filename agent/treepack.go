@@ -3,7 +3,6 @@ package main
 import (
 	"archive/tar"
 	"compress/gzip"
-	"errors"
 	"io"
 	"strings"
 	"syscall"
@@ -109,8 +108,8 @@ func (p *packer) visit(e *entry) error {
 		p.sum.Skipped++
 		return nil
 	}
-	if errors.Is(err, syscall.ENOENT) {
-		return nil // gone since we looked
+	if err != nil && hasChanged(err) {
+		return nil
 	}
 	p.sum.Entries++
 	return err

@@ -168,7 +168,7 @@ func (w *walker) enter(e *entry, device uint64) error {
 	}
 	fd, err := openDirectoryAt(e.dir, e.name)
 	if err != nil {
-		if errors.Is(err, syscall.ENOENT) {
+		if hasChanged(err) {
 			return nil
 		}
 		return w.unread(at(w.shown(e.path), err))
@@ -183,6 +183,16 @@ func (w *walker) enter(e *entry, device uint64) error {
 		return nil
 	}
 	return w.leave(e)
+}
+
+// hasChanged tells that something is gone, or something else, since we looked: then it counts as never seen.
+func hasChanged(err error) bool {
+	switch asFailure(err).Kind {
+	case "not_found", "is_directory", "not_directory", "invalid": // ELOOP, EINVAL and "no regular file" are the last
+		return true
+	default:
+		return false
+	}
 }
 
 // unread counts what could not be read, or fails over it. A stop or a cancel passes through.

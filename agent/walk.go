@@ -85,6 +85,9 @@ func (w *walker) begin() error {
 func (w *walker) content(fd int, prefix string, depth int, device uint64) error {
 	for {
 		names, err := w.gather(fd)
+		if errors.Is(err, syscall.ENOENT) && prefix != "" {
+			return nil // removed while it was open
+		}
 		if err != nil {
 			return w.unread(at(w.shown(prefix), err))
 		}

@@ -33,7 +33,7 @@ OUT: Final = 1
 READ_BYTES: Final = 16 * 1024
 AHEAD: Final = 256
 """Reads of keys that wait for the program: 4 MiB at most."""
-FLUSH_S: Final = 0.5
+FLUSH_S: Final = 1.0
 """How long detaching waits for what was typed before it."""
 END_S: Final = 2.0
 """How long our threads get to end; they end with the process anyway."""

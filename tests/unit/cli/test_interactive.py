@@ -98,12 +98,14 @@ def test_keys_go_there_as_they_are_and_the_end_comes_back(fake: FakeTerminal, wi
 
 
 def test_help_and_detach_are_ours(fake: FakeTerminal, window: Window) -> None:
-    window.type(b"a\r~?")
+    window.type(b"a")
+    fake.wait_typed(1)
+    window.type(b"\r~?")
     window.wait_for(b"~.   detach; the program goes on\r\n")
     window.type(b"~.")
     window.wait_for(b"~.\r\nLEFT None")
     assert window.process.wait(10) == 0
-    assert bytes(fake.typed) == b"a\r"
+    assert fake.wait_typed(2) == b"a\r"
     assert termios.tcgetattr(window.theirs) == window.before
 
 

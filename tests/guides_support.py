@@ -175,11 +175,15 @@ class Reader:
         )
         os.close(says)
         self._says = says
+        assert self._bash.stdin is not None
+        self._bash.stdin.write(b"set -m\n")  # jobs as a person's shell has them: Ctrl-C is not ignored
 
     def close(self) -> None:
         """End the bash and all that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._bash.pid, signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if os.getsid(int(process.name)) == self._bash.pid:
+                    os.kill(int(process.name), signal.SIGKILL)
         self._bash.wait()
         assert self._bash.stdin is not None
         with suppress(BrokenPipeError):

@@ -51,6 +51,7 @@ def test_a_terminal_from_opened_to_forgotten(server, box):
     shown = server.client.get(at).json()
     assert (shown["cols"], shown["rows"], shown["running"], shown["exit"]) == (100, 30, True, None)
     assert shown["id"] in [one["id"] for one in server.client.get(f"/sandboxes/{box}/terminals").json()["terminals"]]
+    says(server, at, "30 100\r\n")
     assert server.client.post(f"{at}/input", content=b"hello\r").json() == {"written": 6}
     text, exit_ = drained(server, at)
     assert text.split("\r\n") == ["30 100", "hello", "got hello", ""]
@@ -220,7 +221,7 @@ def test_control_c_and_a_signal_reach_the_program(server, box):
 def test_several_viewers_see_the_same_and_one_leaving_changes_nothing(server, box):
     at = opened(server, box, command="read a; read b; echo $b")
     with Viewer(server, at) as one:
-        with Viewer(server, at) as two:
+        with Viewer(server, at, one.cursor) as two:
             two.peer.send(b"first\r")
             one.until(b"first\r\n")
             two.until(b"first\r\n")

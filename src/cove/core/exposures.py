@@ -12,10 +12,12 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.directory import Directory
+from cove.core.hostports import HostPorts, Wish
 from cove.core.ports import PORTS
 from cove.core.validation import check_count
 from cove.engine.clock import Clock
@@ -38,8 +40,9 @@ _FINDER: Final = Principal(key_id="", name="", project=DEFAULT_PROJECT, scopes=F
 class Exposures:
     """Every operation on how ports are reached. All raise Forbidden, NotFound (sandbox), Gone beside what they name."""
 
-    def __init__(self, directory: Directory, store: Store, clock: Clock) -> None:
+    def __init__(self, directory: Directory, store: Store, clock: Clock, host_ports: HostPorts) -> None:
         self._directory = directory
+        self._host_ports = host_ports
         self._store = store
         self._clock = clock
 
@@ -83,22 +86,28 @@ class Exposures:
         row = self._store.exposures.get(sandbox.id, port)
         return row is not None and row.access is Access.TOKEN and _opens(row, [token])
 
-    async def set(self, who: Principal, ref: str, port: int, access: Access) -> tuple[Exposure, str | None]:
+    async def set(
+        self, who: Principal, ref: str, port: int, access: Access, *, host_port: Wish = UNSET
+    ) -> tuple[Exposure, str | None]:
         """Choose who may reach a port. With TOKEN a new token, which is shown here and never again; an old one ends.
 
-        Raises: BadRequest.
+        `host_port`: a port of the host that leads to it for raw TCP, for whoever reaches that.
+        Raises: BadRequest, Conflict (the host's port is in use), CapacityExceeded, Unsupported; all is as before then.
         """
         require(who, Scope.CREATE)
         check_count(port, PORTS, "port")
-        sandbox = self._directory.live(who, ref).sandbox
         token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES) if access is Access.TOKEN else None
-        row = self._store.exposures.get(sandbox.id, port) or Exposure(
-            sandbox=sandbox.id, port=port, created_at=self._clock.now()
-        )
-        row = replace(row, access=access, digest=None if token is None else _digest(token))
-        if not await self._store.exposures.save(row):
-            self._directory.live(who, ref)  # raises Gone where it has ended in between
-            raise NotFound("no such sandbox")
+        async with self._host_ports.lock:
+            sandbox = self._directory.live(who, ref).sandbox
+            row = self._store.exposures.get(sandbox.id, port) or Exposure(
+                sandbox=sandbox.id, port=port, created_at=self._clock.now()
+            )
+            async with self._host_ports.changed(sandbox, port, row.host_port, host_port) as number:
+                digest = None if token is None else _digest(token)
+                row = replace(row, access=access, digest=digest, host_port=number)
+                if not await self._store.exposures.save(row):
+                    self._directory.live(who, ref)  # raises Gone where it has ended in between
+                    raise NotFound("no such sandbox")
         return row, token
 
     async def look(self, who: Principal, ref: str, port: int) -> PortState:
@@ -112,10 +121,15 @@ class Exposures:
         return PortState(exposure=Exposure(sandbox=supervisor.sandbox.id, port=port), listening=is_listening)
 
     async def remove(self, who: Principal, ref: str, port: int) -> None:
-        """Back to reaching it by key alone. Idempotent. Raises: BadRequest."""
+        """Back to reaching it by key alone, and by no port of the host. Idempotent. Raises: BadRequest."""
         require(who, Scope.CREATE)
         check_count(port, PORTS, "port")
-        await self._store.exposures.remove(self._directory.known(who, ref).id, port)
+        async with self._host_ports.lock:
+            sandbox_id = self._directory.known(who, ref).id
+            row = self._store.exposures.get(sandbox_id, port)
+            await self._store.exposures.remove(sandbox_id, port)
+            if row is not None and row.host_port is not None:
+                self._host_ports.close(row.host_port)
 
     async def list(self, who: Principal, ref: str) -> list[PortState]:
         """The ports with a row and those on which something listens now. A paused sandbox is not woken for it."""

@@ -25,6 +25,7 @@ from cove.core.directory import Directory
 from cove.core.execs import Execs
 from cove.core.exposures import Exposures
 from cove.core.files import Files
+from cove.core.hostports import HostPorts
 from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
@@ -97,6 +98,8 @@ class _Parts:
     directory: Directory
     journal: StoreJournal
     creation: Creation
+    ports: Ports
+    host_ports: HostPorts
 
 
 @asynccontextmanager
@@ -122,6 +125,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     journal = StoreJournal(store, clock)
 
     def ended(sandbox: Sandbox) -> None:
+        host_ports.forget(sandbox.id)
         admission.release(sandbox.id)
         directory.release_name(sandbox.project, sandbox.name, sandbox.id)
 
@@ -132,6 +136,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
+        ports = Ports(directory)
+        host_ports = HostPorts(settings.host_ports, ports)
         creation = Creation(
             placement=Placement(
                 drivers=drivers,
@@ -166,17 +172,21 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             directory=directory,
             journal=journal,
             creation=creation,
+            ports=ports,
+            host_ports=host_ports,
         )
         found = await _reconciled(parts)
         pool.start_filling()
         core = _core(parts, found, tasks)
         await core.projects.ensure_default()
+        await host_ports.reopen(store.exposures.with_host_port, _finder(parts))
         running = [tasks.create_task(chore) for chore in _chores(parts)]
         try:
             yield core
         finally:
             for task in running:
                 task.cancel()
+            host_ports.shut()
     await journal.retry()
 
 
@@ -187,7 +197,16 @@ def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
         _purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
         parts.images.collect_forever(),
+        parts.host_ports.keep_open(parts.store.exposures.with_host_port, _finder(parts), parts.clock),
     )
+
+
+def _finder(parts: _Parts) -> Callable[[str], Sandbox | None]:
+    def find(sandbox_id: str) -> Sandbox | None:
+        supervisor = parts.supervisors.get(sandbox_id)
+        return None if supervisor is None else supervisor.sandbox
+
+    return find
 
 
 def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
@@ -208,10 +227,10 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         shells=Shells(parts.directory, execs.output_share),
         files=files,
         trees=Trees(parts.directory),
-        ports=Ports(parts.directory),
+        ports=parts.ports,
         terminals=Terminals(parts.directory),
         watches=Watches(parts.directory),
-        exposures=Exposures(parts.directory, parts.store, parts.clock),
+        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports),
         keys=Keys(parts.store, parts.clock, tasks),
         projects=Projects(parts.store, parts.clock, parts.missing),
         ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from cove.core.admission import AdmissionSettings, AdmissionStats
+from cove.core.hostports import HostPortSettings
 from cove.core.pulls import PullStats
 from cove.engine.images.settings import ImageSettings
 from cove.engine.pool import PoolConfig, ShelfStats
@@ -24,6 +25,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     history_s: float = 30 * 86400.0
+    host_ports: HostPortSettings | None = None
 
 
 class DriverInfo(Struct, frozen=True, kw_only=True):

@@ -1,15 +1,15 @@
 """What two servers on one machine could both take, claimed machine-wide under /run/cove with a lock.
 
-Today: blocks of uid ranges. A claim is a file named after the thing, holding the run directory of the server that owns
-it; it is made and freed under one flock. A claim whose run directory is gone is free again. To claim another kind (veth
-names, host ports, ...): one more directory name passed to `Claims`.
+Today: blocks of uid ranges, and ports of the host. A claim is a file named after the thing, holding the run directory
+of the server that owns it; it is made and freed under one flock. A claim whose run directory is gone is free again. To
+claim another kind (veth names, ...): one more directory name passed to `Claims`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,22 @@ class Claims:
                     (self._dir / str(number)).write_text(self._owner)
                     return number
         raise CapacityExceeded("all uid ranges of this machine are in use", retry_after_s=30)
+
+    def take_first(self, numbers: Iterable[int]) -> int | None:
+        """Claim the first of `numbers` that no other server has; None if there is none. Own ones are own again."""
+        with self._locked():
+            owners = self._owners()
+            for number in numbers:
+                if owners.get(number, self._owner) == self._owner:
+                    (self._dir / str(number)).write_text(self._owner)
+                    return number
+        return None
+
+    def give_back(self, number: int) -> None:
+        """Free one that this server owns."""
+        with self._locked():
+            if self._owners().get(number) == self._owner:
+                (self._dir / str(number)).unlink(missing_ok=True)
 
     def give_back_all(self) -> None:
         """Free everything this server owns."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from cove import dialects
 from cove.core.admission import AdmissionSettings
 from cove.core.facade import Core
+from cove.core.hostports import HostPortSettings
 from cove.core.info import CoreSettings
 from cove.edge.front import Front
 from cove.edge.limits import MIB, EdgeLimits
@@ -66,7 +67,16 @@ def core_settings(settings: Settings) -> CoreSettings:
         admission=admission,
         images=image_settings(settings),
         history_s=settings.history_days * 86400.0,
+        host_ports=host_port_settings(settings),
     )
+
+
+def host_port_settings(settings: Settings) -> HostPortSettings | None:
+    """Which ports of the host may lead into sandboxes."""
+    if settings.forward_ports is None:
+        return None
+    first, last = settings.forward_ports
+    return HostPortSettings(owner=engine_config(settings).run_dir, host=settings.forward_host, first=first, last=last)
 
 
 def _split_alias(entry: str) -> tuple[str, str, str]:

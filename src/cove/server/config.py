@@ -76,6 +76,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int
+    forward_host: str
+    forward_ports: tuple[int, int] | None
     json_body_mib: int
     max_connections: int
     debian_mirror: str
@@ -262,6 +264,25 @@ def _aliases(text: str) -> tuple[str, ...]:
     return words
 
 
+_OPEN_PORTS: Final = range(1024, 65536)
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
+def _port_range(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    first, dash, last = text.partition("-")
+    words = (first, last if dash else first)
+    if not all(word.isascii() and word.isdigit() and int(word[:6]) in _OPEN_PORTS for word in words):
+        raise ValueError("must be FIRST-LAST, both 1024 to 65535, or empty")
+    if int(words[0]) > int(words[1]):
+        raise ValueError("the first port is above the last")
+    return int(words[0]), int(words[1])
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -312,6 +333,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),
+    "forward_host": _address,
+    "forward_ports": _port_range,
     "json_body_mib": _number(int, 1, 1024),
     "max_connections": _COUNT,
     "debian_mirror": str,

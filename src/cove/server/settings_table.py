@@ -136,6 +136,18 @@ TABLE: Final = (
         "bytes",
         "Size of the storage pool of what sandboxes write. 0: three quarters of the free space below `data_dir`.",
     ),
+    Setting(
+        "forward_host",
+        "127.0.0.1",
+        "address",
+        "Where the host listens for sandboxes' ports (raw TCP, no key, no TLS: whoever reaches it gets in).",
+    ),
+    Setting(
+        "forward_ports",
+        "20000-20999",
+        "ports",
+        "Ports of the host that may lead to sandboxes' ports, first and last; empty: none is given out.",
+    ),
     Setting("json_body_mib", "2", "MiB", "Largest JSON body. Uploads are not limited by it."),
     Setting("max_connections", "4096", "count", "Open connections; a further one is answered 503 and closed."),
     Setting("debian_mirror", "", "URL", "Where `cove setup` gets packages; empty: as the machine's own apt does."),

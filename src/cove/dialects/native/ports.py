@@ -9,7 +9,7 @@ from cove.dialects.native.translate import sandbox_ref
 from cove.dialects.native.translate_ports import port_of, port_view
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
-from cove.model.errors import Gone, NotFound, SandboxGone
+from cove.model.errors import CapacityExceeded, Conflict, Gone, NotFound, SandboxGone, Unsupported
 from cove.model.exposures import Access, PortState
 
 TAG: Final = "Ports"
@@ -32,7 +32,9 @@ async def get_port(call: Call[None, Nothing]) -> Json:
 async def expose_port(call: Call[wire_ports.Expose, Nothing]) -> Json:
     """Choose who may reach it."""
     ref, port = sandbox_ref(call.path["id"]), port_of(call.path["port"])
-    row, token = await call.core.exposures.set(call.who, ref, port, Access(call.body.access))
+    row, token = await call.core.exposures.set(
+        call.who, ref, port, Access(call.body.access), host_port=call.body.host_port
+    )
     state = PortState(exposure=row, listening=None)
     return Json(port_view(state, call.services.facts, token))
 
@@ -72,12 +74,13 @@ OPS: Final = (
         handler=expose_port,
         summary="Expose a port",
         description="`key`: a key of the project opens it, as without this call. `token`: also a token, which is shown "
-        "here only; again makes a new one and ends the old. `public`: anybody.",
+        "here only; again makes a new one and ends the old. `public`: anybody. `host_port` (a number or `true`): a TCP "
+        "port of the host leads there, without a key; not given, it stays as it is.",
         tag=TAG,
         body=wire_ports.Expose,
         answer=wire_ports.Port,
         scopes=(Scope.CREATE,),
-        errors=ERRORS,
+        errors=(*ERRORS, Conflict, CapacityExceeded, Unsupported),
     ),
     Op(
         method="DELETE",

@@ -12,9 +12,13 @@ Access = Literal["key", "token", "public"]
 
 
 class Expose(Request, frozen=True):
-    """Who may reach the port: a key of the project, whoever has the port's token, anybody."""
+    """Who may reach the port: a key of the project, whoever has the port's token, anybody.
+
+    `host_port`: a port of the host that leads there, for raw TCP: this one, `true` for any, `false` for none.
+    """
 
     access: Access = "key"
+    host_port: int | bool | UnsetType = UNSET
 
 
 class Port(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cove.core.access import require
@@ -87,11 +87,11 @@ class Exposures:
         return row is not None and row.access is Access.TOKEN and _opens(row, [token])
 
     async def set(
-        self, who: Principal, ref: str, port: int, access: Access, *, host_port: Wish = UNSET
+        self, who: Principal, ref: str, port: int, access: Access | UnsetType, *, host_port: Wish = UNSET
     ) -> tuple[Exposure, str | None]:
         """Choose who may reach a port. With TOKEN a new token, which is shown here and never again; an old one ends.
 
-        `host_port`: a port of the host that leads to it for raw TCP, for whoever reaches that.
+        `host_port`: a port of the host that leads to it for raw TCP, for whoever reaches that. UNSET: as it is.
         Raises: BadRequest, Conflict (the host's port is in use), CapacityExceeded, Unsupported; all is as before then.
         """
         require(who, Scope.CREATE)
@@ -103,8 +103,9 @@ class Exposures:
                 sandbox=sandbox.id, port=port, created_at=self._clock.now()
             )
             async with self._host_ports.changed(sandbox, port, row.host_port, host_port) as number:
-                digest = None if token is None else _digest(token)
-                row = replace(row, access=access, digest=digest, host_port=number)
+                row = replace(row, host_port=number)
+                if access is not UNSET:
+                    row = replace(row, access=access, digest=None if token is None else _digest(token))
                 if not await self._store.exposures.save(row):
                     self._directory.live(who, ref)  # raises Gone where it has ended in between
                     raise NotFound("no such sandbox")

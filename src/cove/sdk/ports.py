@@ -64,10 +64,12 @@ def port(ref: str, number: int) -> Call[Port]:
     return Call("GET", box_path(ref, f"/ports/{int(number)}"), _port, retry=Retry.LOST)
 
 
-def expose(ref: str, number: int, access: str) -> Call[Port]:
-    """PUT …/ports/{port}. Not repeated for a token: each one makes another."""
+def expose(ref: str, number: int, *, access: str | None, host_port: int | bool | None = None) -> Call[Port]:
+    """PUT …/ports/{port}. What is None stays as it is. Not repeated for a token: each one makes another."""
     retry = Retry.NEVER if access == "token" else Retry.LOST
-    return Call("PUT", box_path(ref, f"/ports/{int(number)}"), _port, json={"access": access}, retry=retry)
+    body = {"access": access, "host_port": host_port}
+    given = {name: value for name, value in body.items() if value is not None}
+    return Call("PUT", box_path(ref, f"/ports/{int(number)}"), _port, json=given, retry=retry)
 
 
 def unexpose(ref: str, number: int) -> Call[None]:

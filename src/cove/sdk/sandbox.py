@@ -253,11 +253,17 @@ class Sandbox:
 
         return self._client.call(ports.ports(self._ref))
 
-    def expose(self, port: int, *, access: str = "public") -> Port:
-        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone."""
+    def expose(self, port: int, *, access: str | None = None, host_port: int | bool | None = None) -> Port:
+        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone.
+
+        `host_port`: a port of the server's machine that leads there, for raw TCP and without a key: this one, True for
+        any that is free, False for none. What is None stays as it is; without anything it is opened to the `public`.
+        """
         from cove.sdk import ports
 
-        return self._client.call(ports.expose(self._ref, port, access))
+        if access is None and host_port is None:
+            access = "public"
+        return self._client.call(ports.expose(self._ref, port, access=access, host_port=host_port))
 
     def unexpose(self, port: int) -> None:
         """Let only keys of the project reach a port again. Its token ends."""

@@ -23,33 +23,51 @@ WORDS = ("key", "token", "public")
 @click.argument("box")
 @click.argument("port", required=False, type=click.IntRange(1, 65535))
 @click.option("--access", type=click.Choice(WORDS), help="Open it by keys alone, by a new token too, or to everybody.")
+@click.option("--host-port", metavar="PORT", help="A port of the server's machine for raw TCP: a number, any, or none.")
 @click.option("--close", is_flag=True, help="Back to keys alone; a token of it ends.")
-def port_command(session: Session, *, box: str, port: int | None, access: str | None, close: bool) -> None:
+def port_command(  # noqa: PLR0913 - one keyword for each option
+    session: Session, *, box: str, port: int | None, access: str | None, host_port: str | None, close: bool
+) -> None:
     """List the ports of a sandbox, or show or change how one is reached.
 
     Without PORT: those on which something listens, and those that are exposed. With PORT its address is printed.
     """
     if port is None:
-        if access or close:
+        if access or close or host_port:
             raise usage("say which port", "cove port BOX PORT --access public")
         _list(session, session.on_box(box, lambda ref: session.client.call(ports.ports(ref))))
         return
-    if access and close:
-        raise usage("--access and --close exclude each other", "cove port --help")
-    number = port
+    if close and (access or host_port):
+        raise usage("--close and the other options exclude each other", "cove port --help")
+    number, wish = port, _wish(host_port)
     if close:
         session.on_box(box, lambda ref: session.client.call(ports.unexpose(ref, number)))
     found = session.on_box(
         box,
-        lambda ref: session.client.call(ports.expose(ref, number, access) if access else ports.port(ref, number)),
+        lambda ref: session.client.call(
+            ports.expose(ref, number, access=access, host_port=wish) if access or host_port else ports.port(ref, number)
+        ),
     )
     session.emit(found.raw, clean(found.link))
     if access is None and found.listening is False:
         session.talk(f"Nothing listens on port {port} inside yet.")
+    if found.host_port is not None:
+        session.talk(f"Port {found.host_port} of the server's machine leads there, without a key.")
     if found.access == "key":
         session.talk("It takes a key of the project: curl -H 'X-API-Key: KEY' URL")
     elif found.token:
         session.talk("The token is shown only now. A new one: the same command again.")
+
+
+def _wish(word: str | None) -> int | bool | None:
+    """Read `--host-port`. Raises: Failure."""
+    if word is None:
+        return None
+    if word in {"any", "none"}:
+        return word == "any"
+    if not (word.isascii() and word.isdigit()):
+        raise usage(f'--host-port: "{clean(word)}" is no port, and neither any nor none', "cove port --help")
+    return int(word)
 
 
 def _list(session: Session, found: list[Port]) -> None:

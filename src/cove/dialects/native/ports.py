@@ -6,11 +6,11 @@ from typing import Final
 
 from cove.dialects.native import wire_ports
 from cove.dialects.native.translate import sandbox_ref
-from cove.dialects.native.translate_ports import port_of, port_view
+from cove.dialects.native.translate_ports import port_of, port_view, wish_of
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
 from cove.model.errors import CapacityExceeded, Conflict, Gone, NotFound, SandboxGone, Unsupported
-from cove.model.exposures import Access, PortState
+from cove.model.exposures import PortState
 
 TAG: Final = "Ports"
 ERRORS: Final = (NotFound, Gone, SandboxGone)
@@ -32,9 +32,8 @@ async def get_port(call: Call[None, Nothing]) -> Json:
 async def expose_port(call: Call[wire_ports.Expose, Nothing]) -> Json:
     """Choose who may reach it."""
     ref, port = sandbox_ref(call.path["id"]), port_of(call.path["port"])
-    row, token = await call.core.exposures.set(
-        call.who, ref, port, Access(call.body.access), host_port=call.body.host_port
-    )
+    access, host_port = wish_of(call.body)
+    row, token = await call.core.exposures.set(call.who, ref, port, access, host_port=host_port)
     state = PortState(exposure=row, listening=None)
     return Json(port_view(state, call.services.facts, token))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from cove.dialects.native import wire_ports
 from cove.dialects.native.times import timestamp
@@ -13,7 +13,7 @@ from cove.dialects.native.translate import sandbox_id, sandbox_ref
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import ServerFacts
 from cove.edge.portforms import PathForm
-from cove.model.exposures import PortState
+from cove.model.exposures import Access, PortState
 from cove.model.ids import is_core_id
 
 _LABEL_PREFIX: Final = "sb-"
@@ -30,6 +30,13 @@ def port_of(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:  # noqa: PLR2004 - TCP's own
         raise Malformed("port must be 1 to 65535", where=Where.PATH, field="port")
     return int(text)
+
+
+def wish_of(body: wire_ports.Expose) -> tuple[Access | UnsetType, int | bool | UnsetType]:
+    """What shall change: who may come in, and the port of the host."""
+    if body.access is UNSET:
+        return (Access.KEY if body.host_port is UNSET else UNSET), body.host_port
+    return Access(body.access), body.host_port
 
 
 def label_ref(text: str) -> str:

@@ -15,9 +15,10 @@ class Expose(Request, frozen=True):
     """Who may reach the port: a key of the project, whoever has the port's token, anybody.
 
     `host_port`: a port of the host that leads there, for raw TCP: this one, `true` for any, `false` for none.
+    What is not given stays as it is; a body without anything means `key`.
     """
 
-    access: Access = "key"
+    access: Access | UnsetType = UNSET
     host_port: int | bool | UnsetType = UNSET
 
 

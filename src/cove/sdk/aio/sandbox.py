@@ -251,9 +251,15 @@ class Sandbox:
         """Return the ports on which something listens, and those that are exposed."""
         return await self._client.call(ports.ports(self._ref))
 
-    async def expose(self, port: int, *, access: str = "public") -> Port:
-        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone."""
-        return await self._client.call(ports.expose(self._ref, port, access))
+    async def expose(self, port: int, *, access: str | None = None, host_port: int | bool | None = None) -> Port:
+        """Choose who may reach a port: `public`, whoever has a new `token` (`.link` has it), or `key` holders alone.
+
+        `host_port`: a port of the server's machine that leads there, for raw TCP and without a key: this one, True for
+        any that is free, False for none. What is None stays as it is; without anything it is opened to the `public`.
+        """
+        if access is None and host_port is None:
+            access = "public"
+        return await self._client.call(ports.expose(self._ref, port, access=access, host_port=host_port))
 
     async def unexpose(self, port: int) -> None:
         """Let only keys of the project reach a port again. Its token ends."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx2
 import pytest
-import tcp_app
 
+import tcp_app
 from tests_support import NewServer, RunningServer, free_port, make_server
 
 pytestmark = pytest.mark.real

@@ -139,11 +139,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         ports = Ports(directory)
         host_ports = HostPorts(settings.host_ports, ports)
         creation = Creation(
-            placement=Placement(
-                drivers=drivers,
-                default_driver=settings.default_driver,
-                untrusted_drivers=settings.untrusted_drivers,
-            ),
+            placement=_placement(settings, drivers),
             pool=pool,
             supervisors=supervisors,
             directory=directory,
@@ -175,11 +171,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             ports=ports,
             host_ports=host_ports,
         )
-        found = await _reconciled(parts)
-        pool.start_filling()
-        core = _core(parts, found, tasks)
-        await core.projects.ensure_default()
-        await host_ports.reopen(store.exposures.with_host_port, _finder(parts))
+        core = await _started(parts, tasks)
         running = [tasks.create_task(chore) for chore in _chores(parts)]
         try:
             yield core
@@ -188,6 +180,22 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
                 task.cancel()
             host_ports.shut()
     await journal.retry()
+
+
+def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placement:
+    return Placement(
+        drivers=drivers, default_driver=settings.default_driver, untrusted_drivers=settings.untrusted_drivers
+    )
+
+
+async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
+    """Make store and machine agree, then begin."""
+    found = await _reconciled(parts)
+    parts.pool.start_filling()
+    core = _core(parts, found, tasks)
+    await core.projects.ensure_default()
+    await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
+    return core
 
 
 def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:

@@ -58,3 +58,16 @@ def test_an_adopted_range_is_not_handed_out(tmp_path: Path) -> None:
     again = UidRanges.of(name, root=tmp_path)
     again.mark(base)
     assert base not in [again.take() for _ in range(63)]
+
+
+def test_a_number_is_claimed_by_one_and_may_be_claimed_again_by_its_owner(tmp_path: Path) -> None:
+    one = Claims("port", instance(tmp_path, "one"), count=65536, root=tmp_path)
+    two = Claims("port", instance(tmp_path, "two"), count=65536, root=tmp_path)
+    assert one.take_first([20001, 20002]) == 20001
+    assert one.take_first([20001]) == 20001
+    assert two.take_first([20001]) is None
+    assert two.take_first([20001, 20002]) == 20002
+    two.give_back(20001)
+    assert two.take_first([20001]) is None
+    one.give_back(20001)
+    assert two.take_first([20001]) == 20001

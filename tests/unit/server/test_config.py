@@ -56,6 +56,11 @@ def test_another_host_needs_tls_or_a_proxy(tmp_path, host):
     [
         ("COVE_PORT", "http"),
         ("COVE_PORT", "65536"),
+        ("COVE_FORWARD_HOST", "localhost"),
+        ("COVE_FORWARD_PORTS", "80-90"),
+        ("COVE_FORWARD_PORTS", "20001-20000"),
+        ("COVE_FORWARD_PORTS", "20000-65536"),
+        ("COVE_FORWARD_PORTS", "20000-"),
         ("COVE_DATA_DIR", "relative"),
         ("COVE_DATA_DIR", "/"),
         ("COVE_OVERCOMMIT", "nan"),
@@ -93,3 +98,8 @@ def test_a_bad_file_is_a_sentence_with_its_path(tmp_path, text):
     (tmp_path / "cove.toml").write_text(text)
     with pytest.raises(BadSetting):
         load({"COVE_DATA_DIR": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("text", "ports"), [("20000-20999", (20000, 20999)), ("2222", (2222, 2222)), ("", None)])
+def test_the_ports_that_may_be_given_out_are_a_range_or_none(tmp_path, text, ports):
+    assert load({"COVE_DATA_DIR": str(tmp_path), "COVE_FORWARD_PORTS": text}).settings.forward_ports == ports

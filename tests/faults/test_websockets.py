@@ -28,7 +28,7 @@ HANDSHAKE = (
 @pytest.fixture(scope="module")
 def sandbox(server: RunningServer) -> Iterator[str]:
     with server.client() as client:
-        made = client.post("/sandboxes", json={"idle_timeout_s": 3}).json()
+        made = client.post("/sandboxes", json={"idle_timeout_s": 2}).json()
         command = {"command": ["python3", "-c", tcp_app.SOURCE, str(PORT)]}
         client.post(f"/sandboxes/{made['id']}/commands", json=command)
         yield made["id"]
@@ -102,7 +102,7 @@ def test_clients_that_vanish_or_never_close_keep_no_sandbox_awake(server: Runnin
             sock.close()
         # One that goes on keeps it awake.
         with opened(server, sandbox, b"echo\n") as sock:
-            time.sleep(4)
+            time.sleep(3)
             assert state(client, sandbox) == "running"
 
 

@@ -64,7 +64,7 @@ def port(ref: str, number: int) -> Call[Port]:
     return Call("GET", box_path(ref, f"/ports/{int(number)}"), _port, retry=Retry.LOST)
 
 
-def expose(ref: str, number: int, *, access: str | None, host_port: int | bool | None = None) -> Call[Port]:
+def expose(ref: str, number: int, access: str | None, *, host_port: int | bool | None = None) -> Call[Port]:
     """PUT …/ports/{port}. What is None stays as it is. Not repeated for a token: each one makes another."""
     retry = Retry.NEVER if access == "token" else Retry.LOST
     body = {"access": access, "host_port": host_port}

@@ -263,7 +263,7 @@ class Sandbox:
 
         if access is None and host_port is None:
             access = "public"
-        return self._client.call(ports.expose(self._ref, port, access=access, host_port=host_port))
+        return self._client.call(ports.expose(self._ref, port, access, host_port=host_port))
 
     def unexpose(self, port: int) -> None:
         """Let only keys of the project reach a port again. Its token ends."""

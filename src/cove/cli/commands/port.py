@@ -45,7 +45,7 @@ def port_command(  # noqa: PLR0913 - one keyword for each option
     found = session.on_box(
         box,
         lambda ref: session.client.call(
-            ports.expose(ref, number, access=access, host_port=wish) if access or host_port else ports.port(ref, number)
+            ports.expose(ref, number, access, host_port=wish) if access or host_port else ports.port(ref, number)
         ),
     )
     session.emit(found.raw, clean(found.link))

@@ -282,7 +282,8 @@ func (s *shell) answer() {
 	enough := s.answers > maxAnswers
 	s.mu.Unlock()
 	if !enough {
-		_, _ = s.terminal.file.Write([]byte{endOfFile})
+		// One attempt: a terminal whose input is full must not hold up the reports.
+		_ = s.terminal.raw.Write(func(fd uintptr) bool { _, _ = syscall.Write(int(fd), []byte{endOfFile}); return true })
 	}
 }
 

@@ -176,6 +176,9 @@ func (t *task) signal(number syscall.Signal) error {
 	if s.running != t {
 		return syscall.ESRCH
 	}
+	if t.isReported {
+		return nil // it has ended, its output is on the way: what it would reach now is the shell
+	}
 	t.lastSignal = number
 	if number == syscall.SIGKILL {
 		go t.stop()

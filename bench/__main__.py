@@ -40,6 +40,7 @@ from bench.common import (
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
 from bench.proxy import bench_proxy
+from bench.shells import bench_shells
 from bench.terminals import bench_terminals
 from bench.trees import bench_trees
 
@@ -258,6 +259,7 @@ def main() -> int:
             bench_burst(report, server, api, pool)
             bench_pause(report, api, 50 // scale)
             bench_files(report, server, api, (1024 if not given.quick else 128) * MIB)
+            bench_shells(report, api, 500 // scale)
             bench_trees(report, server, quick=given.quick)
             bench_proxy(
                 report, server, api, count=200 if given.quick else 2000, size=(1024 if not given.quick else 128) * MIB

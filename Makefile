@@ -90,6 +90,7 @@ clean: ## Remove all that Cove made on this machine (COVE_DATA_DIR set: that ser
 .venv/.tools: | .venv/bin/python
 	@echo "Fetching programs that tests need into .venv/tools" >&2
 	@mkdir -p .venv/tools && cd .venv/tools && apt-get -qq -o APT::Sandbox::User=root download docker-registry umoci busybox-static
-	@command -v tmux >/dev/null || $(SUDO) env $(APT) install -y tmux
+	@for one in tmux rsync ssh psql; do command -v $$one >/dev/null || { $(SUDO) env $(APT) install -y \
+	  --no-install-recommends tmux rsync openssh-client postgresql-client && break; }; done
 	@cd .venv/tools && for archive in *.deb; do dpkg-deb --extract "$$archive" . && rm "$$archive" || exit 1; done
 	@touch $@

@@ -146,10 +146,13 @@ func (w *answer) begin(kind byte, id uint32) {
 	w.u32(id)
 }
 
-func (w *answer) u32(n uint32)     { w.buf = binary.BigEndian.AppendUint32(w.buf, n) }
-func (w *answer) u64(n uint64)     { w.buf = binary.BigEndian.AppendUint64(w.buf, n) }
-func (w *answer) string(s string)  { w.u32(uint32(len(s))); w.buf = append(w.buf, s...) }
-func (w *answer) finished() []byte { binary.BigEndian.PutUint32(w.buf, uint32(len(w.buf)-4)); return w.buf }
+func (w *answer) u32(n uint32)    { w.buf = binary.BigEndian.AppendUint32(w.buf, n) }
+func (w *answer) u64(n uint64)    { w.buf = binary.BigEndian.AppendUint64(w.buf, n) }
+func (w *answer) string(s string) { w.u32(uint32(len(s))); w.buf = append(w.buf, s...) }
+func (w *answer) finished() []byte {
+	binary.BigEndian.PutUint32(w.buf, uint32(len(w.buf)-4))
+	return w.buf
+}
 
 func (w *answer) status(id, code uint32, words string) {
 	w.begin(sftpStatus, id)

@@ -53,7 +53,7 @@ class SessionChannel(asyncssh.SSHServerSession[bytes]):
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._duplex = Duplex()
+        self._duplex = Duplex(visit.backlog.wait)
         self._chan: asyncssh.SSHServerChannel[bytes] | None = None
         self._argv: tuple[str, ...] = ()
         self._size: TerminalSize | None = None

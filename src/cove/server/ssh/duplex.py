@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 HELD_BYTES: Final = 256 * 1024
@@ -34,10 +35,18 @@ class Wire(Protocol):
     def is_closing(self) -> bool: ...  # noqa: D102
 
 
-class Duplex:
-    """The session side of a channel: asyncssh calls `on_*`, one task reads and one writes."""
+async def _at_once() -> None:
+    """Nothing to wait for."""
 
-    def __init__(self) -> None:
+
+class Duplex:
+    """The session side of a channel: asyncssh calls `on_*`, one task reads and one writes.
+
+    `room` returns when the connection that carries the channel has room.
+    """
+
+    def __init__(self, room: Callable[[], Awaitable[None]] = _at_once) -> None:
+        self._room = room
         self._wire: Wire | None = None
         self._came: deque[bytes] = deque()
         self._held = 0
@@ -107,6 +116,7 @@ class Duplex:
     async def write(self, data: bytes, *, to_stderr: bool = False) -> None:
         """Send, and wait while the client does not read. Dropped when nobody is there."""
         await self._writable.wait()
+        await self._room()
         if self._wire is None or self._is_lost or self._wire.is_closing():
             return
         with contextlib.suppress(BrokenPipeError, OSError):

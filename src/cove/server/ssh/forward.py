@@ -31,7 +31,7 @@ class _Forward:
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._duplex = Duplex()
+        self._duplex = Duplex(visit.backlog.wait)
         self._made = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 

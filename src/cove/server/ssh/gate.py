@@ -24,6 +24,7 @@ from asyncssh.constants import (
 from cove.core.facade import Core
 from cove.model.access import Principal
 from cove.model.errors import BadRequest, Conflict, CoveError, SandboxError
+from cove.server.ssh.backlog import Backlog
 from cove.server.ssh.channel import SessionChannel
 from cove.server.ssh.forward import INSIDE, SOCKET_PATH_BYTES, PortForward, SocketForward
 
@@ -53,12 +54,22 @@ CHECK_S: Final = 2.0
 class Visit:
     """Somebody who is in: which sandbox, as whom, and the tasks that work for them."""
 
-    def __init__(self, doorman: Doorman, conn: asyncssh.SSHServerConnection, who: Principal, sandbox: str) -> None:
+    def __init__(
+        self,
+        doorman: Doorman,
+        conn: asyncssh.SSHServerConnection,
+        who: Principal,
+        sandbox: str,
+        *,
+        backlog: Backlog,
+    ) -> None:
         self._doorman = doorman
         self._conn = conn
+        self.backlog = backlog
         self.who = who
         self.sandbox = sandbox
         self._channels = 0
+        self._has_left = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
 
@@ -78,6 +89,8 @@ class Visit:
         """Count one more. Raises: ChannelOpenError when there are too many."""
         if self._channels >= CHANNELS:
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, f"at most {CHANNELS} channels on one connection")
+        if not self._doorman.channel_opened(self.who.project):
+            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "your project has too many open channels")
         self._channels += 1
 
     def window(self) -> int:
@@ -86,11 +99,14 @@ class Visit:
         A few channels get what a fast transfer over a long way needs. The others get little, because all of it may
         have to be held here at once.
         """
-        return WINDOW_BYTES if self._channels <= FAST_CHANNELS else SMALL_WINDOW_BYTES
+        is_fast = self._channels <= FAST_CHANNELS and self._doorman.has_fast_channel(self.who.project)
+        return WINDOW_BYTES if is_fast else SMALL_WINDOW_BYTES
 
     def channel_closed(self) -> None:
         """Count one less."""
-        self._channels -= 1
+        if not self._has_left:
+            self._channels -= 1
+            self._doorman.channels_closed(self.who.project, 1)
 
     def check_soon(self) -> None:
         """Something says that the sandbox is gone."""
@@ -110,6 +126,8 @@ class Visit:
 
     def leave(self) -> None:
         """The connection is gone: so is all that was done for it, but the last hang-up."""
+        self._has_left = True
+        self._doorman.channels_closed(self.who.project, self._channels)
         for task in list(self._tasks):
             if task.get_name() != "ssh hang-up":
                 task.cancel()
@@ -121,6 +139,7 @@ class Gate(asyncssh.SSHServer):
     def __init__(self, doorman: Doorman) -> None:
         self._doorman = doorman
         self._conn: asyncssh.SSHServerConnection | None = None
+        self._backlog: Backlog | None = None
         self._admitted: tuple[Principal, str] | None = None
         self._visit: Visit | None = None
         self._attempts = 0
@@ -128,6 +147,7 @@ class Gate(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Somebody knocks."""
         self._conn = conn
+        self._backlog = Backlog(conn)
         if not self._doorman.enter(self):
             conn.disconnect(DISC_TOO_MANY_CONNECTIONS, "this server has too many SSH connections")
 
@@ -135,6 +155,8 @@ class Gate(asyncssh.SSHServer):
         """They are gone."""
         del exc
         self._doorman.left(self)
+        if self._backlog is not None:
+            self._backlog.lose()
         if self._visit is not None:
             self._visit.leave()
 
@@ -178,6 +200,7 @@ class Gate(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         """The signature was right: the last key that was admitted is the one that signed."""
         assert self._conn is not None  # noqa: S101 - made before anything else
+        assert self._backlog is not None  # noqa: S101 - as it
         if self._admitted is None:
             self._conn.abort()
             return
@@ -186,7 +209,7 @@ class Gate(asyncssh.SSHServer):
             self._conn.disconnect(DISC_TOO_MANY_CONNECTIONS, "your project has too many SSH connections")
             return
         self._doorman.core.ssh_keys.used(who)
-        self._visit = Visit(self._doorman, self._conn, who, sandbox)
+        self._visit = Visit(self._doorman, self._conn, who, sandbox, backlog=self._backlog)
         self._visit.spawn(self._visit.watch(), "ssh watch")
         log.info("ssh: %s of project %s is in sandbox %s", who.key_id, who.project, sandbox)
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 CONNECTIONS: Final = 512
 PER_PROJECT: Final = 128
 """So that one tenant cannot take all of them."""
+
+PROJECT_CHANNELS: Final = 1024
+PROJECT_FAST_CHANNELS: Final = 128
+"""Of one project, on all its connections: what its clients send ahead is held here, 1 MiB each, or 64 KiB."""
 
 STRANGERS: Final = 64
 """Connections that have not proven who they are: they cannot crowd out those that have."""
@@ -68,6 +73,7 @@ class Doorman:
         self._tasks = tasks
         self._strangers: set[Gate] = set()
         self._known: dict[Gate, str] = {}
+        self._channels: Counter[str] = Counter()
         self._is_closing = False
         self._changed = asyncio.Event()
 
@@ -89,6 +95,23 @@ class Doorman:
         self._strangers.discard(gate)
         self._known.pop(gate, None)
         self._changed.set()
+
+    def channel_opened(self, project: str) -> bool:
+        """Count one more of a project, if it may have one more."""
+        if self._channels[project] >= PROJECT_CHANNELS:
+            return False
+        self._channels[project] += 1
+        return True
+
+    def has_fast_channel(self, project: str) -> bool:
+        """Whether the channel that was counted last may have a large window."""
+        return self._channels[project] <= PROJECT_FAST_CHANNELS
+
+    def channels_closed(self, project: str, count: int) -> None:
+        """Count so many less."""
+        self._channels[project] -= count
+        if self._channels[project] <= 0:
+            del self._channels[project]
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task whose failure is logged and ends nothing else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 import pytest
@@ -13,8 +13,9 @@ from asyncssh.connection import SSHServerConnection
 from cove.model.access import Principal, Scope
 from cove.server.ssh import listener
 from cove.server.ssh.channel import ENV_BYTES, ENV_ENTRIES, BoundedEnv, SessionChannel
-from cove.server.ssh.gate import ATTEMPTS, CHANNELS, Gate, Visit
+from cove.server.ssh.gate import ATTEMPTS, CHANNELS, FAST_CHANNELS, Gate, Visit
 from cove.server.ssh.hostkey import NAME, ensure_host_key, public_line
+from cove.server.ssh.listener import PROJECT_FAST_CHANNELS
 
 WHO = Principal(key_id="ssh:1", name="n", project="p", scopes=frozenset({Scope.EXEC}))
 
@@ -37,6 +38,13 @@ class Core:
 class Conn:
     def __init__(self) -> None:
         self.said: list[str] = []
+        self._transport = self
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high
+
+    def data_received(self, data: bytes, datatype: None = None) -> None:
+        del data, datatype
 
     def disconnect(self, code: int, reason: str) -> None:
         del code
@@ -56,10 +64,27 @@ class Doorman:
     def __init__(self) -> None:
         self.core = Core()
         self.has_room = True
+        self.channels = 0
+
+    def channel_opened(self, project: str) -> bool:
+        assert project == "p"
+        self.channels += self.has_room
+        return self.has_room
+
+    def has_fast_channel(self, project: str) -> bool:
+        assert project == "p"
+        return self.channels <= PROJECT_FAST_CHANNELS
+
+    def channels_closed(self, project: str, count: int) -> None:
+        assert project == "p"
+        self.channels -= count
 
     def enter(self, gate: Gate) -> bool:
         del gate
         return self.has_room
+
+    def left(self, gate: Gate) -> None:
+        del gate
 
     def spawn(self, work: Any, name: str) -> Any:
         del name
@@ -75,7 +100,7 @@ def gate() -> Gate:
 
 
 def visiting(gate: Gate) -> Gate:
-    gate._visit = Visit(gate._doorman, gate._conn, WHO, "box")  # type: ignore[arg-type]
+    gate._visit = Visit(gate._doorman, gate._conn, WHO, "box", backlog=gate._backlog)  # type: ignore[arg-type]
     return gate
 
 
@@ -173,6 +198,23 @@ def test_channels_are_counted(gate: Gate) -> None:
         gate.session_requested()
     made[0].connection_lost(None)
     gate.session_requested()
+
+
+def test_channels_of_a_project_are_counted_over_its_connections() -> None:
+    doorman = Doorman()
+    gates = [Gate(doorman) for _ in range(20)]  # type: ignore[arg-type]
+    windows = 0
+    for gate in gates:
+        gate.connection_made(Conn())  # type: ignore[arg-type]
+        for _ in range(FAST_CHANNELS):
+            window, _ = visiting(gate).session_requested() if gate._visit is None else gate.session_requested()
+            windows += cast("int", window)
+    assert windows == (PROJECT_FAST_CHANNELS * 1024 + 32 * 64) * 1024
+    gates[0].connection_lost(None)
+    assert doorman.channels == 19 * FAST_CHANNELS
+    doorman.has_room = False
+    with pytest.raises(asyncssh.ChannelOpenError, match="your project"):
+        gates[1].session_requested()
 
 
 def test_looks_at_keys_are_bounded(gate: Gate) -> None:

@@ -1,0 +1,136 @@
+"""Clients that take in nothing, whatever window they have announced: what waits for them here is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import asyncssh
+import pytest
+from msgspec.structs import replace
+
+from cove.model.access import Principal, Scope
+from cove.model.execs import Chunk, ExecEvent, Stream
+from cove.server import config
+from cove.server.ssh import backlog
+from cove.server.ssh.listener import open_ssh
+
+WHO = Principal(key_id="ssh:1", name="n", project="p", scopes=frozenset({Scope.EXEC}))
+PIECE = bytes(64 * 1024)
+ENOUGH = 128 * 1024 * 1024
+"""A flood ends here, so that a failing test does not take the machine with it."""
+
+
+class Flood:
+    """A command that prints as fast as anybody takes it."""
+
+    def __init__(self) -> None:
+        self.printed = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ExecEvent:
+        await asyncio.sleep(0)
+        if self.printed >= ENOUGH:
+            await asyncio.Event().wait()
+        self.printed += len(PIECE)
+        return Chunk(Stream.STDOUT, PIECE)
+
+    async def write(self, data: bytes) -> bool:
+        del data
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
+
+class Core:
+    """Everybody may come in, and gets a flood."""
+
+    def __init__(self) -> None:
+        self.flood = Flood()
+        self.ssh_keys = self.execs = self
+
+    def admit(self, blob: bytes, ref: str) -> tuple[Principal, str]:
+        del blob, ref
+        return WHO, "box"
+
+    def has_ended(self, sandbox: str) -> bool:
+        del sandbox
+        return False
+
+    def used(self, who: Principal) -> None:
+        del who
+
+    @contextlib.asynccontextmanager
+    async def session(self, *_: object) -> AsyncIterator[Flood]:
+        yield self.flood
+
+
+@contextlib.asynccontextmanager
+async def inside(tmp_path: Path, core: Core) -> AsyncIterator[Any]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = replace(config.load({"COVE_DATA_DIR": str(tmp_path)}).settings, ssh_port=port)
+    async with (
+        open_ssh(settings, core),  # type: ignore[arg-type]
+        asyncssh.connect(
+            "127.0.0.1",
+            port,
+            username="otter",
+            client_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            known_hosts=None,
+            config=None,
+            agent_path=None,
+        ) as conn,
+    ):
+        yield conn
+
+
+async def settled(flood: Flood) -> int:
+    """What was printed when for half a second nothing more was."""
+    before = -1
+    while flood.printed != before:
+        before = flood.printed
+        await asyncio.sleep(0.5)
+    return before
+
+
+async def test_a_huge_window_of_a_client_that_reads_nothing_fills_no_memory(tmp_path: Path) -> None:
+    core = Core()
+    async with asyncio.timeout(60), inside(tmp_path, core) as conn:
+        process = await conn.create_process("flood", encoding=None, window=2**31 - 1)
+        conn._transport.pause_reading()
+        assert await settled(core.flood) < 32 * 1024 * 1024, "the kernel's buffers and a little of ours"
+        conn._transport.resume_reading()
+        await process.stdout.readexactly(core.flood.printed + len(PIECE))
+
+
+async def test_a_key_exchange_that_is_never_finished_fills_no_memory(tmp_path: Path) -> None:
+    core = Core()
+    async with asyncio.timeout(60), inside(tmp_path, core) as conn:
+        process = await conn.create_process("flood", encoding=None)
+        conn._packet_handlers = {**conn._packet_handlers, 20: lambda *_: None}  # MSG_KEXINIT
+        process.channel._recv_window = 2**31
+        process.channel.send_packet(93, (2**31).to_bytes(4, "big"))  # MSG_CHANNEL_WINDOW_ADJUST
+        conn._send_kexinit()
+        before = core.flood.printed
+        assert await settled(core.flood) < before + 16 * 1024 * 1024
+        assert not conn.is_closed()
+
+
+async def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "MOST_BYTES", 1024 * 1024)
+    async with asyncio.timeout(60), inside(tmp_path, Core()) as conn:
+        transport = conn._transport
+        transport.pause_reading()
+        while not transport.is_closing():
+            for _ in range(200):
+                conn.send_packet(80, asyncssh.packet.String(b"what@is.this"), b"\1")  # MSG_GLOBAL_REQUEST
+            while transport.get_write_buffer_size() and not transport.is_closing():
+                await asyncio.sleep(0.001)

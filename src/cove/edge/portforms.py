@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from cove.core.access import LOCAL
-from cove.edge.auth import LOCAL_MARK
+from cove.edge.auth import LOCAL_MARK, is_foreign_page
 from cove.edge.errors import Malformed, NoSuchRoute, Where
 from cove.edge.exchange import Exchange
 from cove.edge.ops import Answer, Raw, Services
@@ -150,7 +150,7 @@ def _caller(exchange: Exchange, services: Services) -> tuple[Principal | None, f
         drop.add(name)
         if who is None and found.dialect in {None, exchange.dialect}:
             who = found
-    if who is None and exchange.scope.get(LOCAL_MARK):
+    if who is None and exchange.scope.get(LOCAL_MARK) and not is_foreign_page(exchange):
         who = LOCAL
     return who, frozenset(drop)
 

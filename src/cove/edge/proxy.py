@@ -146,7 +146,7 @@ async def _relay(request: _Request, link: PortLink) -> None:
     limit_s = exchange.limits.proxy_s
     async with AsyncExitStack() as stack:
         early = None
-        await link.stream.write(request.head())
+        await upstream.send_head(request.head(), limit_s)
         if request.expects:
             found = await upstream.interim(CONTINUE_S)
             early = found if found is not None and found.status >= HTTPStatus.OK else None

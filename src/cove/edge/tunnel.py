@@ -48,6 +48,7 @@ class Tunnel(asyncio.Protocol):
         self._has_ended = False
         self._changed: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._cut: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -76,6 +77,8 @@ class Tunnel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The client is gone."""
         self._has_ended = True
+        if self._cut is not None:
+            self._cut.cancel()
         if not self.gone.done():
             self.gone.set_result(None)
         self._wake()
@@ -127,8 +130,10 @@ class Tunnel(asyncio.Protocol):
             self._transport.close()
 
     def close(self) -> None:
-        """End the connection after what is still to be sent."""
+        """End the connection after what is still to be sent, if the client takes that in time."""
         self._transport.close()
+        if self._cut is None and not self.is_lost:
+            self._cut = asyncio.get_running_loop().call_later(self._stall_s, self._transport.abort)
 
     def _wake(self) -> None:
         if self._changed is not None and not self._changed.done():

@@ -113,6 +113,14 @@ class Upstream:
         is_done = parsed.is_complete or (self._is_head_request and parsed.is_final)
         return is_done and self._keep_alive and not parsed.has_extra and not parsed.body
 
+    async def send_head(self, data: bytes, timeout_s: float) -> None:
+        """Send the request's head: nobody looks yet whether the client goes. Raises: UpstreamTimeout, SandboxGone."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._stream.write(data)
+        except TimeoutError:
+            raise self._late() from None
+
     async def interim(self, timeout_s: float) -> Head | None:
         """The next head of any kind, None if none comes in time. Raises: as `head`."""
         try:
@@ -134,10 +142,7 @@ class Upstream:
                     if found.status >= _OK:
                         raise self._bad(f"answered with the status {found.status}, which no client understands")
         except TimeoutError:
-            raise UpstreamTimeout(
-                f"port {self._port} in the sandbox took the request and did not answer in time: see what keeps the "
-                "program busy, or raise COVE_PROXY_TIMEOUT_S"
-            ) from None
+            raise self._late() from None
         finally:
             self._clock = None
 
@@ -217,6 +222,12 @@ class Upstream:
                 raise self._bad("answered with a header that has control characters")
         if size > HEAD_BYTES:
             raise self._bad(f"answered with more than {HEAD_BYTES} bytes of headers")
+
+    def _late(self) -> UpstreamTimeout:
+        return UpstreamTimeout(
+            f"port {self._port} in the sandbox took the request and did not answer in time: see what keeps the "
+            "program busy, or raise COVE_PROXY_TIMEOUT_S"
+        )
 
     def _bad(self, what: str, *, internal: str = "") -> BadUpstream:
         return BadUpstream(f"port {self._port} in the sandbox {what}", internal=internal)

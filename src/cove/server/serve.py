@@ -9,11 +9,12 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -172,6 +173,7 @@ def main(argv_overrides: Mapping[str, str], welcome: bool) -> int:  # noqa: FBT0
     # A unit or a shell may have another: directories that a sandbox's root must pass through are made with their modes,
     # and secrets are made with 0600 whatever it is.
     os.umask(0o022)
+    raise_open_files()
     try:
         loaded = config.load(os.environ, argv_overrides)
     except CoveError as error:
@@ -188,6 +190,14 @@ def main(argv_overrides: Mapping[str, str], welcome: bool) -> int:  # noqa: FBT0
             raise
         return _failed(first)
     return 0
+
+
+def raise_open_files() -> None:
+    """Take as many open files as we may: a shell's own limit, 1024, is less than the connections that we take."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the kernel takes no more than fs.nr_open, "unlimited" cannot be had.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _serve_on_this_machine(settings: Settings, *, welcome: bool) -> None:

@@ -507,3 +507,11 @@ def test_a_paused_sandbox_wakes_for_a_request(app: App) -> None:
     assert app.client.get(f"/sandboxes/{app.box}").json()["state"] == "paused"
     assert app.client.get(f"{app.base}/").status_code == 200
     assert app.client.get(f"/sandboxes/{app.box}").json()["state"] == "running"
+
+
+def test_a_page_of_another_origin_is_not_the_local_operator(app: App) -> None:
+    """Somebody may forward the unix socket to a port of their browser's machine: a page there has no key."""
+    operator = app.server.operator
+    assert operator.get(f"{app.base}/").status_code == 200
+    assert operator.get(f"{app.base}/", headers={"Origin": "http://localhost"}).status_code == 200
+    assert operator.post(f"{app.base}/echo", headers={"Origin": "https://evil.example"}).status_code == 401

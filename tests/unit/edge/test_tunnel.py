@@ -137,6 +137,19 @@ async def test_a_client_that_does_not_read_stops_the_program_and_is_given_up() -
     assert client.is_aborted
 
 
+async def test_a_client_that_does_not_take_the_rest_is_cut_off_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.02)
+    client, tunnel, program = ends(stall_s=0.05)
+    program.says.put_nowait(b"much")
+    program.says.put_nowait(b"")
+    await join(tunnel, program)
+    assert client.is_closed
+    assert not client.is_aborted, "it may still read"
+    await asyncio.sleep(0.1)
+    assert client.is_aborted
+    assert tunnel.is_lost
+
+
 async def test_a_client_that_reads_again_goes_on() -> None:
     client, tunnel, program = ends()
     tunnel.pause_writing()

@@ -138,3 +138,13 @@ def test_a_head_that_does_not_come_is_told_in_time_and_an_upload_puts_that_off()
 
     assert 0.09 < asyncio.run(wait(0)) < 0.3
     assert 0.29 < asyncio.run(wait(4)) < 0.6
+
+
+def test_a_head_that_nobody_takes_is_given_up() -> None:
+    class Full(Pieces):
+        async def write(self, data: bytes) -> None:
+            del data
+            await asyncio.Event().wait()
+
+    with pytest.raises(UpstreamTimeout):
+        asyncio.run(Upstream(Full(), 8000, is_head_request=False).send_head(b"GET / HTTP/1.1\r\n\r\n", 0.05))

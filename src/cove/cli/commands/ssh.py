@@ -88,11 +88,12 @@ def ssh_command(session: Session, *, box: str, arguments: tuple[str, ...]) -> in
     program = shutil.which("ssh")
     if program is None:
         raise Failure("there is no ssh on this machine", code="unsupported", exit_code=FAILED, hint="cove shell BOX")
-    name = session.on_box(box, lambda ref: session.client.get(ref).name)
+    # The id: a name may be that of a sandbox in another project which has the same public key.
+    box_id = session.on_box(box, lambda ref: session.client.get(ref).id)
     there = gate(session)
     told = [part for option, value in there.options() for part in ("-o", f"{option}={value}")]
     split = _options_end(arguments)
-    line = [program, *told, *arguments[:split], f"{name}@{there.alias}", *arguments[split:]]
+    line = [program, *told, *arguments[:split], f"{box_id}@{there.alias}", *arguments[split:]]
     os.execv(program, line)  # noqa: S606 - ssh takes our place: its terminal, signals and exit code are the user's
 
 

@@ -56,7 +56,8 @@ def test_options_stand_before_the_sandbox_and_a_command_behind(
     with pytest.raises(Became) as caught:
         cove("ssh", "ott", *words)
     argv = caught.value.argv
-    place = next(index for index, word in enumerate(argv) if word.startswith("otter@"))
+    place = next(index for index, word in enumerate(argv) if "@cove-" in word)
+    assert argv[place].startswith("sb_"), "a name may be that of another project's sandbox too"
     assert argv[place + 1 :] == after
     told = [word for word in argv[1:place] if word != "-o"]
     assert told[len(told) - len(before) :] == before

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,5 +208,44 @@ func TestErrorsBecomeWordsOfTheProtocol(t *testing.T) {
 	}
 	if n := len(asFailure(errors.New(strings.Repeat("x", 5000))).Text); n != maxText {
 		t.Errorf("text of %d bytes", n)
+	}
+}
+
+func TestAFollowerThatIsFasterThanTheEndStillGetsIt(t *testing.T) {
+	cmd := &command{ring: newRing(minKeep), ended: make(chan struct{})}
+	cmd.ring.finish()
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		cmd.exit = &exit{Code: 7}
+		close(cmd.ended)
+	}()
+	ch := newChannel(nil, 1)
+	got, err := cmd.copyOutput(ch, reading{stop: followed})
+	if result, ok := got.(outputResult); err != nil || !ok || !result.Ended || result.Exit.Code != 7 {
+		t.Fatalf("%+v %v", got, err)
+	}
+}
+
+func TestACanceledWriterDoesNotCutTheNextOneOff(t *testing.T) {
+	pipe, theirs, err := newInputPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.close()
+	defer syscall.Close(theirs)
+	b := make([]byte, 16)
+	for range 20_000 {
+		first := newChannel(nil, 1)
+		first.cancel()
+		_, _ = pipe.copyFrom(first)
+		second := newChannel(nil, 2)
+		second.inbox, second.eof = []piece{{[]byte("x"), func() {}}}, true
+		runtime.Gosched()
+		if n, err := pipe.copyFrom(second); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		if _, err := syscall.Read(theirs, b); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -200,6 +200,9 @@ func (cmd *command) finish() {
 		cmd.ring.finish()
 	}
 	close(cmd.ended)
+	if cmd.tty != nil {
+		cmd.proc.deserted.Store(len(sessionMembers(cmd.proc.pid)) == 0)
+	}
 }
 
 func (p *process) exit(timedOut bool) *exit {

@@ -264,8 +264,15 @@ func (cmd *command) copyOutput(ch *channel, want reading) (any, error) {
 			}
 			cursor += lost
 		}
+		if n == 0 && ended && want.stop == followed {
+			// The output has ended a moment before the command is said to have.
+			if err := awaitChange(cmd.ended, ch.done); err != nil {
+				return nil, err
+			}
+			break
+		}
 		if n == 0 {
-			if ended || want.stop != followed {
+			if want.stop != followed {
 				break
 			}
 			if err := awaitChange(changed, ch.done); err != nil {

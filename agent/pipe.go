@@ -182,9 +182,13 @@ func (p *inputPipe) close() {
 // rest is dropped. It returns the bytes the command's pipe took.
 func (p *inputPipe) copyFrom(ch *channel) (written int64, err error) {
 	_ = p.file.SetWriteDeadline(time.Time{})
-	stop := make(chan struct{})
-	defer close(stop)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	defer func() {
+		close(stop)
+		<-stopped // or its deadline could be the next writer's
+	}()
 	go func() {
+		defer close(stopped)
 		select {
 		case <-ch.done:
 			_ = p.file.SetWriteDeadline(time.Unix(1, 0)) // a full pipe must not hold up a cancel

@@ -6,6 +6,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -19,6 +20,8 @@ type process struct {
 	status  syscall.WaitStatus
 	usage   syscall.Rusage
 	ended   time.Time
+	// deserted: the session that it led had no member any more soon after its end. The number may be another's since.
+	deserted atomic.Bool
 }
 
 // reaper is the only caller of wait in the program. As PID 1 it also buries the orphans of the sandbox.

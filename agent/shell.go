@@ -357,6 +357,7 @@ func (s *shell) bury() {
 	s.out.expire()
 	s.err.expire()
 	_ = s.control.Close()
+	_ = s.input.Close() // somebody inside may hold the other end open, and a line still wait for room in it
 	if s.terminal != nil {
 		_ = s.terminal.file.Close()
 		_ = syscall.Close(s.slave)

@@ -344,3 +344,15 @@ func TestAShellHasItsTerminalForJobControl(t *testing.T) {
 		}
 	})
 }
+
+func TestADirectoryVariableThatIsNoneEndsTheCommandAllTheSame(t *testing.T) {
+	eachProgram(t, func(t *testing.T, s *shell) {
+		for _, value := range []string{"nowhere", "a\nb", "/a\nb", strings.Repeat("x", 70_000), "/" + strings.Repeat("x", 70_000)} {
+			out, errs, code := s.run(t, "PWD="+quoted(value)+"; echo on; (exit 3)")
+			if out != "on\n" || errs != "" || code != 3 {
+				t.Errorf("%.20q: %q %q %d", value, out, errs, code)
+			}
+		}
+		s.says(t, "cd /; echo $PWD", "/\n")
+	})
+}

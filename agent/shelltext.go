@@ -99,30 +99,37 @@ func (r *reports) feed(data []byte, found func(report)) (strange bool) {
 		if !whole {
 			break
 		}
-		if one, ok := parseReport(line); ok {
-			found(one)
-		} else {
+		if !eachReport(line, found) {
 			strange = true
 		}
 		r.rest = after
 	}
 	if len(r.rest) > maxReport {
 		strange = true
+		eachReport(r.rest, found) // of a variable that is longer than any directory
 		r.rest = r.rest[len(r.rest)-maxReport:]
 	}
 	r.rest = bytes.Clone(r.rest)
 	return strange || len(r.rest) > 0
 }
 
-var reportLine = regexp.MustCompile(`([0-9a-f]{32}) ([0-9]{1,3}) (/.*|)$`)
+var reportStart = regexp.MustCompile(`([0-9a-f]{32}) ([0-9]{1,3}) `)
 
-// parseReport takes the end of a line: a program may have written to the terminal without ending its own.
-func parseReport(line []byte) (report, bool) {
-	parts := reportLine.FindSubmatch(bytes.TrimSuffix(line, []byte{'\r'}))
-	if parts == nil {
-		return report{}, false
+// eachReport gives all that could be reports in a line to `found`, which knows the right word: a program may have
+// written to the terminal without ending its own line, and what stands for the directory may be any text.
+func eachReport(line []byte, found func(report)) (isOne bool) {
+	line = bytes.TrimSuffix(line, []byte{'\r'})
+	for _, at := range reportStart.FindAllSubmatchIndex(line, -1) {
+		status, _ := strconv.Atoi(string(line[at[4]:at[5]]))
+		if status > 255 {
+			continue
+		}
+		cwd := ""
+		if rest := line[at[1]:]; bytes.HasPrefix(rest, []byte{'/'}) {
+			cwd = text(string(rest[:min(len(rest), maxCwd)]))
+		}
+		found(report{string(line[at[2]:at[3]]), status, cwd})
+		isOne = true
 	}
-	status, _ := strconv.Atoi(string(parts[2]))
-	cwd := string(parts[3][:min(len(parts[3]), maxCwd)])
-	return report{string(parts[1]), status, text(cwd)}, status <= 255
+	return isOne
 }

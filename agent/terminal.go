@@ -194,13 +194,13 @@ func (cmd *command) hangUp() {
 // killSession kills every process of the session that p leads: a shell's jobs are process groups of their own.
 //
 // The lock keeps our own children's numbers from being given away. A session's number stays taken while it has a
-// member, so if the leader is buried and the number is another child's, no member is left.
+// member, so if the leader is buried and the number is another process's, no member is left.
 func (r *reaper) killSession(p *process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const rounds = 8 // a member may fork while we look
 	for range rounds {
-		if now := r.live[p.pid]; now != nil && now != p {
+		if r.live[p.pid] != p && (p.deserted.Load() || !errors.Is(syscall.Kill(p.pid, 0), syscall.ESRCH)) {
 			return
 		}
 		found := false

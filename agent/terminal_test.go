@@ -294,3 +294,27 @@ func TestTheUsersShellIsOneThatWorks(t *testing.T) {
 		t.Fatalf("%+v %v", p, err)
 	}
 }
+
+func TestANumberThatIsAnothersNowIsNotKilled(t *testing.T) {
+	a := newTestAgent(t)
+	cmd := newTerminal(t, a, minKeep, "sh", "-c", "setsid sleep 60 </dev/null >/dev/null 2>&1 & echo $!; wait")
+	var other int
+	for limit := time.Now().Add(5 * time.Second); other == 0 && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+		_, _ = fmt.Sscan(cmd.text(), &other)
+	}
+	for limit := time.Now().Add(5 * time.Second); len(sessionMembers(other)) == 0 && time.Now().Before(limit); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	defer syscall.Kill(other, syscall.SIGKILL)
+	a.reaper.killSession(&process{pid: other}) // an ended terminal's, had it had this number
+	if len(sessionMembers(other)) != 1 {
+		t.Fatal("killed", other)
+	}
+	gone := newTerminal(t, a, minKeep, "true")
+	gone.ends(t)
+	for limit := time.Now().Add(5 * time.Second); !gone.proc.deserted.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("not deserted")
+		}
+	}
+}

@@ -243,7 +243,7 @@ func (u *unpacker) file(header *tar.Header, dir int, name string, content io.Rea
 		if err != nil {
 			return err
 		}
-		if err := u.chown(header, dir, temporary); err != nil {
+		if err := u.chown(header, fd); err != nil {
 			return err
 		}
 		return syscall.Fchmod(fd, u.mode(header))
@@ -256,7 +256,7 @@ func (u *unpacker) replace(header *tar.Header, dir int, name string, create func
 	temporary := beside(name)
 	err := create(temporary)
 	if err == nil && header.Typeflag == tar.TypeSymlink {
-		err = u.chown(header, dir, temporary)
+		err = u.chownLink(header, dir, temporary)
 	}
 	if err == nil && header.Typeflag != tar.TypeLink {
 		err = setTimeAt(dir, temporary, header.ModTime)
@@ -280,7 +280,7 @@ func (u *unpacker) directory(header *tar.Header, dir int, name string) error {
 		return notThrough(err)
 	}
 	defer syscall.Close(fd)
-	if err := u.chown(header, dir, name); err != nil {
+	if err := u.chown(header, fd); err != nil {
 		return err
 	}
 	return syscall.Fchmod(fd, u.mode(header))
@@ -320,13 +320,29 @@ func (u *unpacker) mode(header *tar.Header) uint32 {
 	return mode
 }
 
-func (u *unpacker) chown(header *tar.Header, dir int, name string) error {
-	who := u.place.owner
-	if u.own.Owners {
-		if header.Uid < 0 || header.Gid < 0 || int64(header.Uid) >= 1<<32-1 || int64(header.Gid) >= 1<<32-1 {
-			return fail("invalid", "a member's owner is out of range")
-		}
-		who = owner{int64(header.Uid), int64(header.Gid)}
+func (u *unpacker) ownerOf(header *tar.Header) (owner, error) {
+	if !u.own.Owners {
+		return u.place.owner, nil
+	}
+	if header.Uid < 0 || header.Gid < 0 || int64(header.Uid) >= 1<<32-1 || int64(header.Gid) >= 1<<32-1 {
+		return owner{}, fail("invalid", "a member's owner is out of range")
+	}
+	return owner{int64(header.Uid), int64(header.Gid)}, nil
+}
+
+// chown goes by descriptor: at the name somebody may have put another file meanwhile.
+func (u *unpacker) chown(header *tar.Header, fd int) error {
+	who, err := u.ownerOf(header)
+	if err != nil || !who.isSet() {
+		return err
+	}
+	return syscall.Fchown(fd, int(who.uid), int(who.gid))
+}
+
+func (u *unpacker) chownLink(header *tar.Header, dir int, name string) error {
+	who, err := u.ownerOf(header)
+	if err != nil {
+		return err
 	}
 	return chownAt(dir, name, who)
 }

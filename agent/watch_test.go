@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -338,4 +339,40 @@ func TestWatchesAreNumberedAndBounded(t *testing.T) {
 			t.Fatal(path, err)
 		}
 	}
+}
+
+// Renames make paths that no system call takes, and that do not fit into a line of the protocol.
+func TestAPathThatRenamesMadeTooLongIsNotTold(t *testing.T) {
+	dir := t.TempDir()
+	ws := newWatches()
+	name := strings.Repeat("d", 250)
+	long := strings.Repeat(name+"/", 14)
+	for i := range 6 {
+		must(t, os.MkdirAll(fmt.Sprint(dir, "/", i, "/", long), 0o755))
+	}
+	w := startWatch(t, ws, dir, nil)
+	deepest, err := syscall.Open(dir+"/5/"+long, syscall.O_DIRECTORY, 0)
+	must(t, err)
+	defer syscall.Close(deepest)
+	for i := 4; i >= 0; i-- {
+		to, err := syscall.Open(fmt.Sprint(dir, "/", i, "/", long), syscall.O_DIRECTORY, 0)
+		must(t, err)
+		from, err := syscall.Open(dir, syscall.O_DIRECTORY, 0)
+		must(t, err, syscall.Renameat(from, fmt.Sprint(i+1), to, "s"))
+		_ = syscall.Close(to)
+		_ = syscall.Close(from)
+	}
+	must(t, symlinkAt("nowhere", deepest, "file"), symlinkAt("nowhere", atFdcwd, dir+"/last"))
+	time.Sleep(3 * modifyPause)
+	batch := make([]change, 64)
+	n, _, _, _ := w.changes.read(0, batch)
+	longest, last := 0, ""
+	for _, c := range batch[:n] {
+		longest, last = max(longest, len(c.path), len(c.from)), c.path
+	}
+	if longest > 2*maxPath || last != dir+"/last" {
+		t.Fatalf("%d bytes, last %.80q of %d", longest, last, n)
+	}
+	ws.tree.stop(w, endedStopped)
+	must(t, os.RemoveAll(dir))
 }

@@ -122,7 +122,7 @@ func (t *watchTree) handle(notify *inotify, hand []rawEvent, other int) bool {
 		}
 		t.moved(e, to)
 	default:
-		for _, n := range append([]*node(nil), t.nodes[e.number]...) {
+		for _, n := range t.reachable(e.number) {
 			t.happened(n, e)
 		}
 	}
@@ -181,9 +181,9 @@ func (t *watchTree) moved(e rawEvent, to *rawEvent) {
 	directory := e.is(syscall.IN_ISDIR)
 	var targets []*node
 	if to != nil {
-		targets = append(targets, t.nodes[to.number]...)
+		targets = t.reachable(to.number)
 	}
-	for _, source := range append([]*node(nil), t.nodes[e.number]...) {
+	for _, source := range t.reachable(e.number) {
 		paired := false
 		for i, target := range targets {
 			if target != nil && target.watch == source.watch {

@@ -63,6 +63,15 @@ func (n *node) path() string {
 	return b.String()
 }
 
+// isTooDeep tells that the path is longer than any system call takes. Renames can make it so, without limit.
+func (n *node) isTooDeep() bool {
+	length := len(n.watch.path)
+	for ; n.parent != nil && length <= maxPath; n = n.parent {
+		length += 1 + len(n.name)
+	}
+	return length > maxPath
+}
+
 // isBelow reports whether n lies in the tree of `other`, or is it.
 func (n *node) isBelow(other *node) bool {
 	for ; n != nil; n = n.parent {
@@ -179,6 +188,20 @@ func (t *watchTree) drop(n *node) {
 	}
 	delete(t.nodes, n.number)
 	t.notify.remove(n.number)
+}
+
+// reachable is a copy of a number's nodes, without those that lie too deep by now: as one that is found there is not
+// entered, so one that came there is watched no longer.
+func (t *watchTree) reachable(number int32) []*node {
+	var found []*node
+	for _, n := range append(found, t.nodes[number]...) {
+		if n.isTooDeep() {
+			t.drop(n)
+		} else {
+			found = append(found, n)
+		}
+	}
+	return found
 }
 
 func (t *watchTree) nodeOf(w *watch, number int32) *node {

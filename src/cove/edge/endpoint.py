@@ -15,7 +15,16 @@ from msgspec import Struct
 from cove.edge.auth import authenticate
 from cove.edge.decode import body_decoder, query_decoder
 from cove.edge.dialect import Dialect
-from cove.edge.errors import ClientGone, ErrorTable, Failure, MethodNotAllowed, NoSuchRoute, failure_headers
+from cove.edge.errors import (
+    BadUpstream,
+    ClientGone,
+    ErrorTable,
+    Failure,
+    MethodNotAllowed,
+    NoSuchRoute,
+    UpstreamTimeout,
+    failure_headers,
+)
 from cove.edge.exchange import Exchange, Receive, Scope, Send
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import Answer, Call, Nothing, Op, Services
@@ -45,9 +54,9 @@ class Reporter:
         self._table = table
 
     def failure(self, error: CoveError, request_id: str) -> Failure:
-        """`error` in the dialect's words, logged if it is our fault."""
+        """`error` in the dialect's words, logged if it is our fault: a program in a sandbox could fill the log."""
         failure = self._table.failure(error, request_id)
-        if failure.status >= SERVER_FAULT:
+        if failure.status >= SERVER_FAULT and not isinstance(error, BadUpstream | UpstreamTimeout):
             log.warning("%s: %s", error.public, error.internal, extra={"request_id": request_id, "code": failure.code})
         return failure
 

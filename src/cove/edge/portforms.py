@@ -104,7 +104,9 @@ async def open_port(exchange: Exchange, services: Services, found: Found) -> Ans
     who, drop = _caller(exchange, services)
     tokens = [text for text in (query_token, _text(exchange.header(TOKEN_HEADER))) if text]
     ref = found.ref_of(found.label)
-    visitor = services.core.exposures.admit(ref, found.port, who, [*tokens, *cookie_tokens(headers)])
+    if not _is_anothers_page(exchange, found):
+        tokens += cookie_tokens(headers)
+    visitor = services.core.exposures.admit(ref, found.port, who, tokens)
     exchange.principal = visitor.key_id
     may_redirect = scope["method"] in _LOOKS and wanted_upgrade(headers) is None
     if query_token is not None and may_redirect:
@@ -153,6 +155,22 @@ def _caller(exchange: Exchange, services: Services) -> tuple[Principal | None, f
     if who is None and exchange.scope.get(LOCAL_MARK) and not is_foreign_page(exchange):
         who = LOCAL
     return who, frozenset(drop)
+
+
+def _is_anothers_page(exchange: Exchange, found: Found) -> bool:
+    """Whether a page of anything but this sandbox sent it, under host names: those of all sandboxes are of one site.
+
+    So a browser adds our cookie to what any sandbox's page sends here, and any page may open a WebSocket.
+    """
+    origin = exchange.header(b"origin")
+    if origin is None or found.prefix:
+        return False
+    return _sandbox_of(origin.partition(b"://")[2]) != _sandbox_of(exchange.header(b"host") or b"")
+
+
+def _sandbox_of(host: bytes) -> bytes:
+    """What stands behind `PORT-` in a host name."""
+    return host.lower().partition(b":")[0].rstrip(b".").partition(b"-")[2]
 
 
 def _place(exchange: Exchange, services: Services, found: Found) -> Place:

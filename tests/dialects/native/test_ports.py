@@ -515,3 +515,14 @@ def test_a_page_of_another_origin_is_not_the_local_operator(app: App) -> None:
     assert operator.get(f"{app.base}/").status_code == 200
     assert operator.get(f"{app.base}/", headers={"Origin": "http://localhost"}).status_code == 200
     assert operator.post(f"{app.base}/echo", headers={"Origin": "https://evil.example"}).status_code == 401
+
+
+def test_a_page_of_another_sandbox_has_nothing_of_the_cookie(app: App, by_key: App) -> None:
+    """All host names of sandboxes are of one site, so a browser sends the cookie with what any of their pages sends."""
+    del by_key
+    cookie = {"Cookie": f"cove_token={app.expose('token')['token']}"}
+    other = f"http://{app.port}-sb-{'0' * 16}.localhost"
+    sibling = f"http://1-{app.host.partition('-')[2]}:81"
+    for origin, status in ((None, 200), (f"http://{app.host}", 200), (sibling, 200), (other, 401), ("null", 401)):
+        headers = cookie if origin is None else {**cookie, "Origin": origin}
+        assert app.as_host("/", headers=headers).status_code == status, origin

@@ -138,7 +138,7 @@ class Channel:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.is_over:
+                while not self._is_done:
                     await self._wait_changed()
         except TimeoutError as error:
             self.cancel()
@@ -156,7 +156,7 @@ class Channel:
         if not self._items:
             try:
                 async with asyncio.timeout(timeout_s):
-                    while not self._items and not self.is_over:
+                    while not self._items and not self._is_done:
                         await self._wait_changed()
             except TimeoutError as error:
                 self.cancel()
@@ -200,12 +200,16 @@ class Channel:
         return not self._items and not self.is_over and not self.is_canceled
 
     def cancel(self) -> None:
-        """End the call if it has not ended: what it holds in the sandbox is freed, what it still sends is dropped."""
+        """End the call if it has not ended: what it holds in the sandbox is freed, what it still sends is dropped.
+
+        Who still waits for it is told now: the agent may never say that it has ended.
+        """
         if not self.is_over and not self.is_canceled:
             self.is_canceled = True
             self._items.clear()
             self._feed = None
             self._connection.send(Kind.CANCEL, self._number)
+            self._wake()
 
     def consumed(self, count: int) -> None:
         """Give the agent credit for consumed bytes, in large pieces."""
@@ -233,7 +237,7 @@ class Channel:
         Cancelling may leave a prefix sent. Raises: AgentTimeout when it made no progress for `timeout_s`.
         """
         rest = memoryview(data)
-        while rest and not self.is_over:
+        while rest and not self._is_done:
             if self._sendable <= 0 or not self._connection.is_writable:
                 try:
                     async with asyncio.timeout(timeout_s):
@@ -243,7 +247,7 @@ class Channel:
                     raise AgentTimeout("the sandbox takes no more data") from error
                 continue
             rest = self._send_piece(rest)
-        return not self.is_over
+        return not self._is_done
 
     async def send_all(self, chunks: AsyncIterable[bytes], *, timeout_s: float | None) -> None:
         """`send` each chunk, then EOF; stops early when the call ends. A failing source cancels the call."""
@@ -260,6 +264,10 @@ class Channel:
         """No more data from us."""
         if not self.is_over and not self.is_canceled:
             self._connection.send(Kind.EOF, self._number)
+
+    @property
+    def _is_done(self) -> bool:
+        return self.is_over or self.is_canceled
 
     def _give_credit(self) -> None:
         if not self.is_over and not self.is_canceled:

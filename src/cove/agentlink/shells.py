@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from cove.agentlink.commands import CALL_TIMEOUT_S, CommandCalls, Tail, event_of
 from cove.agentlink.refusals import command_error, start_error
 from cove.agentlink.room import Share
 from cove.agentlink.wire import Empty, ExitReply, Id, Natural, Pid, seconds
+from cove.model.errors import AgentTimeout
 from cove.model.execs import Chunk, Ended, ExecEvent, ExecResult, Gap, Started, Stream
 from cove.model.shells import Shell, ShellCommand, ShellSpec
 
@@ -110,26 +112,11 @@ class ShellCalls(CommandCalls):
         share: Share | None = None,
     ) -> ExecResult:
         """Run a command to its end, as `exec` does. Cancelling ends it, and spares the shell if that is possible."""
-        out, err = Tail(command.output_limit_bytes, share), Tail(command.output_limit_bytes, share)
-        async with self.shell_stream(shell, id, command) as events:
-            async for event in events:
-                match event:
-                    case Chunk(stream, data):
-                        (out if stream is Stream.STDOUT else err).add(data)
-                    case Gap(lost_bytes):
-                        out.lose(lost_bytes)
-                        err.lose(0)
-                    case Ended(exit):
-                        return ExecResult(
-                            exit=exit,
-                            stdout=bytes(out.data),
-                            stderr=bytes(err.data),
-                            stdout_dropped_bytes=out.dropped,
-                            stderr_dropped_bytes=err.dropped,
-                        )
-                    case _:
-                        pass
-        raise AssertionError("a stream ends in Ended or raises")  # pragma: no cover
+        try:
+            async with asyncio.timeout(None) as limit, self.shell_stream(shell, id, command) as events:
+                return await _collected(events, command, share, limit)
+        except TimeoutError as error:
+            raise AgentTimeout("the sandbox did not answer in time") from error
 
     @asynccontextmanager
     async def shell_stream(
@@ -148,6 +135,33 @@ class ShellCalls(CommandCalls):
             yield _events(channel, command.timeout_s)
         finally:
             channel.cancel()
+
+
+async def _collected(
+    events: AsyncIterator[ExecEvent], command: ShellCommand, share: Share | None, limit: asyncio.Timeout
+) -> ExecResult:
+    """The result of a command that has its limit from its turn on, however little the agent says at a time."""
+    out, err = Tail(command.output_limit_bytes, share), Tail(command.output_limit_bytes, share)
+    async for event in events:
+        match event:
+            case Started() if command.timeout_s is not None and limit.when() is None:
+                limit.reschedule(asyncio.get_running_loop().time() + command.timeout_s + STOP_S)
+            case Chunk(stream, data):
+                (out if stream is Stream.STDOUT else err).add(data)
+            case Gap(lost_bytes):
+                out.lose(lost_bytes)
+                err.lose(0)
+            case Ended(exit):
+                return ExecResult(
+                    exit=exit,
+                    stdout=bytes(out.data),
+                    stderr=bytes(err.data),
+                    stdout_dropped_bytes=out.dropped,
+                    stderr_dropped_bytes=err.dropped,
+                )
+            case _:
+                pass
+    raise AssertionError("a stream ends in Ended or raises")  # pragma: no cover
 
 
 def _run_call(shell: str, id: str, command: ShellCommand) -> dict[str, object]:  # noqa: A002

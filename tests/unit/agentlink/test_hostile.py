@@ -27,6 +27,7 @@ from cove.model.errors import (
     TooLarge,
 )
 from cove.model.execs import Chunk, ExecSpec, Gap, Paused
+from cove.model.shells import ShellCommand
 from cove.model.watches import WatchEvent, WatchPaused
 
 if TYPE_CHECKING:
@@ -209,6 +210,44 @@ async def test_a_timed_command_without_an_answer_ends_soon_after_its_limit(
     client, _ = lied_to
     with pytest.raises(AgentTimeout):
         await client.exec(ExecSpec(argv=("true",), timeout_s=0.05))
+
+
+async def test_a_call_that_is_left_lets_go_of_who_still_uses_it(lied_to: tuple[AgentClient, Liar]) -> None:
+    client, liar = lied_to
+
+    async def begin() -> None:
+        await liar.hear_call()
+        await liar.say(Kind.EVENT, 1, {"event": "started", "id": "c1", "pid": 1})
+
+    beginning = asyncio.create_task(begin())
+    async with client.exec_session(TRUE) as session:
+        await beginning
+        assert await anext(session)
+        writing = asyncio.create_task(session.write(bytes(2 * INITIAL_CREDIT_BYTES)))
+        reading = asyncio.create_task(anext(session))
+        await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):  # although the agent never says that it has ended
+        assert await writing is False
+        with pytest.raises(SandboxGone):
+            await reading
+
+
+async def test_a_shells_command_is_limited_however_slowly_its_output_drips(
+    lied_to: tuple[AgentClient, Liar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cove.agentlink.shells.STOP_S", 0.3)
+    client, liar = lied_to
+    running = asyncio.create_task(client.shell_exec("s1", "c1", ShellCommand(text="x", timeout_s=0.1)))
+    await liar.hear_call()
+    await liar.say(Kind.EVENT, 1, {"event": "started", "id": "c1", "pid": 1})
+    for _ in range(200):
+        if running.done():
+            break
+        await liar.say(Kind.DATA, 1, b"x")
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(AgentTimeout):
+        await running
 
 
 async def test_output_of_a_canceled_call_is_dropped_until_its_end(lied_to: tuple[AgentClient, Liar]) -> None:

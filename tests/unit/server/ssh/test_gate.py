@@ -43,8 +43,8 @@ class Conn:
     def set_write_buffer_limits(self, high: int) -> None:
         assert high
 
-    def data_received(self, data: bytes, datatype: None = None) -> None:
-        del data, datatype
+    def _recv_data(self) -> None:
+        pass
 
     def disconnect(self, code: int, reason: str) -> None:
         del code

@@ -105,6 +105,12 @@ def test_large_input_and_output_arrive_whole(user: SshUser, box: str) -> None:
     assert hashlib.sha256(echoed).hexdigest().encode() == digest, "both directions at once"
 
 
+def test_key_exchanges_on_the_way_lose_nothing(user: SshUser, box: str) -> None:
+    data = noise(8 * 1024 * 1024)
+    echoed = user.ssh("-o", "RekeyLimit=1M", box, "cat", stdin=data, timeout=60).stdout
+    assert hashlib.sha256(echoed).hexdigest() == hashlib.sha256(data).hexdigest()
+
+
 def test_a_client_that_stops_reading_stops_the_command_and_nothing_else(user: SshUser, box: str) -> None:
     with subprocess.Popen(user.argv("ssh", box, "yes"), stdout=subprocess.PIPE) as slow:
         assert slow.stdout is not None

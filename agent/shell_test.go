@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -355,4 +356,19 @@ func TestADirectoryVariableThatIsNoneEndsTheCommandAllTheSame(t *testing.T) {
 		}
 		s.says(t, "cd /; echo $PWD", "/\n")
 	})
+}
+
+func TestAShellWhoseOpeningWasCanceledIsNotLeftOpen(t *testing.T) {
+	a := newTestAgent(t)
+	ch := newChannel(nil, 1)
+	ch.cancel()
+	if _, err := a.shellOpen(ch, &call{ID: "s1", payload: []byte(`{"program":"sh"}`)}); !errors.Is(err, errCanceled) {
+		t.Fatal(err)
+	}
+	if all := a.shells.list(); len(all) != 0 {
+		t.Fatalf("%v", all)
+	}
+	if err := a.shells.reserve("s1"); err != nil {
+		t.Fatal(err)
+	}
 }

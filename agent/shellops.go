@@ -16,7 +16,7 @@ type shellCall struct {
 	Attach  bool    `json:"attach"`
 }
 
-func (a *agent) shellOpen(_ *channel, in *call) (any, error) {
+func (a *agent) shellOpen(ch *channel, in *call) (any, error) {
 	own, err := fields[shellCall](in)
 	if err != nil {
 		return nil, err
@@ -35,6 +35,11 @@ func (a *agent) shellOpen(_ *channel, in *call) (any, error) {
 	if err != nil {
 		a.shells.remove(in.ID)
 		return nil, err
+	}
+	if ch.isCanceled() { // nobody knows of it
+		s.close()
+		a.shells.remove(in.ID)
+		return nil, errCanceled
 	}
 	a.shells.fill(in.ID, s)
 	return s.info(), nil

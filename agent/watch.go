@@ -75,7 +75,12 @@ func (a *agent) watchStart(ch *channel, in *call) (any, error) {
 	if err := a.watches.reserve(w); err != nil {
 		return nil, err
 	}
-	if err := a.watches.tree.start(w, ch); err != nil {
+	err = a.watches.tree.start(w, ch)
+	if err == nil && ch.isCanceled() { // nobody knows of it
+		a.watches.tree.stop(w, endedStopped)
+		err = errCanceled
+	}
+	if err != nil {
 		a.watches.forget(w.id)
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -375,4 +376,19 @@ func TestAPathThatRenamesMadeTooLongIsNotTold(t *testing.T) {
 	}
 	ws.tree.stop(w, endedStopped)
 	must(t, os.RemoveAll(dir))
+}
+
+func TestAWatchWhoseStartWasCanceledIsNotLeft(t *testing.T) {
+	a := newTestAgent(t)
+	ch := newChannel(nil, 1)
+	ch.cancel()
+	for _, recursive := range []bool{false, true} {
+		in := &call{ID: "w1", Path: t.TempDir(), Recursive: recursive, payload: []byte("{}")}
+		if _, err := a.watchStart(ch, in); !errors.Is(err, errCanceled) {
+			t.Fatal(err)
+		}
+	}
+	if len(a.watches.order) != 0 || a.watches.tree.count != 0 || a.watches.tree.notify != nil {
+		t.Fatalf("%+v", a.watches)
+	}
 }

@@ -13,7 +13,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env=$(COVE_VARIABLES
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 T ?=
 
-.PHONY: help run setup setup-dev test test-v2 soak check lint mypy pyright contracts unit bench format clean
+.PHONY: help run setup setup-dev test test-v2 soak check lint mypy pyright contracts go unit bench format clean
 
 help: ## List these commands.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t16
@@ -36,7 +36,7 @@ soak: setup-dev ## The same tests at full size: 1000 cycles, 20 kills, 1 GiB fil
 	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m real --timeout 1800 $(or $(T),tests) $(ARGS) </dev/null
 
 check: .venv/.dev ## All that needs no sandbox: lint, format, types, layers, policy and unit tests. Under a minute.
-	@$(MAKE) --jobs=2 --output-sync=target --keep-going lint mypy pyright unit contracts
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going lint mypy pyright go unit contracts
 
 lint:
 	@$(BIN)/ruff check .
@@ -47,6 +47,10 @@ mypy:
 
 pyright:
 	@$(BIN)/pyright
+
+go:
+	@misshapen=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l agent); [ -z "$$misshapen" ] || { echo "gofmt: $$misshapen"; exit 1; }
+	@cd agent && ../$(BIN)/go vet ./... && ../$(BIN)/go test ./...
 
 contracts:
 	@$(BIN)/lint-imports --no-cache >.venv/contracts.log 2>&1 || { cat .venv/contracts.log; exit 1; }

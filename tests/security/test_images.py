@@ -306,6 +306,7 @@ async def test_depth_and_many_links_end(ground: Ground) -> None:
     "data",
     [b"", b"nonsense" * 1000, gzip.compress(b"nonsense" * 1000), gzip.compress(tar_of(member("a", "x")))[:-20],
      b"\x28\xb5\x2f\xfd" + b"x" * 1000, packed(member("a", "x" * 5000))[:60], b"\x1f\x8b"],
+    ids=["nothing", "nonsense", "packed-nonsense", "cut", "zstd-nonsense", "cut-early", "a-head"],
 )  # fmt: skip
 async def test_damaged_layers_are_refused_or_empty(ground: Ground, data: bytes) -> None:
     try:

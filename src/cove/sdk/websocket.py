@@ -79,7 +79,8 @@ class WebSocket:
         self._kind = Opcode.BINARY
         self._failure: Lost | None = None
         self._is_left = False
-        self._collect_all()  # what came in one piece with the handshake
+        self._collect_all()  # what came in one piece with the handshake, which may be the end already
+        self._note_end()
 
     def receive(self) -> bytes | str:
         """Return the next message; waits for it.
@@ -167,9 +168,12 @@ class WebSocket:
         else:
             self._protocol.receive_eof()
         self._collect_all()
-        if self._failure is None and (not data or self._protocol.state is not State.OPEN):
-            self._failure = self._end()
+        self._note_end(is_last=not data)
         return True
+
+    def _note_end(self, *, is_last: bool = False) -> None:
+        if self._failure is None and (is_last or self._protocol.state is not State.OPEN):
+            self._failure = self._end()
 
     def _collect_all(self) -> None:
         self._take_out()

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -437,7 +438,9 @@ def test_detach_ends_the_waiting_for_a_server(fake: FakeTerminal, monkeypatch: p
     assert not reader.is_alive()
 
 
-def test_the_first_message_may_come_with_the_handshake() -> None:
+@contextmanager
+def answering(*, closes: bool) -> Iterator[Terminal]:
+    """A terminal whose server says everything in one piece with the handshake."""
     from websockets.protocol import State
     from websockets.server import ServerProtocol
 
@@ -455,14 +458,28 @@ def test_the_first_message_may_come_with_the_handshake() -> None:
                 protocol.send_binary(b"ab", fin=False)
                 protocol.send_continuation(b"c", fin=True)
                 protocol.send_text(b'{"type":"exit","exit":0,"why":"exited","signal":null,"cursor":3}')
+                if closes:
+                    protocol.send_close(1000)
                 peer.sendall(b"".join(protocol.data_to_send()))
                 peer.recv(4096)
 
         thread = threading.Thread(target=answer)
         thread.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert read(Terminal("box", "t1", client=cove.Client(url, "k"))) == b"abc"
+        yield Terminal("box", "t1", client=cove.Client(f"http://127.0.0.1:{server.getsockname()[1]}", "k"))
         thread.join(10)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_the_first_message_may_come_with_the_handshake(*, closes: bool) -> None:
+    with answering(closes=closes) as terminal:
+        assert read(terminal) == b"abc"
+
+
+def test_the_close_may_come_with_the_handshake_too() -> None:
+    with answering(closes=True) as terminal:
+        with pytest.raises(cove.Conflict):
+            terminal.write("x")
+        terminal.detach()
 
 
 def test_a_character_cut_in_two_comes_whole() -> None:

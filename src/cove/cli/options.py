@@ -49,7 +49,7 @@ def create_options(function: Any) -> Any:
             click.option("--disk", metavar="SIZE", help="Limit of what it writes. Default: 4g."),
             click.option("--pids", type=int, metavar="N", help="Most processes at a time. Default: 512."),
             click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable. May be repeated."),
-            click.option("--hostname", metavar="NAME", help="The host name inside. Default: the sandbox's name."),
+            click.option("--hostname", metavar="NAME", help="The host name inside. Default: sandbox."),
             click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label. May be repeated."),
             click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
             click.option("--idle", metavar="TIME", help="Idle for so long, it is paused. never: never. Default: 30m."),

@@ -194,7 +194,7 @@ def test_connections_to_one_port_are_limited(client: httpx2.Client) -> None:
     for sock in socks:
         sock.sendall(b"echo\nx")
     assert all(sock.recv(1) == b"x" for sock in socks)
-    with socket.create_connection(("127.0.0.1", number), timeout=20) as one_more, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", number), timeout=20) as one_more:
         assert one_more.recv(1) == b"never"
     for sock in socks:
         sock.close()

@@ -63,7 +63,7 @@ def test_jobs_last_and_can_be_waited_for(shell: cove.Shell) -> None:
 
 def test_output_is_live(shell: cove.Shell) -> None:
     with shell.stream("echo first; sleep 30") as running:
-        assert next(iter(running)).text == "first\n"
+        assert next(one.text for one in running if one.stream == "stdout") == "first\n"  # stderr: an older job is done
     assert shell.run("echo on", timeout=10).out == "on\n"
 
 
@@ -181,8 +181,11 @@ def test_gvisor_has_shells_too(server: RunningServer) -> None:
             assert shell.run(text, timeout=0.3).why == "timeout"
         job = shell.start("echo on; sleep 60")
         assert job.output(wait=30)[0].text == "on\n"
-        shell.signal("INT")
-        assert (end := job.wait(30)) is not None
+        for _ in range(5):  # between two programs there is nobody to interrupt, and no job control to tell
+            shell.signal("INT")
+            if job.wait(5) is not None:
+                break
+        assert (end := job.exit) is not None
         assert end.exit == 130
         assert shell.run("echo $x", timeout=30).out == "kept\n"
 

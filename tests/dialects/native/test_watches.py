@@ -67,7 +67,9 @@ def events_of(answer):
 
 def test_changes_are_kept_and_read_from_a_cursor(server, run, at, watch):
     path = watch(at)
-    run(f"cd {at}; mkdir d; echo x > d/f; chmod 600 d/f; mv d/f g; rm g")
+    run(f"cd {at}; mkdir d")
+    assert [short(one, at) for one in read(server, path, wait_s=20)["events"]] == ["create d"]  # it is watched now
+    run(f"cd {at}; echo x > d/f; chmod 600 d/f; mv d/f g; rm g")
     page = read(server, path)
     told = [short(one, at) for one in page["events"] if one["kind"] != "modify"]
     assert told == ["create d", "create d/f", "attributes d/f", "move g < d/f", "remove g"]

@@ -6,26 +6,14 @@ lost the connection. Leaving (client gone, server stopping) closes the source, w
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
-from cove.edge.errors import ClientGone, Malformed, ServerStopping, Where
-from cove.edge.exchange import Exchange
-from cove.edge.heartbeat import Heartbeat
-from cove.edge.interrupt import interruptible
-from cove.edge.ops import ErrorWriter
-from cove.model.errors import CoveError
+from cove.edge.errors import Malformed, Where
+from cove.edge.streaming import Streamed
 
 E = TypeVar("E")
 
-HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-)
 LAST_EVENT_ID: Final = "Last-Event-ID"
-PING: Final = b": ping\n\n"
 
 
 def event(name: bytes, data: bytes, *, id_: int | None = None) -> bytes:
@@ -44,38 +32,12 @@ def resumed_at(last_event_id: str | None, cursor: int) -> int:
     return int(last_event_id)
 
 
-class Events(Generic[E]):
-    """A source of events as a stream. The source is entered before the status goes out: what it refuses is a status.
+class Events(Streamed[E]):
+    """A source of values as server-sent events. `encode` turns one into `event(...)` bytes."""
 
-    `encode` turns one value into `event(...)` bytes.
-    """
+    media_type = b"text/event-stream; charset=utf-8"
+    ping = b": ping\n\n"
 
-    def __init__(
-        self,
-        source: AbstractAsyncContextManager[AsyncIterator[E]],
-        encode: Callable[[E], bytes],
-    ) -> None:
-        self._source = source
-        self._encode = encode
-
-    async def deliver(self, exchange: Exchange, table: ErrorWriter) -> None:
-        """Stream until the source ends, the client goes or the server stops."""
-        encode = self._encode
-        try:
-            async with interruptible(exchange), self._source as events:
-                beat = Heartbeat(exchange, HEADERS, PING)
-                try:
-                    async for value in events:
-                        await beat.send(encode(value))
-                finally:
-                    beat.stop()
-        except ClientGone:
-            raise
-        except CoveError as error:
-            if not exchange.has_started:
-                raise
-            await exchange.write(event(b"error", table.render(error, exchange.request_id)))
-            if isinstance(error, ServerStopping):
-                await exchange.write(b"", more=False)
-                return
-        await exchange.write(b"", more=False)
+    def failure(self, rendered: bytes) -> bytes:
+        """The event `error`."""
+        return event(b"error", rendered)

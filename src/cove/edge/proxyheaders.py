@@ -96,7 +96,13 @@ def request_headers(headers: Headers, place: Place, *, drop: frozenset[bytes], u
     for name, value in headers:
         # A gateway interface (WSGI, CGI) cannot tell `_` from `-`.
         alike = name.replace(b"_", b"-")
-        if name in hop or alike in _OURS_TO_SAY or alike == TOKEN_HEADER or alike.startswith(b"x-forwarded-"):
+        if (
+            name in hop
+            or alike in hop
+            or alike in _OURS_TO_SAY
+            or alike == TOKEN_HEADER
+            or alike.startswith(b"x-forwarded-")
+        ):
             continue
         if name == b"cookie":
             kept = _without_our_cookies(value)

@@ -526,3 +526,8 @@ def test_a_page_of_another_sandbox_has_nothing_of_the_cookie(app: App, by_key: A
     for origin, status in ((None, 200), (f"http://{app.host}", 200), (sibling, 200), (other, 401), ("null", 401)):
         headers = cookie if origin is None else {**cookie, "Origin": origin}
         assert app.as_host("/", headers=headers).status_code == status, origin
+
+
+def test_a_body_in_another_coding_than_chunks_is_refused(app: App) -> None:
+    head = "POST {root}/echo HTTP/1.1\nHost: {host}\nTransfer-Encoding: gzip, chunked"
+    assert app.send(head, b"2\r\nab\r\n0\r\n\r\n").startswith(b"HTTP/1.1 400 ")

@@ -45,7 +45,8 @@ def test_hop_by_hop_headers_and_those_that_connection_names_stay_here() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [b"x-forwarded-for", b"x_forwarded_for", b"X-Forwarded-Port".lower(), b"forwarded", b"x-real-ip", b"x_real_ip",
+    [b"transfer_encoding", b"proxy_authorization",
+     b"x-forwarded-for", b"x_forwarded_for", b"X-Forwarded-Port".lower(), b"forwarded", b"x-real-ip", b"x_real_ip",
      b"proxy", b"x-cove-token", b"x_cove_token", b"content-length", b"content_length", b"host", b"expect"],
 )  # fmt: skip
 def test_what_a_client_says_about_its_way_is_not_believed(name: bytes) -> None:

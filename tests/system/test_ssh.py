@@ -406,7 +406,7 @@ def test_a_wrong_key_a_wrong_box_and_a_foreign_project_get_one_answer(
         assert user.ssh("-l", odd, "cove", "true").returncode == 255
 
 
-def test_a_key_that_was_taken_away_opens_nothing(
+def test_a_key_that_was_taken_away_opens_nothing_and_ends_what_it_opened(
     up: tuple[RunningServer, int], api: httpx2.Client, box: str, tmp_path: Path
 ) -> None:
     other = ssh_user(tmp_path / "other", *up, kind="ecdsa")
@@ -415,8 +415,14 @@ def test_a_key_that_was_taken_away_opens_nothing(
         one for one in api.get("/ssh-keys").json()["ssh_keys"] if other.public_key.startswith(one["public_key"])
     )
     until(lambda: _last_used(api, mine["id"]) is not None, "the use is noted")
-    assert api.delete(f"/ssh-keys/{mine['id']}").status_code == 204
-    assert other.ssh(box, "echo in").returncode == 255
+    argv = other.argv("ssh", box, "echo on; sleep 60")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as open_one:
+        assert open_one.stdout is not None
+        assert open_one.stdout.readline() == b"on\n"
+        assert api.delete(f"/ssh-keys/{mine['id']}").status_code == 204
+        assert other.ssh(box, "echo in").returncode == 255
+        _, said = open_one.communicate(timeout=30)
+        assert (open_one.returncode, b"the key was removed" in said) == (255, True)
 
 
 def _last_used(api: httpx2.Client, key_id: str) -> object:

@@ -76,7 +76,7 @@ class SshKeys:
         return self._store.ssh_keys.list(None if who.can(Scope.ADMIN) else who.project)
 
     async def remove(self, who: Principal, key_id: str) -> None:
-        """Let nobody log in with it any more; open connections go on. Raises: Forbidden, NotFound."""
+        """Let nobody log in with it any more; its open connections end within seconds. Raises: Forbidden, NotFound."""
         require(who, Scope.KEYS)
         key = self._store.ssh_keys.by_id(key_id)
         if key is None or (key.project != who.project and not who.can(Scope.ADMIN)):
@@ -101,10 +101,14 @@ class SshKeys:
             self._sandbox(_NOBODY, ref)
         return found
 
-    def has_ended(self, sandbox_id: str) -> bool:
-        """Whether there is nothing to stay connected to any more."""
+    def why_leave(self, who: Principal, sandbox_id: str) -> str | None:
+        """Why the connection of somebody who was admitted may not go on; None: it may."""
         sandbox = self._sandbox(LOCAL, sandbox_id)
-        return sandbox is None or sandbox.state in FINAL
+        if sandbox is None or sandbox.state in FINAL:
+            return "the sandbox has ended"
+        if self._store.ssh_keys.by_id(who.key_id.removeprefix("ssh:")) is None:
+            return "the key was removed"
+        return None
 
     def used(self, who: Principal) -> None:
         """Note that the holder of the key has logged in."""

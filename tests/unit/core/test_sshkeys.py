@@ -40,11 +40,12 @@ async def test_a_key_opens_the_sandboxes_of_its_project_by_name_and_id(core, eve
     await eventually(lambda: core.ssh_keys.list(LOCAL)[0].last_used_at is not None)
     assert core.ssh_keys.admit(blob, "no-such-box") is None
     assert core.ssh_keys.admit(public(2)[1], made.name) is None
+    assert core.ssh_keys.why_leave(who, made.id) is None
     await core.ssh_keys.remove(LOCAL, key.id)
     assert core.ssh_keys.admit(blob, made.name) is None
-    assert not core.ssh_keys.has_ended(made.id)
+    assert core.ssh_keys.why_leave(who, made.id) == "the key was removed"
     await core.sandboxes.destroy(LOCAL, made.id)
-    assert core.ssh_keys.has_ended(made.id)
+    assert core.ssh_keys.why_leave(who, made.id) == "the sandbox has ended"
 
 
 async def test_a_key_of_two_projects_finds_the_box_that_one_of_them_has(core, clock) -> None:

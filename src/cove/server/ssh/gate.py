@@ -113,8 +113,8 @@ class Visit:
         self._look.set()
 
     async def watch(self) -> None:
-        """End the connection when the sandbox has ended: what hangs on it can do nothing any more."""
-        while not self.core.ssh_keys.has_ended(self.sandbox):
+        """End the connection when the sandbox has ended, for what hangs on it can do nothing any more, or its key."""
+        while (why := self.core.ssh_keys.why_leave(self.who, self.sandbox)) is None:
             try:
                 async with asyncio.timeout(CHECK_S):
                     await self._look.wait()
@@ -122,7 +122,7 @@ class Visit:
                 await asyncio.sleep(0.2)  # the last words of its channels go first, and its state follows its death
             except TimeoutError:
                 pass
-        self._conn.disconnect(DISC_BY_APPLICATION, "the sandbox has ended")
+        self._conn.disconnect(DISC_BY_APPLICATION, why)
 
     def leave(self) -> None:
         """The connection is gone: so is all that was done for it, but the last hang-up."""

@@ -73,9 +73,9 @@ class Core:
         del blob, ref
         return WHO, "box"
 
-    def has_ended(self, sandbox: str) -> bool:
-        del sandbox
-        return False
+    def why_leave(self, who: Principal, sandbox: str) -> str | None:
+        del who, sandbox
+        return None
 
     def used(self, who: Principal) -> None:
         del who

@@ -31,9 +31,9 @@ class Keys:
     def admit(self, blob: bytes, ref: str) -> tuple[Principal, str] | None:
         return (WHO, "box") if blob in self.known and ref == "otter" else None
 
-    def has_ended(self, sandbox: str) -> bool:
-        del sandbox
-        return self.ended
+    def why_leave(self, who: Principal, sandbox: str) -> str | None:
+        del who, sandbox
+        return "the sandbox has ended" if self.ended else None
 
     def used(self, who: Principal) -> None:
         del who

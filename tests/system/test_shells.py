@@ -38,6 +38,15 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
+def interrupted(shell: cove.Shell, job: cove.Job) -> cove.Exit:
+    """Ctrl-C, as a person presses it: again, if it came just between two programs, where it meets nobody."""
+    for _ in range(4):
+        shell.signal("INT")
+        if (end := job.wait(5)) is not None:
+            return end
+    raise AssertionError("it cannot be interrupted")
+
+
 def test_state_lasts_and_streams_come_apart(shell: cove.Shell) -> None:
     shell.run("cd /tmp; x='a b'; export Y=2; f() { echo \"f $1\"; }; alias hi='echo hi'; umask 027")
     found = shell.run("pwd; echo \"$x\"; sh -c 'echo $Y'; f 3; hi; umask; echo err >&2; (exit 7)")
@@ -88,9 +97,7 @@ def test_a_signal_ends_the_program_or_the_loop_and_not_the_shell(shell: cove.She
     for text in ("echo on; sleep 60; echo after", "echo on; while :; do :; done; echo after"):
         job = shell.start(text)
         assert job.output(wait=10)[0].text == "on\n"
-        shell.signal("INT")
-        end = job.wait(10)
-        assert end is not None
+        end = interrupted(shell, job)
         assert (end.exit, end.why, end.signal) == (130, "killed", 2)
         assert not [chunk for chunk in job.output() if "after" in chunk.text]
     assert shell.run("echo $kept").out == "1\n"
@@ -181,12 +188,7 @@ def test_gvisor_has_shells_too(server: RunningServer) -> None:
             assert shell.run(text, timeout=0.3).why == "timeout"
         job = shell.start("echo on; sleep 60")
         assert job.output(wait=30)[0].text == "on\n"
-        for _ in range(5):  # between two programs there is nobody to interrupt, and no job control to tell
-            shell.signal("INT")
-            if job.wait(5) is not None:
-                break
-        assert (end := job.exit) is not None
-        assert end.exit == 130
+        assert interrupted(shell, job).exit == 130
         assert shell.run("echo $x", timeout=30).out == "kept\n"
 
 

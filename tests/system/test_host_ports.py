@@ -198,4 +198,10 @@ def test_connections_to_one_port_are_limited(client: httpx2.Client) -> None:
         assert one_more.recv(1) == b"never"
     for sock in socks:
         sock.close()
-    eventually(lambda: asked(number, b"echo\nx") == b"x")
+
+    def has_room() -> bool:
+        with contextlib.suppress(OSError):  # the others are still going
+            return asked(number, b"echo\nx") == b"x"
+        return False
+
+    eventually(has_room)

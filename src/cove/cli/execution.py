@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cove.sdk.client import Client
     from cove.sdk.jobs import Job
     from cove.sdk.results import Chunk, Exit
+    from cove.sdk.transport import Call
 
 INLINE_BYTES: Final = 512 * 1024
 """Input up to here goes along with the request, whose body may have 2 MiB."""
@@ -88,7 +89,7 @@ def execute(session: Session, ref: str, body: dict[str, Any], *, has_stdin: bool
             from base64 import b64encode
 
             body = body | {"stdin": b64encode(given).decode()}
-        exit_ = _run(session.client, ref, body, output)
+        exit_ = relay(session.client, calls.stream(ref, body), output)
     else:
         exit_ = _run_with_live_input(session.client, ref, body, given, output)
     return finish(session, exit_, output, body["command"])
@@ -124,8 +125,9 @@ def why_line(exit_: Exit) -> str:
             return ""
 
 
-def _run(client: Client, ref: str, body: dict[str, Any], output: Output) -> Exit:
-    with Running(client, calls.stream(ref, body)) as running:
+def relay(client: Client, call: Call[None], output: Output) -> Exit:
+    """Pass on the output of the streamed command that `call` runs, and return its end."""
+    with Running(client, call) as running:
         for chunk in running:
             output.chunk(chunk)
     exit_ = running.exit

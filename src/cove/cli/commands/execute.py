@@ -96,6 +96,12 @@ def _removed(session: Session, box: Sandbox, *, keep: bool) -> Generator[None]:
 @command_options
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="Set a variable. May be repeated.")
 @click.option("-d", "--detach", is_flag=True, help="Start it in the background and print its id; see cove logs.")
+@click.option(
+    "--in",
+    "shell",
+    metavar="SHELL",
+    help="Run it as a line of this long-lived shell; new: open one and tell its id; -: the latest.",
+)
 @box_argument()
 @COMMAND
 def exec_command(  # noqa: PLR0913 - one keyword for each option
@@ -109,15 +115,26 @@ def exec_command(  # noqa: PLR0913 - one keyword for each option
     cwd: str | None,
     env: tuple[str, ...],
     detach: bool,
+    shell: str | None,
 ) -> int:
     """Run a command in a sandbox.
 
     cove exec otter -- make test
 
+    cove exec --in new otter -- 'cd /srv; export A=1'
+
     Words are passed as they are; for pipes and the like: cove exec otter -- sh -c 'ls | wc -l'. Ctrl-C kills the
     command. With --detach it goes on without us, and its output is kept.
+
+    With --in a shell keeps directory, variables and jobs from one command to the next. One word is a line of its
+    language, several are one program and its arguments; its input is empty, and `exit` ends the shell.
     """
     words = list(command[1:] if command[0] == "--" else command)
+    if shell is not None:
+        from cove.cli.shells import Line, run_in_shell
+
+        line = Line(words, shell=shell, timeout=timeout, detach=detach, env=pairs(env, "--env"), cwd=cwd, user=user)
+        return session.on_box(box, lambda ref: run_in_shell(session, ref, line))
     body = calls.exec_body(words, env=pairs(env, "--env"), cwd=cwd, user=user, timeout=timeout)
     if detach:
         return _start(session, box, body)

@@ -75,7 +75,7 @@ def _ago(when: datetime | None) -> str:
 @verb("rm", fields=("id", "name"))
 @click.argument("key")
 def rm_command(session: Session, *, key: str) -> None:
-    """Shut a key out, for new logins. By its id, name or fingerprint, or a prefix of one."""
+    """Shut a key out; what it has open ends. By its id, name or fingerprint, or a prefix of one."""
     keys = session.client.ssh_keys()
     exact = [one for one in keys if key in {one.id, one.name, one.fingerprint}]
     near = exact or [one for one in keys if one.id.startswith(key) or one.name.startswith(key)]

@@ -82,3 +82,19 @@ def test_exec_detach_prints_the_id(cove, stub) -> None:
 
 def test_a_malformed_variable_is_wrong_usage(cove) -> None:
     assert cove("exec", "-e", "A", "brave-otter", "x").code == 2
+
+
+def test_exec_in_a_shell_runs_a_line_of_its_language(cove, stub) -> None:
+    shells = "/sandboxes/brave-otter/shells"
+    stub.extra["POST", shells] = {"id": "s1", "program": "bash", "queued": 0}
+    stub.extra["GET", shells] = {"shells": [{"id": "s1"}, {"id": "s2", "exit": {"exit_code": 0, "why": "exited"}}]}
+    stub.extra["POST", f"{shells}/s1/commands"] = {"id": "c9", "command": ["x"], "running": True}
+    opened = cove("exec", "--in", "new", "-d", "-w", "/srv", "brave-otter", "pwd; x=1")
+    assert (opened.code, opened.out) == (0, "c9\n")
+    assert "cove exec --in s1 " in opened.err
+    assert cove("exec", "--in", "-", "-d", "brave-otter", "printf", "%s", "a b").out == "c9\n"
+    lines = [body["command"] for _, path, body in stub.seen if path.endswith("/s1/commands")]
+    assert lines == ["pwd; x=1", "printf %s 'a b'"]
+    assert cove("exec", "--in", "s1", "-w", "/srv", "brave-otter", "pwd").code == 2
+    stub.extra["GET", shells] = {"shells": []}
+    assert cove("exec", "--in", "-", "brave-otter", "pwd").code == 120

@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from cove.model.access import Principal, Scope
 from cove.model.execs import Chunk, ExecEvent, Stream
 from cove.server import config
-from cove.server.ssh import backlog
-from cove.server.ssh.listener import open_ssh
+from cove.server.ssh import backlog, listener
+from cove.server.ssh.listener import bind, open_ssh
 
 WHO = Principal(key_id="ssh:1", name="n", project="p", scopes=frozenset({Scope.EXEC}))
 PIECE = bytes(64 * 1024)
@@ -154,6 +154,13 @@ async def test_a_key_exchange_that_is_never_finished_fills_no_memory(tmp_path: P
 @on_uvloop
 async def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "MOST_BYTES", 64 * 1024)
+
+    def bound(host: str, port: int) -> socket.socket:
+        sock = bind(host, port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # inherited; else the kernel holds many megabytes
+        return sock
+
+    monkeypatch.setattr(listener, "bind", bound)
     async with asyncio.timeout(60), inside(tmp_path, Core()) as conn:
         transport = conn._transport
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -14,6 +14,8 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 T ?=
 # Two files of tests at a time: most of them wait for servers and sandboxes, and there are two cores.
 BESIDE := -n 2 --dist loadfile
+# What failed beside others is asked once more alone; both answers are shown, the second counts.
+ALONE = $(SUDO) $(BIN)/python -m pytest tests --last-failed --last-failed-no-failures none </dev/null
 
 .PHONY: help run setup setup-dev test test-v2 soak check lint mypy pyright contracts go unit bench format clean
 
@@ -29,7 +31,7 @@ setup: .venv/.run ## Install what is missing: packages, runtimes, agent, image. 
 setup-dev: setup .venv/.dev .venv/.tools
 
 test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
-	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests $(BESIDE)) $(ARGS) </dev/null
+	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests $(BESIDE)) $(ARGS) </dev/null $(if $(T),,|| $(ALONE))
 
 test-v2: setup-dev ## Every driver on a kernel with cgroup v2 alone, in a virtual machine (QEMU). About 5 minutes.
 	@$(SUDO) env PYTHONPATH=tests $(BIN)/python -m v2 $(ARGS) </dev/null

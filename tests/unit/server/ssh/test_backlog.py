@@ -163,7 +163,6 @@ async def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monk
     monkeypatch.setattr(listener, "bind", bound)
     async with asyncio.timeout(60), inside(tmp_path, Core()) as conn:
         transport = conn._transport
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         transport.pause_reading()
         while not transport.is_closing():
             for _ in range(200):

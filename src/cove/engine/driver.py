@@ -10,12 +10,15 @@ To add a driver: one file in `drivers/` ending in `driver_factory = ...`, one ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
 
 from cove.agentlink.client import AgentClient
+from cove.model.errors import Unsupported
 from cove.model.image import ImageOrigin
+from cove.model.network import NetworkPolicy, NetworkUse
 from cove.model.sandbox import Isolation, Limits, Usage
 
 
@@ -50,6 +53,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
 
     `init_pid` and `init_start` (clock ticks, field 22 of /proc/PID/stat) together name the process for good:
     a pid alone can be reused. `listener_pid`: the process that the agent's socket belongs to, 0: its init.
+    `address`: its IPv4 address on the sandboxes' network, empty: it never had one.
     """
 
     id: str
@@ -64,6 +68,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     agent_build: str
     created_at: float
     listener_pid: int = 0
+    address: str = ""
 
 
 class Box(ABC):
@@ -88,6 +93,19 @@ class Box(ABC):
     @abstractmethod
     async def set_hostname(self, hostname: str) -> None:
         """Set the UTS name. Raises: EngineFailure; Unsupported where `Driver.can_rename` is false."""
+
+    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
+        """Make `policy` hold, giving it an interface first where it needs one; `links`: addresses by sandbox name.
+
+        Before it returns, nothing that the policy refuses can pass. Raises: EngineFailure, Unsupported.
+        """
+        del links
+        if policy.is_connected:
+            raise Unsupported(f"the driver {self.facts.driver} has no network", field="network")
+
+    async def network_use(self) -> NetworkUse:
+        """Bytes over its interface so far. Never raises."""
+        return NetworkUse()
 
     @abstractmethod
     async def pause(self) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.state import EndReason, State
 
 MIB: Final = 1024 * 1024
@@ -51,6 +52,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 class SandboxSpec(Struct, frozen=True, kw_only=True):
     """What a caller asks for, already checked. `driver` None: the project's default, else the operator's.
 
+    `network` None: the project's default, which is `none` unless the project says otherwise.
     `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
     """
 
@@ -65,6 +67,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     idle_timeout_s: float | None = 1800.0
     idle_action: IdleAction = IdleAction.PAUSE
     run_entrypoint: bool = False
+    network: NetworkPolicy | None = None
 
 
 class Isolation(Struct, frozen=True, kw_only=True):
@@ -127,3 +130,4 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     image_used: str = ""
     image_digest: str = ""
     image_note: str | None = None
+    network: NetworkPolicy = NO_NETWORK

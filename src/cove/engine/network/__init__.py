@@ -1,0 +1,1 @@
+"""The network of sandboxes: a router namespace, interfaces, packet rules, the resolver and the proxies in it."""

@@ -1,0 +1,111 @@
+"""What a sandbox may reach: policies, their rules, and what is told about refusals. Frozen values, no I/O.
+
+A policy is an ordered list of rules, the first that matches decides, else its default. What is closed to every sandbox
+(metadata addresses, the host, private ranges, other sandboxes) is closed before any rule is asked, and only the
+operator's settings open it. How a rule matches: `model/policy.py`; the words: docs/guides/network.md.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+
+class NetworkMode(StrEnum):
+    """`none`: no way out at all. `open`: the internet, but nothing that is closed. `policy`: as the rules say."""
+
+    NONE = "none"
+    OPEN = "open"
+    POLICY = "policy"
+
+
+class Verdict(StrEnum):
+    """What a rule says of what it matches."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Protocol(StrEnum):
+    """Of the packets inside IPv4."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+
+
+class PortRange(Struct, frozen=True):
+    """Ports `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+class NetworkRule(Struct, frozen=True, kw_only=True):
+    """One rule, its target in canonical form.
+
+    `target`: a CIDR (`203.0.113.7/32`), `host.example`, `*.host.example` (any depth of subdomain, not the apex), `*`
+    (everything), or `re:PATTERN` (RE2, over a whole host name; explicit proxy only).
+
+    `ports` empty: all; `protocol` None: all.
+    """
+
+    verdict: Verdict
+    target: str
+    ports: tuple[PortRange, ...] = ()
+    protocol: Protocol | None = None
+
+
+class NetworkPolicy(Struct, frozen=True, kw_only=True):
+    """What one sandbox may reach. `rules` and `default` count in the mode `policy` only.
+
+    `dry_run`: what the rules would refuse is recorded and let through (what is closed stays closed). `profile`: the
+    name of the profile it was made from. `links`: names of sandboxes of the same project that it may reach.
+    `bandwidth_bps`: bytes per second in each direction; `connections_per_s`: new connections; None: not limited.
+    """
+
+    mode: NetworkMode = NetworkMode.NONE
+    rules: tuple[NetworkRule, ...] = ()
+    default: Verdict = Verdict.DENY
+    dry_run: bool = False
+    profile: str | None = None
+    links: tuple[str, ...] = ()
+    bandwidth_bps: int | None = None
+    connections_per_s: int | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it needs an interface at all."""
+        return self.mode is not NetworkMode.NONE or bool(self.links)
+
+
+NO_NETWORK: Final = NetworkPolicy()
+OPEN_NETWORK: Final = NetworkPolicy(mode=NetworkMode.OPEN)
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """Something that a sandbox tried to reach and did not (or, `dry_run`, would not have). Repeats are one, `count`.
+
+    `layer`: `packet`, `dns`, `proxy` or `broker`. `name` is canonical, None: none was seen. `rule`: the words of
+    `Decision.rule`. `port` 0: none (DNS, ICMP).
+    """
+
+    sandbox: str
+    layer: str
+    name: str | None
+    address: str | None
+    port: int
+    protocol: str
+    rule: str
+    at: float
+    count: int = 1
+    dry_run: bool = False
+
+
+class NetworkUse(Struct, frozen=True, kw_only=True):
+    """Bytes that left a sandbox and came to it over its interface, since it was attached."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0

@@ -1,0 +1,51 @@
+"""Where the request that is being worked on comes from, for records and logs. Set once at the edge; read anywhere.
+
+It travels with the task (contextvars), so nothing has to hand it through; background tasks see none or their maker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+from msgspec import Struct
+
+
+class Origin(Struct, kw_only=True):
+    """`address`: the client's, empty for the unix socket. `via`: `http`, `ssh`, or `cove` for the server's own acts.
+
+    `sandbox` is filled in by the first use of one, for the log lines that follow.
+    """
+
+    request_id: str = ""
+    address: str = ""
+    via: str = "cove"
+    dialect: str = ""
+    sandbox: str = ""
+
+
+_CURRENT: Final[ContextVar[Origin | None]] = ContextVar("cove_origin", default=None)
+
+
+def current_origin() -> Origin:
+    """The origin of the work in hand; the server's own if no request caused it."""
+    return _CURRENT.get() or Origin()
+
+
+@contextmanager
+def working_for(origin: Origin) -> Generator[None]:
+    """Within: everything that this task does, and tasks that it starts, is for `origin`."""
+    token = _CURRENT.set(origin)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def note_sandbox(sandbox: str) -> None:
+    """The request in hand works on `sandbox` (a core id)."""
+    origin = _CURRENT.get()
+    if origin is not None:
+        origin.sandbox = sandbox

@@ -12,6 +12,7 @@ from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal, Scope
 from cove.model.errors import Conflict, EngineFailure, NotFound
 from cove.model.ids import is_core_id, new_core_id, new_name
+from cove.model.origin import note_sandbox
 from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL, State
 from cove.store.store import Store
@@ -59,6 +60,7 @@ class Directory:
         sandbox = (self._journal.unsaved(ref) or self._store.sandboxes.get(ref)) if is_core_id(ref) else None
         if sandbox is None or not may_see(who, sandbox.project):
             raise NotFound("no such sandbox")
+        note_sandbox(sandbox.id)
         return sandbox
 
     def newest(self, sandbox: Sandbox) -> Sandbox:
@@ -90,4 +92,7 @@ class Directory:
 
     def _supervisor(self, who: Principal, ref: str) -> Supervisor | None:
         supervisor = self._supervisors.get(self._names.get((who.project, ref), ref))
-        return supervisor if supervisor is not None and may_see(who, supervisor.sandbox.project) else None
+        if supervisor is None or not may_see(who, supervisor.sandbox.project):
+            return None
+        note_sandbox(supervisor.sandbox.id)
+        return supervisor

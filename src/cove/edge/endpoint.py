@@ -187,6 +187,7 @@ class Endpoint:
         before = perf_counter()
         key = self._dialect.key_of(exchange)
         who = authenticate(exchange, self._services.core, key, self._dialect.name)
+        exchange.origin.key, exchange.origin.name = who.key_id, who.name
         exchange.mark("auth", (perf_counter() - before) * 1000)
         return who
 

@@ -6,6 +6,7 @@ To add a header to every answer: `Exchange.start`.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import secrets
 import select
@@ -16,6 +17,7 @@ from typing import Any, Final
 from cove.edge.errors import BodyStalled, BodyTooLarge, ClientGone, Malformed, Where
 from cove.edge.limits import EdgeLimits
 from cove.edge.stopping import Stopping
+from cove.model.origin import Origin
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,6 +54,7 @@ class Exchange:
         "limits",
         "marks",
         "op",
+        "origin",
         "principal",
         "releases",
         "request_id",
@@ -74,6 +77,7 @@ class Exchange:
         self.gone = False
         self.marks: list[tuple[str, float]] = []
         self.op = ""
+        self.origin = Origin()
         self.dialect = ""
         self.principal = ""
         self.releases: list[Callable[[], None]] = []
@@ -105,6 +109,22 @@ class Exchange:
                 f"the header {name} has characters other than visible ASCII", where=Where.HEADER, field=name
             )
         return value.decode("ascii")
+
+    def client_address(self, *, behind_proxy: bool) -> str:
+        """The client's address; empty on the unix socket.
+
+        `behind_proxy`: a proxy that the operator put before us is believed, for the last entry of X-Forwarded-For,
+        which is what it saw itself; whatever stands before that, anybody may have written.
+        """
+        client: str = self.scope["client"][0] if self.scope.get("client") else ""
+        if not behind_proxy:
+            return client
+        lines = [value for name, value in self.scope["headers"] if name == b"x-forwarded-for"]
+        last = lines[-1].decode("latin-1").rpartition(",")[2].strip() if lines else ""
+        try:
+            return str(ipaddress.ip_address(last))
+        except ValueError:
+            return client
 
     def mark(self, name: str, milliseconds: float) -> None:
         """Add a part to `Server-Timing`. Only before the answer starts."""

@@ -15,6 +15,7 @@ from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp
 
 from cove.core.facade import Core
+from cove.edge.auth import LOCAL_MARK
 from cove.edge.dialect import Dialect
 from cove.edge.endpoint import EXCHANGE, PORT, Endpoint, NotFoundEndpoint, PortEndpoint
 from cove.edge.exchange import Exchange, Receive, Scope, Send
@@ -23,6 +24,7 @@ from cove.edge.ops import Op, Services
 from cove.edge.portforms import by_host, by_path
 from cove.edge.stopping import Stopping
 from cove.model.errors import CoveError
+from cove.model.origin import Origin, working_for
 
 requests_log = logging.getLogger("cove.requests")
 
@@ -75,6 +77,7 @@ class Front:
         self._limits = limits
         self._stopping = stopping
         self._metrics = services.metrics
+        self._behind_proxy = services.facts.behind_proxy
         self._fallback = self._mounted[0]
         self._domain = services.facts.public_domain.encode() if self._fallback.dialect.ports else b""
         self.log_requests = False
@@ -86,9 +89,18 @@ class Front:
         exchange = Exchange(scope, receive, send, self._limits, self._stopping)
         scope[EXCHANGE] = exchange
         self._metrics.in_flight.inc()
+        exchange.origin = Origin(
+            request_id=exchange.request_id,
+            address=exchange.client_address(behind_proxy=self._behind_proxy),
+            via="unix" if scope.get(LOCAL_MARK) else HTTP,
+            key="",
+            name="",
+        )
         try:
             app = self._choose(scope, exchange)
-            await app(scope, receive, send)
+            exchange.origin.dialect = exchange.dialect
+            with working_for(exchange.origin):
+                await app(scope, receive, send)
         finally:
             self._metrics.in_flight.dec()
             elapsed = perf_counter() - exchange.started_at
@@ -170,5 +182,6 @@ class Front:
                 "dialect": exchange.dialect,
                 "op": exchange.op,
                 "key": exchange.principal,
+                "sandbox": exchange.origin.sandbox,
             },
         )

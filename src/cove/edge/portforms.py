@@ -6,7 +6,6 @@ they open is asked of the core. The forwarding is `proxy.py`.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
 from typing import Final
@@ -108,7 +107,8 @@ async def open_port(exchange: Exchange, services: Services, found: Found) -> Ans
     if not _is_anothers_page(exchange, found):
         tokens += cookie_tokens(headers)
     visitor = services.core.exposures.admit(ref, found.port, who, tokens)
-    exchange.principal = visitor.key_id
+    exchange.principal = exchange.origin.key = visitor.key_id
+    exchange.origin.name = visitor.name
     may_redirect = scope["method"] in _LOOKS and wanted_upgrade(headers) is None
     if query_token is not None and may_redirect:
         is_shown = services.core.exposures.is_token(ref, found.port, query_token)
@@ -190,21 +190,11 @@ def _place(exchange: Exchange, services: Services, found: Found) -> Place:
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         raise Malformed("the request must have one Host header with a host name", where=Where.HEADER, field="Host")
     scheme: str = scope["scheme"]
-    client: str = scope["client"][0] if scope.get("client") else ""
+    client = exchange.client_address(behind_proxy=services.facts.behind_proxy)
     if services.facts.behind_proxy:
         proto = _text(exchange.header(b"x-forwarded-proto"))
         scheme = proto if proto in {"http", "https"} else scheme
-        client = _address(_text(exchange.header(b"x-forwarded-for"))) or client
     return Place(port=found.port, prefix=found.prefix, scheme=scheme.encode(), host=hosts[0], client=client.encode())
-
-
-def _address(forwarded: str | None) -> str | None:
-    """The last address of X-Forwarded-For: what the nearest proxy saw itself."""
-    last = (forwarded or "").rpartition(",")[2].strip()
-    try:
-        return str(ipaddress.ip_address(last))
-    except ValueError:
-        return None
 
 
 def _text(value: bytes | None) -> str | None:

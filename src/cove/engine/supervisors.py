@@ -12,6 +12,7 @@ from cove.engine.driver import Box
 from cove.engine.pool import Pool
 from cove.engine.ports import Journal
 from cove.engine.supervisor import Supervisor
+from cove.model.origin import own_context
 from cove.model.sandbox import Sandbox
 
 
@@ -50,7 +51,9 @@ class Supervisors:
     def _start(self, sandbox: Sandbox, birth: Birth | None, box: Box | None) -> Supervisor:
         supervisor = Supervisor(sandbox, self._ports)
         self._by_id[sandbox.id] = supervisor
-        self._ports.tasks.create_task(supervisor.live(birth, box), name=f"sandbox {sandbox.id}")
+        life = supervisor.live(birth, box)
+        # A context of its own: what the sandbox does later, its maker's request has nothing to do with.
+        self._ports.tasks.create_task(life, name=f"sandbox {sandbox.id}", context=own_context(sandbox.id))
         return supervisor
 
 

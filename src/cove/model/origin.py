@@ -7,22 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Final
 
 from msgspec import Struct
 
 
 class Origin(Struct, kw_only=True):
-    """`address`: the client's, empty for the unix socket. `via`: `http`, `ssh`, or `cove` for the server's own acts.
+    """Who caused a piece of work.
 
-    `sandbox` is filled in by the first use of one, for the log lines that follow.
+    `address`: the client's, empty for the unix socket. `via`: `http`, `unix`, `ssh`; `cove`: the server's own acts.
+    `key` and `name` are those of the caller's key once it is known, `cove` for the server itself. `sandbox` (a core
+    id) is filled in by the first use of one, for the log lines that follow.
     """
 
     request_id: str = ""
     address: str = ""
     via: str = "cove"
     dialect: str = ""
+    key: str = "cove"
+    name: str = "cove"
     sandbox: str = ""
 
 
@@ -49,3 +53,10 @@ def note_sandbox(sandbox: str) -> None:
     origin = _CURRENT.get()
     if origin is not None:
         origin.sandbox = sandbox
+
+
+def own_context(sandbox: str) -> Context:
+    """For a task that the server runs for a sandbox on its own account, whoever made it start."""
+    context = Context()
+    context.run(_CURRENT.set, Origin(sandbox=sandbox))
+    return context

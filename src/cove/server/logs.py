@@ -1,4 +1,4 @@
-"""Structured logs on stderr: one line per record, key=value or JSON, with the request's id. Never a secret.
+"""Structured logs on stderr: a line per record, key=value or JSON, with the ids of its request and sandbox. No secrets.
 
 What is logged is chosen where it happens; here only its form. Control characters are escaped, so that no text from a
 sandbox or a caller can forge a line or drive a terminal.
@@ -12,6 +12,8 @@ import re
 import sys
 from datetime import UTC, datetime
 from typing import Final
+
+from cove.model.origin import current_origin
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _PLAIN: Final = re.compile(r"[\w./:@%+-]+")
@@ -32,6 +34,8 @@ class _Lines(logging.Formatter):
             "from": record.name.removeprefix("cove."),
             "text": record.getMessage(),
         }
+        origin = current_origin()
+        fields |= {name: value for name in ("request_id", "sandbox") if (value := getattr(origin, name))}
         fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             fields["trace"] = self.formatException(record.exc_info)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from asyncssh.constants import (
 from cove.core.facade import Core
 from cove.model.access import Principal
 from cove.model.errors import BadRequest, Conflict, CoveError, SandboxError
+from cove.model.origin import Origin, working_for
 from cove.server.ssh.backlog import Backlog
 from cove.server.ssh.channel import SessionChannel
 from cove.server.ssh.forward import INSIDE, SOCKET_PATH_BYTES, PortForward, SocketForward
@@ -68,6 +70,16 @@ class Visit:
         self.backlog = backlog
         self.who = who
         self.sandbox = sandbox
+        peer: tuple[str, int] | None = conn.get_extra_info("peername")
+        self._origin = Origin(
+            request_id=f"ssh_{secrets.token_hex(8)}",
+            address=peer[0] if peer else "",
+            via="ssh",
+            dialect="ssh",
+            key=who.key_id,
+            name=who.name,
+            sandbox=sandbox,
+        )
         self._channels = 0
         self._has_left = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +92,8 @@ class Visit:
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task of this connection; its failure is logged and ends nothing else."""
-        task = self._doorman.spawn(work, name)
+        with working_for(self._origin):
+            task = self._doorman.spawn(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

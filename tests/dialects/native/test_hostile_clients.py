@@ -18,7 +18,7 @@ from cove.edge.download import Download
 from cove.edge.front import Front
 from cove.edge.limits import EdgeLimits
 from cove.edge.metrics import Metrics
-from cove.edge.ops import Json, Op, Services
+from cove.edge.ops import Json, Op, ServerFacts, Services
 from cove.edge.sse import Events, event
 from cove.edge.stopping import Stopping
 from cove.server.listen import _listener
@@ -126,7 +126,7 @@ def app(tracks):
         ),
         errors=errors.TABLE,
     )
-    services = Services(core=SimpleNamespace(), control=None, metrics=Metrics(), facts=None)
+    services = Services(core=SimpleNamespace(), control=None, metrics=Metrics(), facts=ServerFacts(version="0"))
     stopping = Stopping()
     return Front((dialect,), services, limits=LIMITS, stopping=stopping), stopping
 

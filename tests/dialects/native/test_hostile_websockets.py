@@ -24,7 +24,7 @@ from cove.edge.dialect import Dialect
 from cove.edge.front import Front
 from cove.edge.limits import EdgeLimits
 from cove.edge.metrics import Metrics
-from cove.edge.ops import Json, Op, Services
+from cove.edge.ops import Json, Op, ServerFacts, Services
 from cove.edge.stopping import Stopping
 from cove.edge.websocket import WebSocket
 from cove.model.errors import BadRequest, CapacityExceeded, Conflict, SandboxGone, Unauthorized
@@ -171,7 +171,7 @@ def application(room):
     core = SimpleNamespace(keys=SimpleNamespace(authenticate=find))
     metrics = Metrics()
     stopping = Stopping()
-    services = Services(core=core, control=None, metrics=metrics, facts=None)
+    services = Services(core=core, control=None, metrics=metrics, facts=ServerFacts(version="0"))
     return Front((dialect,), services, limits=LIMITS, stopping=stopping), stopping, metrics
 
 

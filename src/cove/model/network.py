@@ -64,6 +64,9 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
     `dry_run`: what the rules would refuse is recorded and let through (what is closed stays closed). `profile`: the
     name of the profile it was made from. `links`: names of sandboxes of the same project that it may reach.
     `bandwidth_bps`: bytes per second in each direction; `connections_per_s`: new connections; None: not limited.
+
+    `broker` is set by `core/credentials.py` and by no caller, whatever the mode: the sandbox has credentials, so it
+    reaches the broker's port at the router. With the mode `none` that is all it reaches, names included.
     """
 
     mode: NetworkMode = NetworkMode.NONE
@@ -74,11 +77,12 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
     links: tuple[str, ...] = ()
     bandwidth_bps: int | None = None
     connections_per_s: int | None = None
+    broker: bool = False
 
     @property
     def is_connected(self) -> bool:
         """Whether it needs an interface at all."""
-        return self.mode is not NetworkMode.NONE or bool(self.links)
+        return self.mode is not NetworkMode.NONE or bool(self.links) or self.broker
 
 
 NO_NETWORK: Final = NetworkPolicy()

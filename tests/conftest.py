@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests_support import NewServer, RunningServer, make_server
+from world_support import World, running_world
 
 LONG_ID: Final = 32
 
@@ -43,6 +44,23 @@ def new_server(tmp_path: Path) -> Iterator[NewServer]:
         running.down()
         assert not running.run_dir.exists(), f"left behind: {sorted(running.run_dir.rglob('*'))[:20]}"
         shutil.rmtree(running.data_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An internet of its own for the sandboxes of one module's tests."""
+    with running_world(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world_server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A running server whose sandboxes' internet is `world`."""
+    running = world.server(tmp_path_factory.mktemp("server"))
+    running.start()
+    yield running
+    running.down()
+    shutil.rmtree(running.data_dir, ignore_errors=True)
 
 
 @pytest.fixture

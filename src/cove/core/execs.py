@@ -24,6 +24,7 @@ from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, SandboxGone, Unsupported
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, ExecEvent, ExecResult, ExecSpec
 from cove.model.ids import new_core_id
+from cove.model.spans import span
 
 STDIN_STALL_S: Final = 600.0
 """How long a caller may wait for a command that reads none of what it was sent. As long as a reader may stall."""
@@ -58,7 +59,8 @@ class Execs:
         async with self._directory.live(who, ref).lease() as box:
             before = box.oom_kills()
             try:
-                result = await box.agent.exec(spec, share or own)
+                with span("agent.exec"):
+                    result = await box.agent.exec(spec, share or own)
             except SandboxGone:
                 return ExecResult(exit=GONE, stdout=b"", stderr=b"")
             finally:

@@ -22,6 +22,7 @@ from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
 from cove.model.request import Idempotency, SandboxChange, SandboxFilter, SandboxPage
 from cove.model.sandbox import Sandbox, SandboxSpec
+from cove.model.spans import span
 from cove.model.state import FINAL, EndReason
 from cove.store.store import Store
 
@@ -60,12 +61,14 @@ class Sandboxes:
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
             # The launch follows without a pause, so an image that was found cannot be removed in between.
-            resolved = await self._images.ensure(who, spec.image)
+            with span("image.ensure"):
+                resolved = await self._images.ensure(who, spec.image)
             supervisor = self._creation.launch(order, resolved)
         if isinstance(supervisor, Sandbox):
             return self._directory.newest(supervisor)
         try:
-            return await supervisor.wait_started()
+            with span("sandbox.start"):
+                return await supervisor.wait_started()
         except asyncio.CancelledError:
             if idempotency is None:
                 supervisor.end_soon(EndReason.REQUESTED, "its creator went away before it was ready")

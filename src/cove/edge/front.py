@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from cove.core.facade import Core
 from cove.edge.auth import LOCAL_MARK
 from cove.edge.dialect import Dialect
-from cove.edge.endpoint import EXCHANGE, PORT, Endpoint, NotFoundEndpoint, PortEndpoint
+from cove.edge.endpoint import EXCHANGE, PORT, SERVER_FAULT, Endpoint, NotFoundEndpoint, PortEndpoint
 from cove.edge.exchange import Exchange, Receive, Scope, Send
 from cove.edge.limits import EdgeLimits
 from cove.edge.ops import Op, Services
@@ -25,6 +25,7 @@ from cove.edge.portforms import by_host, by_path
 from cove.edge.stopping import Stopping
 from cove.model.errors import CoveError
 from cove.model.origin import Origin, working_for
+from cove.model.spans import Trace
 
 requests_log = logging.getLogger("cove.requests")
 
@@ -77,6 +78,7 @@ class Front:
         self._limits = limits
         self._stopping = stopping
         self._metrics = services.metrics
+        self._tracer = services.tracer
         self._behind_proxy = services.facts.behind_proxy
         self._fallback = self._mounted[0]
         self._domain = services.facts.public_domain.encode() if self._fallback.dialect.ports else b""
@@ -95,6 +97,7 @@ class Front:
             via="unix" if scope.get(LOCAL_MARK) else HTTP,
             key="",
             name="",
+            trace=None if self._tracer is None else self._tracer.begin(_trace_headers(exchange)),
         )
         try:
             app = self._choose(scope, exchange)
@@ -105,6 +108,8 @@ class Front:
             self._metrics.in_flight.dec()
             elapsed = perf_counter() - exchange.started_at
             self._metrics.observe(exchange.dialect, exchange.op, exchange.status, elapsed)
+            if exchange.origin.trace is not None:
+                _end_trace(exchange.origin.trace, scope, exchange)
             if self.log_requests:
                 self._log(scope, exchange, elapsed)
 
@@ -185,3 +190,25 @@ class Front:
                 "sandbox": exchange.origin.sandbox,
             },
         )
+
+
+def _trace_headers(exchange: Exchange) -> dict[str, str]:
+    """What a caller may say of the trace that it is in (W3C Trace Context)."""
+    found = ((name, exchange.header(name.encode())) for name in ("traceparent", "tracestate"))
+    return {name: value.decode("latin-1") for name, value in found if value is not None}
+
+
+def _end_trace(trace: Trace, scope: Scope, exchange: Exchange) -> None:
+    """Close the request's span. No path and no query: they may hold names of files, and tokens."""
+    origin = exchange.origin
+    method: str = scope["method"]
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "http.response.status_code": exchange.status,
+        "cove.dialect": exchange.dialect,
+        "cove.op": exchange.op,
+        "cove.request_id": exchange.request_id,
+        "cove.key": origin.key,
+        "cove.sandbox": origin.sandbox,
+    }
+    trace.end(f"{exchange.dialect} {exchange.op or method}", attributes, failed=exchange.status >= SERVER_FAULT)

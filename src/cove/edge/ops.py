@@ -21,6 +21,7 @@ from cove.edge.metrics import Metrics
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
 from cove.model.request import Idempotency
+from cove.model.spans import Tracer
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -78,6 +79,7 @@ class Services:
     control: Control
     metrics: Metrics
     facts: ServerFacts
+    tracer: Tracer | None = None
 
 
 @dataclass(slots=True)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from cove.model.spans import Trace
 
 
 class Origin(Struct, kw_only=True):
@@ -18,7 +21,8 @@ class Origin(Struct, kw_only=True):
 
     `address`: the client's, empty for the unix socket. `via`: `http`, `unix`, `ssh`; `cove`: the server's own acts.
     `key` and `name` are those of the caller's key once it is known, `cove` for the server itself. `sandbox` (a core
-    id) is filled in by the first use of one, for the log lines that follow.
+    id) is filled in by the first use of one, for the log lines that follow. `trace`: its span, where requests are
+    traced.
     """
 
     request_id: str = ""
@@ -28,6 +32,7 @@ class Origin(Struct, kw_only=True):
     key: str = "cove"
     name: str = "cove"
     sandbox: str = ""
+    trace: Trace | None = None
 
 
 _CURRENT: Final[ContextVar[Origin | None]] = ContextVar("cove_origin", default=None)

@@ -20,6 +20,7 @@ from cove.engine.agentbin import agent_build
 from cove.engine.config import EngineConfig
 from cove.engine.images.settings import ImageSettings, UnpackLimits
 from cove.engine.pool import PoolConfig, PoolTarget
+from cove.model.spans import Tracer
 from cove.server.config import Settings
 from cove.web import pages
 
@@ -142,12 +143,13 @@ def build_app(  # noqa: PLR0913 - what the application stands on
     limits: EdgeLimits,
     stopping: Stopping,
     ssh: SshFacts | None = None,
+    tracer: Tracer | None = None,
 ) -> Front:
     """The application over an open core."""
     metrics = Metrics()
     metrics.watch_core(core.stats)
     facts = replace(server_facts(settings), ssh=ssh or SshFacts())
-    services = Services(core=core, control=control, metrics=metrics, facts=facts)
+    services = Services(core=core, control=control, metrics=metrics, facts=facts, tracer=tracer)
     mounted = dialects.load()
     web = pages.dialect(mounted[0], facts.version)
     front = Front((*mounted, web), services, limits=limits, stopping=stopping)

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -84,6 +85,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_format: str
     log_level: str
     log_requests: bool
+    otlp_endpoint: str
+    trace_ratio: float
 
     @property
     def url(self) -> str:
@@ -239,6 +242,13 @@ def _domain(text: str) -> str:
     return text.lower()
 
 
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if text and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username):
+        raise ValueError("must be http:// or https://, a host and perhaps a path")
+    return text
+
+
 def _registry(text: str) -> str:
     try:
         return check_registry(text)
@@ -341,6 +351,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "log_format": _one_of("line", "json"),
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_requests": _flag,
+    "otlp_endpoint": _http_url,
+    "trace_ratio": _number(float, 0, 1),
 }
 
 

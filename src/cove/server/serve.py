@@ -35,11 +35,12 @@ from cove.model.errors import CoveError
 from cove.model.request import PAGE_LIMIT, SandboxFilter
 from cove.server import config, logs
 from cove.server.adminkey import ensure_admin_key
-from cove.server.app import build_app, core_settings, edge_limits, engine_config
+from cove.server.app import build_app, core_settings, cove_version, edge_limits, engine_config
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
 from cove.server.ssh.listener import open_ssh
+from cove.server.tracing import OpenTelemetry, open_tracing
 from cove.server.welcome import announce, farewell, show_first_command
 from cove.store.store import open_store
 
@@ -139,7 +140,8 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         unix_socket = bind_unix(engine_settings.run_dir)
         stack.callback((engine_settings.run_dir / "api.sock").unlink, missing_ok=True)
         ssh = await stack.enter_async_context(open_ssh(settings, core))
-        app = build_app(core, control, settings, limits=limits, stopping=stopping, ssh=ssh)
+        tracer = _tracer(settings, stack)
+        app = build_app(core, control, settings, limits=limits, stopping=stopping, ssh=ssh, tracer=tracer)
         servers = listeners(app, settings, limits)
         with _signals(control):
             async with _serving(servers, (tcp_socket, unix_socket), stopping, limits):
@@ -153,6 +155,15 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             await destroy_sandboxes(core)
     farewell(left, destroyed=control.destroy_all)
     return control.destroy_all
+
+
+def _tracer(settings: Settings, stack: AsyncExitStack) -> OpenTelemetry | None:
+    """Where traces go, closed with `stack`; None: nowhere. Raises: EngineFailure."""
+    if not settings.otlp_endpoint:
+        return None
+    tracer = open_tracing(settings.otlp_endpoint, settings.trace_ratio, version=cove_version())
+    stack.push_async_callback(asyncio.to_thread, tracer.close)
+    return tracer
 
 
 async def _free_machine(engine: Engine, control: Controller) -> None:

@@ -156,6 +156,14 @@ TABLE: Final = (
     Setting(
         "log_requests", "0", "0 or 1", "A log line for every request, not only for those that fail through our fault."
     ),
+    Setting(
+        "otlp_endpoint",
+        "",
+        "URL",
+        "Where traces go, by OpenTelemetry's OTLP over HTTP (`/v1/traces` is added); empty: nowhere. Needs "
+        "`pip install 'cove[otel]'`; a token for it: OTEL_EXPORTER_OTLP_HEADERS.",
+    ),
+    Setting("trace_ratio", "1", "0 to 1", "Which share of the requests that no caller traces already is traced."),
 )
 
 ELSEWHERE: Final = {

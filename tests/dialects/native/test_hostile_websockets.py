@@ -159,7 +159,7 @@ def application(room):
     def find(key):
         if key != "the-key":
             raise Unauthorized("nobody knows this key")
-        return SimpleNamespace(key_id="k", dialect=None)
+        return SimpleNamespace(key_id="k", name="k", dialect=None)
 
     ops = (
         op("GET", "/ws/{name}", connect, websocket=True, public=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from cove.core.access import require
 from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
+from cove.core.audit import Audit
 from cove.core.building import Building
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
@@ -48,6 +50,7 @@ from cove.engine.pool import Pool, PoolConfig, open_pool, pool_size
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
 from cove.model.access import Principal, Scope
+from cove.model.auditchain import KEY_BYTES
 from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox, Source
 from cove.store.store import Store
@@ -77,6 +80,7 @@ class Core:
     images: Images
     archives: Archives
     building: Building
+    audit: Audit
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -92,6 +96,7 @@ class _Parts:
     images: Images
     store: Store
     clock: Clock
+    audit: Audit
     admission: Admission
     pool: Pool
     supervisors: Supervisors
@@ -110,6 +115,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     images: ImageSource,
     store: Store,
     image_store: ImageStore | None = None,
+    audit_key: bytes | None = None,
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
@@ -118,14 +124,17 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones.
+    `audit_key` signs the audit trail; None: a key of this process only, with which nobody can verify it.
     Raises: EngineFailure when the store cannot be read or written at all.
     """
     clock = clock or SystemClock()
     admission = Admission(settings.admission, clock, memory, disk)
-    journal = StoreJournal(store, clock)
+    audit = Audit(store, clock, audit_key or secrets.token_bytes(KEY_BYTES))
+    journal = StoreJournal(store, clock, audit)
 
     def ended(sandbox: Sandbox) -> None:
         host_ports.forget(sandbox.id)
+        audit.forget(sandbox.id)
         admission.release(sandbox.id)
         directory.release_name(sandbox.project, sandbox.name, sandbox.id)
 
@@ -162,6 +171,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             ),
             store=store,
             clock=clock,
+            audit=audit,
             admission=admission,
             pool=pool,
             supervisors=supervisors,
@@ -180,6 +190,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
                 task.cancel()
             host_ports.shut()
     await journal.retry()
+    await audit.drain()
 
 
 def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placement:
@@ -202,6 +213,7 @@ def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
     """What goes on for as long as the core does."""
     return (
         parts.journal.retry_forever(),
+        parts.audit.retry_forever(),
         _purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
         parts.images.collect_forever(),
@@ -245,6 +257,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         images=parts.images,
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),
+        audit=parts.audit,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),

@@ -1,7 +1,7 @@
 """Writes what supervisors tell into the store.
 
 What has happened and cannot be written now is kept and tried again, so that a full disk stops neither a destroy nor
-the server.
+the server. What a record says that the one before did not is a line of the audit trail, in the same transaction.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from cove.core.audit import Audit
+from cove.core.auditevents import LifecycleEvent, lifecycle_event
 from cove.engine.clock import Clock, sleep
 from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox
@@ -22,28 +24,46 @@ RETRY_S: Final = 2.0
 class StoreJournal:
     """The engine's `Journal` over the store."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, audit: Audit) -> None:
         self._store = store
         self._clock = clock
+        self._audit = audit
         self._unsaved: dict[str, Sandbox] = {}  # at most one per sandbox, the newest
 
     async def write(self, sandbox: Sandbox) -> None:
         """Write it now or not at all. Raises: CapacityExceeded, EngineFailure, Conflict."""
+        await self._write(sandbox, self._event(sandbox))
+
+    async def write_surely(self, sandbox: Sandbox) -> None:
+        """Write it now, or from `retry_forever` once the store takes it again."""
+        event = self._event(sandbox)
+        try:
+            await self._write(sandbox, event)
+        except CoveError as error:
+            self._unsaved[sandbox.id] = sandbox
+            if event is not None:
+                # It has happened, now and because of this caller: the line waits on its own, the row follows.
+                self._audit.note(event[0], project=sandbox.project, sandbox=sandbox.id, data=event[1])
+            log.warning("sandbox %s is %s, written later: %s %s", sandbox.id, sandbox.state, error, error.internal)
+
+    def _event(self, sandbox: Sandbox) -> LifecycleEvent | None:
+        try:
+            before = self._unsaved.get(sandbox.id) or self._store.sandboxes.get(sandbox.id)
+        except CoveError:
+            before = None  # the store cannot be read: the write says so
+        return lifecycle_event(before, sandbox)
+
+    async def _write(self, sandbox: Sandbox, event: LifecycleEvent | None) -> None:
         older = self._unsaved.pop(sandbox.id, None)  # before it waits: a retry must not queue the older one behind it
         try:
-            await self._store.sandboxes.save(sandbox)
+            if event is None:
+                await self._store.sandboxes.save(sandbox)
+            else:
+                await self._audit.save(sandbox, *event)
         except CoveError:
             if older is not None:
                 self._unsaved.setdefault(sandbox.id, older)
             raise
-
-    async def write_surely(self, sandbox: Sandbox) -> None:
-        """Write it now, or from `retry_forever` once the store takes it again."""
-        try:
-            await self.write(sandbox)
-        except CoveError as error:
-            self._unsaved[sandbox.id] = sandbox
-            log.warning("sandbox %s is %s, written later: %s %s", sandbox.id, sandbox.state, error, error.internal)
 
     def unsaved(self, sandbox_id: str) -> Sandbox | None:
         """What the store does not know yet about a sandbox."""

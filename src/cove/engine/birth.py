@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from cove.engine.clock import Clock
@@ -14,6 +14,7 @@ from cove.engine.pool import POOL_HOSTNAME, Pool
 from cove.engine.ports import Journal
 from cove.model.errors import CoveError, EngineFailure
 from cove.model.execs import KEPT_OUTPUT_BYTES, ExecSpec
+from cove.model.origin import Origin, current_origin
 from cove.model.sandbox import Sandbox, Source
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Birth:
 
     `env` goes into the box and nowhere else: it may hold secrets, so no store or log ever sees it. `asked_at` is
     the monotonic moment of the request; `intent` writes the pending record;
-    `run_entrypoint`: start the image's program.
+    `run_entrypoint`: start the image's program. `origin`: who asked.
     """
 
     image: BoxImage
@@ -58,6 +59,7 @@ class Birth:
     run_entrypoint: bool
     asked_at: float
     intent: Callable[[Sandbox], Awaitable[None]]
+    origin: Origin = field(default_factory=current_origin)
 
 
 async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, Source]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cove.model.errors import CapacityExceeded, CoveError, EngineFailure
+from cove.model.origin import Origin, current_origin, working_for
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ Action = Callable[[], Awaitable[None]]
 class _Letter:
     action: Action
     answer: asyncio.Future[None] | None
+    origin: Origin
 
 
 class Inbox:
@@ -40,19 +42,20 @@ class Inbox:
             raise CapacityExceeded("too many requests wait for this sandbox", retry_after_s=1)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(was_seen)
-        self._letters.put_nowait(_Letter(action, answer))
+        self._letters.put_nowait(_Letter(action, answer, current_origin()))
         await asyncio.shield(answer)
 
     def post(self, action: Action) -> None:
         """Post an action whose outcome only the log hears of."""
-        self._letters.put_nowait(_Letter(action, None))
+        self._letters.put_nowait(_Letter(action, None, Origin()))
 
     async def do_next(self) -> None:
         """Wait for one action and do it. Only the supervisor's task calls this."""
         letter = await self._letters.get()
         error: CoveError | None = EngineFailure("the server is stopping")  # what a cancelled action leaves behind
         try:
-            await letter.action()
+            with working_for(letter.origin):
+                await letter.action()
             error = None
         except CoveError as failure:
             error = failure

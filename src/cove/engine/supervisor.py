@@ -29,6 +29,7 @@ from cove.engine.inbox import Action, Inbox, was_seen
 from cove.engine.pool import is_connected
 from cove.engine.records import ended, ended_error, moved
 from cove.model.errors import CoveError, EngineFailure, Gone
+from cove.model.origin import working_for
 from cove.model.sandbox import IdleAction, Sandbox, Source
 from cove.model.state import FINAL, EndReason, State
 
@@ -136,7 +137,8 @@ class Supervisor:
         watch: asyncio.Task[None] | None = None
         try:
             if birth is not None:
-                box = await self._be_born(birth)
+                with working_for(birth.origin):
+                    box = await self._be_born(birth)
             if box is not None:
                 self._box, self._oom_kills = box, box.oom_kills()
                 watch = self._ports.tasks.create_task(self._watch(box))

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from cove.store.audit import AuditRows
 from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
 from cove.store.exposures import ExposureRows
 from cove.store.idempotency import IdempotencyRows
@@ -36,6 +37,7 @@ class Store:
         self.ssh_keys = SshKeyRows(reader, writer)
         self.idempotency = IdempotencyRows(reader, writer)
         self.exposures = ExposureRows(reader, writer)
+        self.audit = AuditRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

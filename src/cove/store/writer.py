@@ -89,6 +89,13 @@ class Writer:
         the write. Raises: CapacityExceeded (disk full or too many writes waiting), EngineFailure, Conflict (a unique
         constraint), and whatever CoveError `action` raises.
         """
+        return await self.submit(action, durable=durable)
+
+    def submit(self, action: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> asyncio.Future[T]:
+        """As `write`, without waiting: what is submitted first is written first.
+
+        Raises: CapacityExceeded (too many writes waiting), EngineFailure.
+        """
         if self._loop is None or not self._thread.is_alive():
             raise EngineFailure("the state database is closed")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -97,7 +104,7 @@ class Writer:
             self._queue.put_nowait(cast("_Write[object]", item))
         except queue.Full as error:
             raise CapacityExceeded("the state database does not keep up", retry_after_s=RETRY_AFTER_S) from error
-        return await future
+        return future
 
     async def close(self) -> None:
         """Finish what is queued, stop the thread and close the connection."""

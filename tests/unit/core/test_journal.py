@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from cove.core.access import LOCAL
+from cove.core.audit import Audit
 from cove.core.journal import RETRY_S, StoreJournal
 from cove.model.errors import CapacityExceeded, CoveError, EngineFailure
 from cove.model.execs import ExecSpec
@@ -95,7 +96,7 @@ async def test_a_store_that_cannot_be_read_is_an_error_and_not_a_crash(core) -> 
 
 async def test_a_retry_never_overwrites_what_was_written_since(tmp_path, clock) -> None:
     async with open_store(tmp_path / "j.db") as store:
-        journal = StoreJournal(store, clock)
+        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)))
         old = sandbox()
         await store.sandboxes.save(old)
         store._writer._connection.execute("PRAGMA query_only = ON")
@@ -109,7 +110,7 @@ async def test_a_retry_never_overwrites_what_was_written_since(tmp_path, clock) 
 
 async def test_a_failed_write_keeps_what_was_left_over(tmp_path, clock) -> None:
     async with open_store(tmp_path / "j.db") as store:
-        journal = StoreJournal(store, clock)
+        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)))
         store._writer._connection.execute("PRAGMA query_only = ON")
         left = sandbox()
         await journal.write_surely(left)

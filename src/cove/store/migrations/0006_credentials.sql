@@ -1,0 +1,1 @@
+-- Its owner fills this in.

@@ -181,16 +181,23 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             ports=ports,
             host_ports=host_ports,
         )
-        core = await _started(parts, tasks)
-        running = [tasks.create_task(chore) for chore in _chores(parts)]
-        try:
+        async with _working(parts, tasks) as core:
             yield core
-        finally:
-            for task in running:
-                task.cancel()
-            host_ports.shut()
     await journal.retry()
     await audit.drain()
+
+
+@asynccontextmanager
+async def _working(parts: _Parts, tasks: asyncio.TaskGroup) -> AsyncGenerator[Core]:
+    """The core with its chores."""
+    core = await _started(parts, tasks)
+    running = [tasks.create_task(chore) for chore in _chores(parts)]
+    try:
+        yield core
+    finally:
+        for task in running:
+            task.cancel()
+        parts.host_ports.shut()
 
 
 def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placement:

@@ -44,10 +44,10 @@ class PortRange(Struct, frozen=True):
 
 
 class NetworkRule(Struct, frozen=True, kw_only=True):
-    """One rule, its target in canonical form.
+    """One rule, its target in canonical form (`model/policy.canonical_target`).
 
     `target`: a CIDR (`203.0.113.7/32`), `host.example`, `*.host.example` (any depth of subdomain, not the apex), `*`
-    (everything), or `re:PATTERN` (RE2, over a whole host name; explicit proxy only).
+    (everything), or `re:PATTERN` (RE2, over a whole host name).
 
     `ports` empty: all; `protocol` None: all.
     """

@@ -6,33 +6,8 @@ or a cloud's metadata service. A host is exempt only where the operator listed i
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Final
-
+from cove.model.closed import is_special
 from cove.model.errors import Forbidden
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_CLOSED: Final = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/3", "168.63.129.16/32", "::/8", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23",
-        "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/9", "ff00::/8",
-    )
-)  # fmt: skip
-"""IANA's special-purpose registries (RFC 6890 and later), multicast and reserved space, and one cloud's metadata
-address that lies in public space. Ranges that carry an IPv4 address (mapped, 6to4, NAT64, Teredo) are closed whole."""
-
-
-def is_closed(text: str) -> bool:
-    """Whether an address is outside the public internet. What is no address counts as closed."""
-    try:
-        address: Address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return True
-    return any(address.version == net.version and address in net for net in _CLOSED)
 
 
 class RegistryRules:
@@ -54,7 +29,7 @@ class RegistryRules:
 
     def may_dial(self, host: str, port: int, address: str) -> bool:
         """Whether the connection that was asked for as `host` may go to `address`."""
-        return not is_closed(address) or self.is_named(host, port)
+        return not is_special(address) or self.is_named(host, port)
 
     def is_named(self, host: str, port: int) -> bool:
         """Whether the operator listed this host by its name, so that its address may be a closed one."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cove.engine.images.addresses import RegistryRules, is_closed, split_host
+from cove.engine.images.addresses import RegistryRules, split_host
+from cove.model.closed import is_special
 from cove.model.errors import Forbidden
 
 
@@ -18,13 +19,13 @@ from cove.model.errors import Forbidden
         "2002:7f00:1::", "2001:0:1::1", "2001:db8::1", "nonsense", "", "127.1", "0x7f000001",
     ],
 )  # fmt: skip
-def test_an_address_that_is_not_public_is_closed(address: str) -> None:
-    assert is_closed(address)
+def test_an_address_that_is_not_public_is_special(address: str) -> None:
+    assert is_special(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"])
 def test_a_public_address_is_open(address: str) -> None:
-    assert not is_closed(address)
+    assert not is_special(address)
 
 
 def test_by_default_any_registry_is_allowed_and_no_closed_address() -> None:

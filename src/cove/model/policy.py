@@ -24,7 +24,7 @@ from cove.model.pattern import check_pattern, compile_pattern
 
 __all__ = [
     "ALL", "ClosedRanges", "Decision", "Destination", "canonical_target", "could_allow", "decide", "guarded",
-    "is_name_target", "names_matter", "needs_name", "rule_words",
+    "is_name_target", "names_matter", "needs_name", "rule_matches", "rule_words",
 ]  # fmt: skip
 
 ALL: Final = "*"
@@ -46,10 +46,14 @@ class Destination(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """`rule` says in plain words what decided: `rule 2: deny *.evil.example`, `default: deny`, `closed: 10.0.0.0/8`."""
+    """`rule` says in plain words what decided: `rule 2: deny *.evil.example`, `default: deny`, `closed: 10.0.0.0/8`.
+
+    `is_closed`: the address is, so that no dry run lets it pass.
+    """
 
     verdict: Verdict
     rule: str
+    is_closed: bool = False
 
     @property
     def is_allowed(self) -> bool:
@@ -62,7 +66,7 @@ def decide(policy: NetworkPolicy, destination: Destination, closed: ClosedRanges
     if destination.address is not None:
         reason = _closed(destination.address, closed, destination.port)
         if reason is not None:
-            return Decision(verdict=Verdict.DENY, rule=reason)
+            return Decision(verdict=Verdict.DENY, rule=reason, is_closed=True)
     if policy.mode is not NetworkMode.POLICY:
         return _by_mode(policy.mode)
     number = _address_number(destination.address)
@@ -80,14 +84,12 @@ def could_allow(
     It may where some port and protocol would be allowed: by a rule for the name, or by one for everything (`*`,
     `0.0.0.0/0`) or the default. A rule for some addresses resolves no name: a list of addresses leaks nothing by DNS.
     """
-    if policy.mode is not NetworkMode.POLICY:
-        return _by_mode(policy.mode)
     decision = _could(policy, name, _EVERY)
     if address is None or not decision.is_allowed:
         return decision
     reason = None if closed is None else _closed(address, closed)
     if reason is not None:
-        return Decision(verdict=Verdict.DENY, rule=reason)
+        return Decision(verdict=Verdict.DENY, rule=reason, is_closed=True)
     return _could(policy, name, _address_number(address))
 
 
@@ -137,6 +139,11 @@ def rule_words(rule: NetworkRule) -> str:
     ports = ",".join(f"{one.first}" if one.first == one.last else f"{one.first}-{one.last}" for one in rule.ports)
     protocol = "" if rule.protocol is None else f"/{rule.protocol}"
     return f"{rule.verdict} {rule.target}{':' if ports else ''}{ports}{protocol}"
+
+
+def rule_matches(rule: NetworkRule, name: str | None, address: str | None) -> bool:
+    """Whether its target fits, port and protocol aside."""
+    return _matches(rule.target, name, _address_number(address))
 
 
 def is_name_target(target: str) -> bool:
@@ -241,6 +248,8 @@ def _fits(rule: NetworkRule, port: int, protocol: Protocol) -> bool:
 
 def _could(policy: NetworkPolicy, name: str, number: int | None) -> Decision:
     """The first rule that allows a port which no rule before has denied."""
+    if policy.mode is not NetworkMode.POLICY:
+        return _by_mode(policy.mode)
     left = {protocol: _ranges_of(protocol) for protocol in Protocol}
     for at, rule in enumerate(policy.rules, 1):
         if not _matches(rule.target, name, number):

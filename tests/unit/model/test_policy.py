@@ -173,6 +173,16 @@ def test_names_stay_checkable_where_they_are_the_rule() -> None:
     assert reason(addresses, 853, TCP) is None
 
 
+def test_only_what_is_closed_says_so() -> None:
+    def is_closed(held: NetworkPolicy, address: str) -> bool:
+        return decide(held, Destination(name=None, address=address, port=443, protocol=TCP), CLOSED).is_closed
+
+    assert is_closed(policy(default=ALLOW), "10.0.0.1")
+    assert not is_closed(policy(), "8.8.8.8")
+    assert could_allow(OPEN_NETWORK, "a.example", "10.0.0.1", CLOSED).is_closed
+    assert not could_allow(OPEN_NETWORK, "a.example", "8.8.8.8", CLOSED).is_closed
+
+
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [

@@ -22,6 +22,7 @@ from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
 from cove.core.audit import Audit
 from cove.core.building import Building
+from cove.core.commandnotes import CommandNotes
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
 from cove.core.execs import Execs
@@ -34,6 +35,7 @@ from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.placement import Placement
 from cove.core.ports import Ports
+from cove.core.pulls import ImageNote
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.shells import Shells
@@ -145,7 +147,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
-        ports = Ports(directory)
+        ports = Ports(directory, audit)
         host_ports = HostPorts(settings.host_ports, ports)
         creation = Creation(
             placement=_placement(settings, drivers),
@@ -168,6 +170,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
                 clock=clock,
                 tasks=tasks,
                 use=_image_use(supervisors, pool, store),
+                note=_image_note(audit),
             ),
             store=store,
             clock=clock,
@@ -245,22 +248,23 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         store=parts.store,
         clock=parts.clock,
     )
-    execs, files = Execs(parts.directory, tasks), Files(parts.directory)
+    notes = CommandNotes(parts.audit, tasks)
+    execs, files = Execs(parts.directory, tasks, notes), Files(parts.directory, parts.audit)
     tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
     slots = asyncio.Semaphore(parts.settings.images.pulls)
     return Core(
         sandboxes=sandboxes,
         execs=execs,
-        shells=Shells(parts.directory, execs.output_share),
+        shells=Shells(parts.directory, execs.output_share, notes),
         files=files,
-        trees=Trees(parts.directory),
+        trees=Trees(parts.directory, parts.audit),
         ports=parts.ports,
-        terminals=Terminals(parts.directory),
+        terminals=Terminals(parts.directory, notes),
         watches=Watches(parts.directory),
-        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports),
-        keys=Keys(parts.store, parts.clock, tasks),
-        projects=Projects(parts.store, parts.clock, parts.missing),
-        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
+        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports, parts.audit),
+        keys=Keys(parts.store, parts.clock, tasks, parts.audit),
+        projects=Projects(parts.store, parts.clock, parts.audit, parts.missing),
+        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks, parts.audit),
         images=parts.images,
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),
@@ -269,6 +273,10 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),
     )
+
+
+def _image_note(audit: Audit) -> ImageNote:
+    return lambda event, project, data: audit.note(event, project=project, sandbox=None, data=data)
 
 
 def _image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:

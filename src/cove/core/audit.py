@@ -43,8 +43,8 @@ BACKLOG: Final = 16384
 RETRY_S: Final = 1.0
 RETRY_AFTER_S: Final = 5
 
-FLOOD_EVENTS: Final = frozenset({"network.blocked", "credential.proxied", "port.dialed", "key.refused"})
-"""What a program in a sandbox, or somebody without a key, causes as often as they like."""
+FLOOD_EVENTS: Final = frozenset({"network.blocked", "credential.proxied"})
+"""What a program in a sandbox causes as often as it likes."""
 
 FLOOD_PER_MINUTE: Final = 600
 
@@ -81,8 +81,8 @@ class Audit:
 
         `data` holds no output, no environment and no secret; texts are cut at 4 KiB.
         """
-        if event in FLOOD_EVENTS:
-            suppressed = self._suppressed(f"{sandbox or project} {event}")
+        if event in FLOOD_EVENTS and sandbox is not None:
+            suppressed = self._suppressed(sandbox)
             if suppressed is None:
                 return 0
             data = {**data, "suppressed": suppressed} if suppressed else data
@@ -240,24 +240,23 @@ class Audit:
             if not future.done():
                 future.set_result(None)
 
-    def _suppressed(self, cause: str) -> int | None:
+    def _suppressed(self, sandbox: str) -> int | None:
         """How many lines of a flood were left out before this one; None: leave this one out too."""
         minute = int(self._clock.monotonic() // 60)
-        flood = self._floods.get(cause)
+        flood = self._floods.get(sandbox)
         if flood is None:
-            flood = self._floods[cause] = _Flood(minute)
+            flood = self._floods[sandbox] = _Flood(minute)
         return flood.take(minute)
 
     def forget(self, sandbox: str) -> None:
         """The sandbox has ended."""
-        for event in FLOOD_EVENTS:
-            flood = self._floods.pop(f"{sandbox} {event}", None)
-            if flood is not None and flood.suppressed:
-                log.info("sandbox %s: %d audit lines %s were left out", sandbox, flood.suppressed, event)
+        flood = self._floods.pop(sandbox, None)
+        if flood is not None and flood.suppressed:
+            log.info("sandbox %s: %d audit lines of a flood were left out", sandbox, flood.suppressed)
 
 
 class _Flood:
-    """The lines of one kind that one sandbox causes by itself in a minute."""
+    """The lines that one sandbox causes by itself in a minute."""
 
     def __init__(self, minute: int) -> None:
         self._minute = minute

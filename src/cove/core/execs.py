@@ -15,8 +15,6 @@ from msgspec.structs import replace
 
 from cove.agentlink.room import OutputRoom, Share
 from cove.core.access import require
-from cove.core.audit import command_text
-from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.feeds import Feeds
 from cove.core.sessions import SIGNALS, Session
@@ -40,9 +38,8 @@ OUTPUT_ROOM_BYTES: Final = 256 * 1024 * 1024
 class Execs:
     """Every operation on commands. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory, tasks: asyncio.TaskGroup, notes: CommandNotes) -> None:
+    def __init__(self, directory: Directory, tasks: asyncio.TaskGroup) -> None:
         self._directory = directory
-        self._notes = notes
         self._feeds = Feeds(tasks)
         self._room = OutputRoom(OUTPUT_ROOM_BYTES)
 
@@ -78,13 +75,10 @@ class Execs:
         """
         require(who, Scope.EXEC)
         check_exec(spec)
-        self._notes.audit.check()
-        supervisor = self._directory.live(who, ref)
-        async with supervisor.lease() as box:
+        async with self._directory.live(who, ref).lease() as box:
             before = box.oom_kills()
-            with self._notes.command(who, supervisor.sandbox, _text(spec)) as note:
-                async with box.agent.exec_stream(spec) as events:
-                    yield note.told(judged_events(events, box, before))
+            async with box.agent.exec_stream(spec) as events:
+                yield judged_events(events, box, before)
 
     @asynccontextmanager
     async def session(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[Session]:
@@ -94,15 +88,12 @@ class Execs:
         """
         require(who, Scope.EXEC)
         check_exec(spec)
-        self._notes.audit.check()
-        supervisor = self._directory.live(who, ref)
-        async with supervisor.lease() as box:
+        async with self._directory.live(who, ref).lease() as box:
             before = box.oom_kills()
             if spec.tool and "tools" not in box.agent.hello.features:
                 raise Unsupported("this sandbox was made by an older Cove, which brought no such program: make it anew")
-            with self._notes.command(who, supervisor.sandbox, _text(spec)) as note:
-                async with box.agent.exec_session(spec) as command:
-                    yield Session(command, note.told(judged_events(command, box, before)))
+            async with box.agent.exec_session(spec) as command:
+                yield Session(command, judged_events(command, box, before))
 
     async def start(
         self, who: Principal, ref: str, spec: ExecSpec, *, keep_bytes: int = KEPT_OUTPUT_BYTES, stdin_open: bool = False
@@ -116,19 +107,10 @@ class Execs:
         check_exec(spec)
         check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
         self._feeds.check_room(spec.stdin)
-        self._notes.audit.check()
-        supervisor = self._directory.live(who, ref)
-        async with supervisor.lease() as box:
+        async with self._directory.live(who, ref).lease() as box:
             has_stdin = stdin_open or spec.stdin is not None
             command_id = f"c{new_core_id()[:12]}"
-            note = self._notes.begin(who, supervisor.sandbox, _text(spec), exec_id=command_id, background=True)
-            try:
-                started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
-            except BaseException:
-                note.left()
-                raise
-            self._notes.watch(note, lambda: box.agent.wait(command_id, None))
-            await note.kept()
+            started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
             if spec.stdin is not None:
                 # The command may read it late or never; the answer does not wait for that, nor does a lease.
                 self._feeds.feed(box, started.id, spec.stdin, close=not stdin_open)
@@ -216,7 +198,3 @@ class Execs:
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.forget(command_id)
-
-
-def _text(spec: ExecSpec) -> str:
-    return command_text(spec.argv, spec.shell)

@@ -22,7 +22,6 @@ from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
 from cove.core.audit import Audit
 from cove.core.building import Building
-from cove.core.commandnotes import CommandNotes
 from cove.core.creation import IDEMPOTENCY_S, Creation
 from cove.core.directory import Directory
 from cove.core.execs import Execs
@@ -35,7 +34,6 @@ from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.placement import Placement
 from cove.core.ports import Ports
-from cove.core.pulls import ImageNote
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.shells import Shells
@@ -147,7 +145,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
-        ports = Ports(directory, audit)
+        ports = Ports(directory)
         host_ports = HostPorts(settings.host_ports, ports)
         creation = Creation(
             placement=_placement(settings, drivers),
@@ -170,7 +168,6 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
                 clock=clock,
                 tasks=tasks,
                 use=_image_use(supervisors, pool, store),
-                note=_image_note(audit),
             ),
             store=store,
             clock=clock,
@@ -248,23 +245,22 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         store=parts.store,
         clock=parts.clock,
     )
-    notes = CommandNotes(parts.audit, tasks)
-    execs, files = Execs(parts.directory, tasks, notes), Files(parts.directory, parts.audit)
+    execs, files = Execs(parts.directory, tasks), Files(parts.directory)
     tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
     slots = asyncio.Semaphore(parts.settings.images.pulls)
     return Core(
         sandboxes=sandboxes,
         execs=execs,
-        shells=Shells(parts.directory, execs.output_share, notes),
+        shells=Shells(parts.directory, execs.output_share),
         files=files,
-        trees=Trees(parts.directory, parts.audit),
+        trees=Trees(parts.directory),
         ports=parts.ports,
-        terminals=Terminals(parts.directory, notes),
+        terminals=Terminals(parts.directory),
         watches=Watches(parts.directory),
-        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports, parts.audit),
-        keys=Keys(parts.store, parts.clock, tasks, parts.audit),
-        projects=Projects(parts.store, parts.clock, parts.audit, parts.missing),
-        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks, parts.audit),
+        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports),
+        keys=Keys(parts.store, parts.clock, tasks),
+        projects=Projects(parts.store, parts.clock, parts.missing),
+        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
         images=parts.images,
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),
@@ -273,10 +269,6 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),
     )
-
-
-def _image_note(audit: Audit) -> ImageNote:
-    return lambda event, project, data: audit.note(event, project=project, sandbox=None, data=data)
 
 
 def _image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:

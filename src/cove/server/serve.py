@@ -36,7 +36,6 @@ from cove.model.request import PAGE_LIMIT, SandboxFilter
 from cove.server import config, logs
 from cove.server.adminkey import ensure_admin_key
 from cove.server.app import build_app, core_settings, cove_version, edge_limits, engine_config
-from cove.server.auditkey import ensure_audit_key, noted_run
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
@@ -132,7 +131,6 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             images=engine.images,
             image_store=image_store,
             store=store,
-            audit_key=ensure_audit_key(settings.data_dir),
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),
         )
@@ -145,7 +143,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         tracer = _tracer(settings, stack)
         app = build_app(core, control, settings, limits=limits, stopping=stopping, ssh=ssh, tracer=tracer)
         servers = listeners(app, settings, limits)
-        with _signals(control), noted_run(core, settings):
+        with _signals(control):
             async with _serving(servers, (tcp_socket, unix_socket), stopping, limits):
                 _settle_memory()
                 announce(settings, key, engine_settings.run_dir)

@@ -60,9 +60,7 @@ class Bench:
         self.used: set[str] = set()
         self.clock = ManualClock()
         use = ImageUse(sandboxes=list, digests=lambda: self.used)
-        self.images = Images(
-            Builtin(), store=self.store, settings=settings, clock=self.clock, tasks=tasks, use=use, note=lambda *_: None
-        )
+        self.images = Images(Builtin(), store=self.store, settings=settings, clock=self.clock, tasks=tasks, use=use)
 
 
 @pytest.fixture
@@ -179,9 +177,7 @@ async def test_an_unreachable_registry_is_remembered_for_its_time(tmp_path: Path
 
 async def test_without_a_place_for_images_there_are_the_builtin_ones(tasks: asyncio.TaskGroup) -> None:
     use = ImageUse(sandboxes=list, digests=set)
-    images = Images(
-        Builtin(), store=None, settings=ImageSettings(), clock=ManualClock(), tasks=tasks, use=use, note=lambda *_: None
-    )
+    images = Images(Builtin(), store=None, settings=ImageSettings(), clock=ManualClock(), tasks=tasks, use=use)
     assert (await images.ensure(LOCAL, "base")).image.digest == "d1"
     with pytest.raises(NotFound):
         await images.ensure(LOCAL, "alpine")

@@ -1,0 +1,64 @@
+"""Names on the sandboxes' network, put together: the resolver and the proxies, from their sockets to their end.
+
+Recipe for a further listener: a module with a `Handle`, a port here, its line in `open_names`, its port in the packet
+filter's input chain (`baseline.py`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from cove.engine.network.dns_server import serve_dns
+from cove.engine.network.listener import bound
+from cove.engine.network.netns import Places
+from cove.engine.network.port import Endpoints
+from cove.engine.network.resolver import Judges, Resolver
+from cove.engine.network.upstream_dns import NameServer, Upstream
+from cove.model.errors import EngineFailure
+
+GATEWAY: Final = "169.254.1.1"
+"""The router's address at every sandbox's interface."""
+
+DNS_PORT: Final = 53
+
+
+class Names:
+    """What the rest of the engine asks of names. Made by `open_names`."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self.resolver = resolver
+
+    def recheck(self, box: str) -> None:
+        """Its policy, its links or itself are other than before: what was open by a name is judged anew, or cut.
+
+        Call it after the packet filter has changed.
+        """
+        self.resolver.forget(box)
+
+
+@asynccontextmanager
+async def open_names(
+    places: Places, endpoints: Endpoints, servers: Sequence[NameServer], judges: Judges
+) -> AsyncGenerator[Names]:
+    """Listen in the router until the block ends. Nothing is answered, so nothing reached by name, before or after.
+
+    `servers`: the name servers to ask (`upstream_dns.name_servers` reads the operator's). Raises: EngineFailure.
+    """
+    resolver = Resolver(Upstream(servers, places.outside), judges)
+
+    async def listening(kind: int, port: int) -> socket.socket:
+        try:
+            return bound(await places.router.socket(socket.AF_INET, kind), GATEWAY, port)
+        except OSError as error:
+            internal = f"{GATEWAY}:{port}: {error.strerror}"
+            raise EngineFailure("the sandboxes' network cannot be served", internal=internal) from error
+
+    async with AsyncExitStack() as stack:
+        datagrams = await listening(socket.SOCK_DGRAM, DNS_PORT)
+        stack.callback(datagrams.close)
+        by_tcp = await listening(socket.SOCK_STREAM, DNS_PORT)
+        await stack.enter_async_context(serve_dns(resolver, endpoints, datagrams, by_tcp))
+        yield Names(resolver)

@@ -8,8 +8,9 @@ The driver's boxes outlive a core, as real ones do, so a test can open a second 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from cove.engine.pool import PoolConfig, PoolTarget
 from cove.model.errors import Conflict, CoveError, EngineFailure, NotFound, SandboxGone
 from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecResult, ExecSpec, Started, Stream, Why
 from cove.model.image import ImageInfo
+from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
 from cove.model.sandbox import MIB, Isolation, Limits, Sandbox, Usage
 from cove.model.state import State
 from cove.model.terminals import Terminal
@@ -161,6 +163,7 @@ class StubBox(Box):
 
     isolation = ISOLATION
     agent = None
+    addresses = count(2)
 
     def __init__(self, facts: BoxFacts) -> None:
         self.facts = facts
@@ -172,6 +175,8 @@ class StubBox(Box):
         self.refuse: dict[str, CoveError] = {}
         self.ooms = 0
         self.limits = facts.limits
+        self.network = NO_NETWORK
+        self.links: dict[str, str] = {}
 
     async def _do(self, call: str) -> None:
         self.calls.append(call)
@@ -185,6 +190,16 @@ class StubBox(Box):
 
     async def set_hostname(self, hostname: str) -> None:
         await self._do("set_hostname")
+
+    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
+        await self._do("set_network")
+        self.network, self.links = policy, dict(links)
+        if policy.is_connected and not self.facts.address:
+            self.facts = replace(self.facts, address=f"10.213.0.{next(self.addresses)}")
+        self.isolation = replace(ISOLATION, network=policy.mode.value)
+
+    async def network_use(self) -> NetworkUse:
+        return NetworkUse(sent_bytes=3, received_bytes=4)
 
     async def pause(self) -> None:
         await self._do("pause")
@@ -226,6 +241,7 @@ class StubDriver(Driver):
     """Makes StubBoxes. `failures` are raised by the next creates, `gate` holds them while it is cleared."""
 
     name = "stub"
+    network_gaps = ()
 
     def __init__(self) -> None:
         self.boxes: dict[str, StubBox] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -31,15 +31,24 @@ BOX_TIMEOUT_S: Final = 60.0
 T = TypeVar("T")
 
 
+def no_links(_: Sandbox) -> Mapping[str, str]:
+    """For where sandboxes reach no others."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What a supervisor needs from outside. `on_end` is told once, when its task stops."""
+    """What a supervisor needs from outside. `on_end` is told once, when its task stops.
+
+    `links`: the addresses, by name, of the sandboxes that one may reach now.
+    """
 
     journal: Journal
     pool: Pool
     clock: Clock
     tasks: asyncio.TaskGroup
     on_end: Callable[[Sandbox], None]
+    links: Callable[[Sandbox], Mapping[str, str]] = no_links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,22 +71,25 @@ class Birth:
     origin: Origin = field(default_factory=current_origin)
 
 
-async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, Source]:
+async def give_birth(sandbox: Sandbox, birth: Birth, ports: Ports) -> tuple[Box, Source]:
     """A claimed box for `sandbox`. A warm one that fails at the claim is replaced by a cold one.
+
+    Its network policy holds before anything of the caller's runs in it.
 
     On failure nothing is left. Raises: EngineFailure, Unsupported, SandboxError.
     """
     if birth.box is not None:
         try:
-            await bounded(_fit(birth.box, sandbox, birth), FIT_TIMEOUT_S)
+            await bounded(_fit(birth.box, sandbox, birth, ports), FIT_TIMEOUT_S)
         except CoveError as error:
             log.warning("warm box %s could not be claimed: %s %s", sandbox.id, error, error.internal)
             await bounded(birth.box.destroy())
         else:
             return birth.box, Source.WARM
     spec = BoxSpec(id=sandbox.id, image=birth.image, limits=sandbox.limits, hostname=birth.hostname or POOL_HOSTNAME)
-    box = await pool.create(birth.driver, spec)
+    box = await ports.pool.create(birth.driver, spec)
     try:
+        await bounded(_connect(box, sandbox, ports))
         await bounded(_claim(box, birth))
     except CoveError:
         await bounded(box.destroy())
@@ -85,7 +97,7 @@ async def give_birth(sandbox: Sandbox, birth: Birth, pool: Pool) -> tuple[Box, S
     return box, Source.COLD
 
 
-async def _fit(box: Box, sandbox: Sandbox, birth: Birth) -> None:
+async def _fit(box: Box, sandbox: Sandbox, birth: Birth, ports: Ports) -> None:
     """Make a pool member what this sandbox asked for."""
     await box.wake()
     if box.facts.limits != sandbox.limits:
@@ -93,7 +105,13 @@ async def _fit(box: Box, sandbox: Sandbox, birth: Birth) -> None:
     if birth.hostname is not None:
         # Only where asked for: the agent then writes two files of the image, whose copies up cost 2 ms of a claim.
         await box.set_hostname(birth.hostname)
+    await _connect(box, sandbox, ports)
     await _claim(box, birth)
+
+
+async def _connect(box: Box, sandbox: Sandbox, ports: Ports) -> None:
+    if sandbox.network.is_connected:
+        await box.set_network(sandbox.network, ports.links(sandbox))
 
 
 async def _claim(box: Box, birth: Birth) -> None:

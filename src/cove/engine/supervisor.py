@@ -29,6 +29,7 @@ from cove.engine.inbox import Action, Inbox, was_seen
 from cove.engine.pool import is_connected
 from cove.engine.records import ended, ended_error, moved
 from cove.model.errors import CoveError, EngineFailure, Gone
+from cove.model.network import NetworkPolicy, NetworkUse
 from cove.model.origin import working_for
 from cove.model.sandbox import IdleAction, Sandbox, Source
 from cove.model.state import FINAL, EndReason, State
@@ -83,8 +84,28 @@ class Supervisor:
         return await self._ask(self._open)
 
     async def change(self, edit: Callable[[Sandbox], Sandbox]) -> Sandbox:
-        """Apply `edit` to timers, name, metadata, limits. Raises: what `edit` raises, Gone, Conflict, Unsupported."""
+        """Apply `edit` to timers, name, metadata, limits, network; all of it holds when this returns.
+
+        Raises: what `edit` raises, Gone, Conflict, Unsupported, EngineFailure.
+        """
         return await self._ask(lambda: self._change(edit))
+
+    @property
+    def address(self) -> str:
+        """Its address on the sandboxes' network; empty while it has none."""
+        return "" if self._box is None else self._box.facts.address
+
+    async def network_use(self) -> NetworkUse:
+        """Bytes over its interface so far."""
+        return NetworkUse() if self._box is None else await bounded(self._box.network_use())
+
+    async def connect(self) -> Sandbox:
+        """Apply its network policy again, with the addresses that its links have now. Raises: Gone, EngineFailure."""
+        return await self._ask(lambda: self._connect(self.sandbox.network))
+
+    def connect_soon(self) -> None:
+        """The same, without waiting for it."""
+        self._inbox.post(self._reconnect)
 
     async def end(self, reason: EndReason, detail: str | None = None) -> Sandbox:
         """End it and free all it holds; ended already: nothing. Cancelling does not stop it."""
@@ -169,7 +190,7 @@ class Supervisor:
             raise
         box = None
         try:
-            box, source = await give_birth(self.sandbox, birth, self._ports.pool)
+            box, source = await give_birth(self.sandbox, birth, self._ports)
             await self._become(birth, box, source)
         except CoveError as error:
             if box is not None:
@@ -238,12 +259,36 @@ class Supervisor:
             await bounded(self._box.set_limits(changed.limits))
         try:
             await self._ports.journal.write(changed)
+            if changed.network != before.network:
+                changed = await self._change_network(self._box, before, changed)
         except CoveError:
             if changed.limits != before.limits:
                 await bounded(self._box.set_limits(before.limits))
             raise
         self.sandbox = changed
         self._deadlines.set_expiry(changed)
+
+    async def _change_network(self, box: Box, before: Sandbox, changed: Sandbox) -> Sandbox:
+        """Make true what was written, so that a restart in between applies it; taken back if the machine refuses."""
+        try:
+            await bounded(box.set_network(changed.network, self._ports.links(changed)))
+        except CoveError:
+            await self._ports.journal.write_surely(before)
+            await bounded(box.set_network(before.network, self._ports.links(before)))
+            raise
+        return replace(changed, isolation=box.isolation)
+
+    async def _connect(self, policy: NetworkPolicy) -> None:
+        if self._box is not None:
+            await bounded(self._box.set_network(policy, self._ports.links(self.sandbox)))
+
+    async def _reconnect(self) -> None:
+        if self.sandbox.state in FINAL or not self.sandbox.network.links:
+            return
+        try:
+            await self._connect(self.sandbox.network)
+        except CoveError as error:
+            log.warning("sandbox %s keeps the links it had: %s %s", self.sandbox.id, error, error.internal)
 
     async def _end(self, reason: EndReason, detail: str | None) -> None:
         """Never fails: what cannot be written now is written later, what cannot be freed is swept by the next start."""

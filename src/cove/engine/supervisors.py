@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, ValuesView
+from collections.abc import AsyncGenerator, Callable, Mapping, ValuesView
 from contextlib import asynccontextmanager
 
-from cove.engine.birth import Birth, Ports
+from cove.engine.birth import Birth, Ports, no_links
 from cove.engine.clock import Clock
 from cove.engine.driver import Box
 from cove.engine.pool import Pool
@@ -59,16 +59,25 @@ class Supervisors:
 
 @asynccontextmanager
 async def open_supervisors(
-    journal: Journal, pool: Pool, clock: Clock, on_end: Callable[[Sandbox], None]
+    journal: Journal,
+    pool: Pool,
+    clock: Clock,
+    on_end: Callable[[Sandbox], None],
+    *,
+    links: Callable[[Sandbox], Mapping[str, str]] = no_links,
 ) -> AsyncGenerator[Supervisors]:
-    """Supervisors that let their sandboxes go, alive, when the context ends."""
+    """Supervisors that let their sandboxes go, alive, when the context ends.
+
+    `links`: the addresses, by name, of the sandboxes that one may reach now.
+    """
     async with asyncio.TaskGroup() as tasks:
 
         def ended(sandbox: Sandbox) -> None:
             supervisors.forget(sandbox)
             on_end(sandbox)
 
-        supervisors = Supervisors(Ports(journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended))
+        ports = Ports(journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended, links=links)
+        supervisors = Supervisors(ports)
         try:
             yield supervisors
         finally:

@@ -21,6 +21,7 @@ from cove.engine.pool import PoolConfig, open_pool
 from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors, open_supervisors
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, Gone, SandboxGone, Unsupported
+from cove.model.network import OPEN_NETWORK, NetworkMode, NetworkPolicy
 from cove.model.sandbox import IdleAction, Limits, Sandbox, Source
 from cove.model.state import FINAL, EndReason, State, may_move
 
@@ -305,6 +306,100 @@ async def test_limits_that_cannot_be_written_are_taken_back(world: World) -> Non
     with pytest.raises(EngineFailure):
         await supervisor.change(lambda one: replace(one, limits=Limits(cpus=3.0)))
     assert world.box.limits == supervisor.view().limits == Limits()
+
+
+# The network.
+
+
+async def test_a_network_policy_holds_before_the_agent_is_claimed(world: World) -> None:
+    box = await world.warm()
+    was_claimed: list[bool] = []
+    apply = box.set_network
+
+    async def watched(policy, links) -> None:
+        was_claimed.append(box.agent.claimed is not None)
+        await apply(policy, links)
+
+    box.set_network = watched
+    sandbox = await world.launch(box, network=OPEN_NETWORK).wait_started()
+    assert was_claimed == [False]
+    assert sandbox.source is Source.WARM
+    assert sandbox.isolation.network == "open"
+
+
+async def test_a_sandbox_without_network_costs_no_call(world: World) -> None:
+    await world.launch().wait_started()
+    assert "set_network" not in world.box.calls
+
+
+@pytest.mark.parametrize("call", ["set_network"])
+async def test_a_warm_box_that_cannot_be_connected_is_replaced(world: World, call: str) -> None:
+    box = await world.warm()
+    box.refuse[call] = EngineFailure("the machine refused")
+    sandbox = await world.launch(box, network=OPEN_NETWORK).wait_started()
+    assert sandbox.source is Source.COLD
+    assert world.driver.boxes[sandbox.id].network is OPEN_NETWORK
+
+
+async def test_a_changed_policy_is_written_before_it_holds_and_holds_before_it_is_told(world: World) -> None:
+    supervisor = world.launch()
+    await supervisor.wait_started()
+    written: list[NetworkPolicy] = []
+    apply = world.box.set_network
+
+    async def watched(policy, links) -> None:
+        written.append(world.journal.records[-1].network)
+        await apply(policy, links)
+
+    world.box.set_network = watched
+    sandbox = await supervisor.change(lambda one: replace(one, network=OPEN_NETWORK))
+    assert written == [OPEN_NETWORK]
+    assert world.box.network is sandbox.network is OPEN_NETWORK
+    assert sandbox.isolation.network == "open"
+    assert supervisor.address.startswith("10.213.0.")
+    assert (await supervisor.network_use()).sent_bytes == 3
+
+
+async def test_a_policy_that_the_machine_refuses_is_taken_back_everywhere(world: World) -> None:
+    supervisor = world.launch(network=OPEN_NETWORK)
+    await supervisor.wait_started()
+    apply, failed = world.box.set_network, []
+
+    async def once(policy, links) -> None:
+        if not failed:
+            failed.append(policy)
+            raise EngineFailure("the machine refused")
+        await apply(policy, links)
+
+    world.box.set_network = once
+    narrow = NetworkPolicy(mode=NetworkMode.POLICY)
+    with pytest.raises(EngineFailure):
+        await supervisor.change(lambda one: replace(one, network=narrow, limits=Limits(cpus=3.0)))
+    assert failed == [narrow]
+    assert world.journal.records[-1].network is world.box.network is supervisor.view().network is OPEN_NETWORK
+    assert world.box.limits == Limits()
+
+
+async def test_links_are_asked_for_at_each_application(driver, images, journal, clock) -> None:
+    links: dict[str, str] = {"db": "10.213.0.200"}
+    ended: list[Sandbox] = []
+    async with (
+        open_pool({"stub": driver}, images, PoolConfig(), clock=clock) as pool,
+        open_supervisors(journal, pool, clock, ended.append, links=lambda _: links) as supervisors,
+    ):
+        one = World(driver, images, journal, clock, supervisors, ended)
+        supervisor = one.launch(network=NetworkPolicy(links=("db",)))
+        await supervisor.wait_started()
+        assert one.box.links == {"db": "10.213.0.200"}
+        links["db"] = "10.213.0.201"
+        supervisor.connect_soon()
+        await supervisor.connect()
+        assert one.box.links == {"db": "10.213.0.201"}
+        one.box.refuse["set_network"] = EngineFailure("the machine refused")
+        supervisor.connect_soon()
+        with pytest.raises(EngineFailure):
+            await supervisor.connect()
+        assert supervisor.view().state is State.RUNNING
 
 
 # Ends.

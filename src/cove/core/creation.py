@@ -6,13 +6,14 @@ neither take one last place nor make two sandboxes for one idempotency key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from msgspec.structs import replace
 
 from cove.core.admission import Admission
+from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.images import Resolved
 from cove.core.placement import Placement
@@ -25,8 +26,10 @@ from cove.engine.ports import Journal
 from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal
+from cove.model.credentials import CredentialWish
 from cove.model.errors import BadRequest, IdempotencyConflict
 from cove.model.ids import new_core_id
+from cove.model.network import NO_NETWORK
 from cove.model.request import Idempotency
 from cove.model.sandbox import Sandbox, SandboxSpec, Source
 from cove.model.state import EndReason, State
@@ -59,6 +62,7 @@ class Creation:
         directory: Directory,
         admission: Admission,
         journal: Journal,
+        credentials: Credentials,
         store: Store,
         clock: Clock,
     ) -> None:
@@ -68,6 +72,7 @@ class Creation:
         self._directory = directory
         self._admission = admission
         self._journal = journal
+        self._credentials = credentials
         self._store = store
         self._clock = clock
         self._creating: dict[tuple[str, str], tuple[str, Supervisor]] = {}
@@ -82,6 +87,12 @@ class Creation:
         check_idempotency(order.idempotency)
         return self._earlier(order.who.project, order.idempotency)
 
+    def blinded(self, spec: SandboxSpec, idempotency: Idempotency | None) -> Idempotency | None:
+        """As given, but where the request has keys in it the store gets no hash to try guesses on."""
+        if idempotency is None or not spec.credentials:
+            return idempotency
+        return replace(idempotency, body_sha256=self._credentials.blinded(idempotency.body_sha256))
+
     def launch(self, order: Order, resolved: Resolved) -> Supervisor | Sandbox:
         """Start a sandbox on an image, or find the one that an earlier request with this idempotency key made.
 
@@ -94,6 +105,7 @@ class Creation:
         driver = self._placement.choose(self._store.projects.get(order.who.project), order.spec.driver, image)
         if order.spec.run_entrypoint and not image.entrypoint + image.command:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
+        plan = self._credentials.plan(order.who.project, order.spec.credentials, order.spec.placeholder)
         name = self._name(order)
         self._admission.check(order.spec.limits)
         box = self._pool.take(image, driver.name, order.spec.limits, order.spec.hostname)
@@ -106,7 +118,8 @@ class Creation:
         )
         self._admission.admit(sandbox.id, sandbox.limits)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
-        supervisor = self._supervisors.launch(sandbox, self._birth(order, image, driver, box))
+        birth = self._birth(order, image, driver, box, plan.env)
+        supervisor = self._supervisors.launch(sandbox, birth)
         self._follow(order, supervisor)
         return supervisor
 
@@ -131,20 +144,28 @@ class Creation:
         self._directory.check_free(project, wanted)
         return wanted
 
-    def _birth(self, order: Order, image: BoxImage, driver: Driver, box: Box | None) -> Birth:
+    def _birth(
+        self, order: Order, image: BoxImage, driver: Driver, box: Box | None, placeholders: dict[str, str]
+    ) -> Birth:
         return Birth(
             image=image,
             driver=driver,
-            env=order.spec.env,
+            env={**placeholders, **order.spec.env},
             hostname=order.spec.hostname,
             box=box,
             run_entrypoint=order.spec.run_entrypoint,
             asked_at=order.asked_at,
-            intent=self._intent(order.idempotency),
+            intent=self._intent(order.idempotency, order.spec.credentials),
         )
 
-    def _intent(self, idempotency: Idempotency | None) -> Callable[[Sandbox], Awaitable[None]]:
-        """How the pending record is written: alone, or in one transaction with the key that asked for it."""
+    def _intent(
+        self, idempotency: Idempotency | None, wishes: Mapping[str, CredentialWish]
+    ) -> Callable[[Sandbox], Awaitable[None]]:
+        """How the pending record is written: in one transaction with the key that asked for it and its credentials."""
+        if wishes:
+            return lambda sandbox: self._store.credentials.save_with(
+                sandbox, self._credentials.rows(sandbox, wishes), idempotency
+            )
         if idempotency is None:
             return self._journal.write
         return lambda sandbox: self._store.idempotency.save_with(sandbox, idempotency)
@@ -199,4 +220,5 @@ def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: floa
         idle_timeout_s=spec.idle_timeout_s,
         idle_action=spec.idle_action,
         last_active_at=now,
+        network=replace(spec.network or NO_NETWORK, broker=bool(spec.credentials)),
     )

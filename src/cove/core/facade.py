@@ -23,6 +23,7 @@ from cove.core.archives import Archives
 from cove.core.audit import Audit
 from cove.core.building import Building
 from cove.core.creation import IDEMPOTENCY_S, Creation
+from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.execs import Execs
 from cove.core.exposures import Exposures
@@ -36,6 +37,8 @@ from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
+from cove.core.secrets import Secrets, new_master_key
+from cove.core.services.catalogue import Services
 from cove.core.shells import Shells
 from cove.core.sshkeys import SshKeys
 from cove.core.terminals import Terminals
@@ -46,6 +49,7 @@ from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, SystemClock, sleep
 from cove.engine.driver import Box, Driver
 from cove.engine.images.store import ImageStore
+from cove.engine.network.port import Network
 from cove.engine.pool import Pool, PoolConfig, open_pool, pool_size
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
@@ -56,6 +60,8 @@ from cove.model.sandbox import Sandbox, Source
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
+
+_NO_NETWORK: Final = ("it has no network for them",)
 
 PURGE_S: Final = 600.0
 """How often ended sandboxes and idempotency keys that are past their time are forgotten."""
@@ -81,6 +87,8 @@ class Core:
     archives: Archives
     building: Building
     audit: Audit
+    credentials: Credentials
+    services: Services
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -101,6 +109,7 @@ class _Parts:
     pool: Pool
     supervisors: Supervisors
     directory: Directory
+    credentials: Credentials
     journal: StoreJournal
     creation: Creation
     ports: Ports
@@ -116,6 +125,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     store: Store,
     image_store: ImageStore | None = None,
     audit_key: bytes | None = None,
+    secrets_at_rest: Secrets | None = None,
+    network: Network | None = None,
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
@@ -125,6 +136,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones.
     `audit_key` signs the audit trail; None: a key of this process only, with which nobody can verify it.
+    `secrets_at_rest` seals what the store must not show; None: by a key of this process only. `network`: None, where
+    sandboxes have none.
     Raises: EngineFailure when the store cannot be read or written at all.
     """
     clock = clock or SystemClock()
@@ -135,6 +148,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     def ended(sandbox: Sandbox) -> None:
         host_ports.forget(sandbox.id)
         audit.forget(sandbox.id)
+        credentials.ended(sandbox.id)
         admission.release(sandbox.id)
         directory.release_name(sandbox.project, sandbox.name, sandbox.id)
 
@@ -147,6 +161,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         directory = Directory(supervisors, store, journal)
         ports = Ports(directory)
         host_ports = HostPorts(settings.host_ports, ports)
+        credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
         creation = Creation(
             placement=_placement(settings, drivers),
             pool=pool,
@@ -154,6 +169,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             directory=directory,
             admission=admission,
             journal=journal,
+            credentials=credentials,
             store=store,
             clock=clock,
         )
@@ -161,14 +177,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             settings=settings,
             drivers=drivers,
             missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
-            images=Images(
-                images,
-                store=image_store,
-                settings=settings.images,
-                clock=clock,
-                tasks=tasks,
-                use=_image_use(supervisors, pool, store),
-            ),
+            images=_images(images, image_store, settings, clock, tasks, _image_use(supervisors, pool, store)),
             store=store,
             clock=clock,
             audit=audit,
@@ -176,6 +185,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             pool=pool,
             supervisors=supervisors,
             directory=directory,
+            credentials=credentials,
             journal=journal,
             creation=creation,
             ports=ports,
@@ -200,6 +210,36 @@ async def _working(parts: _Parts, tasks: asyncio.TaskGroup) -> AsyncGenerator[Co
         parts.host_ports.shut()
 
 
+def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
+    directory: Directory,
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    secrets_at_rest: Secrets | None,
+    network: Network | None,
+) -> Credentials:
+    return Credentials(
+        store=store,
+        secrets=secrets_at_rest or Secrets((new_master_key(),), lambda _ring: None),
+        services=Services(store.services),
+        directory=directory,
+        clock=clock,
+        audit=audit,
+        missing=lambda: _NO_NETWORK if network is None else network.missing,
+    )
+
+
+def _images(  # noqa: PLR0913, PLR0917 - what they stand on
+    images: ImageSource,
+    image_store: ImageStore | None,
+    settings: CoreSettings,
+    clock: Clock,
+    tasks: asyncio.TaskGroup,
+    use: ImageUse,
+) -> Images:
+    return Images(images, store=image_store, settings=settings.images, clock=clock, tasks=tasks, use=use)
+
+
 def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placement:
     return Placement(
         drivers=drivers, default_driver=settings.default_driver, untrusted_drivers=settings.untrusted_drivers
@@ -211,6 +251,7 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     found = await _reconciled(parts)
     parts.pool.start_filling()
     core = _core(parts, found, tasks)
+    core.credentials.check()
     await core.projects.ensure_default()
     await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
     return core
@@ -265,6 +306,8 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),
         audit=parts.audit,
+        credentials=parts.credentials,
+        services=parts.credentials.services,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),

@@ -57,6 +57,7 @@ class Sandboxes:
         EngineFailure.
         """
         require(who, Scope.CREATE)
+        idempotency = self._creation.blinded(spec, idempotency)
         order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:

@@ -94,13 +94,13 @@ class ServerStopping(Unsupported):
 
 
 class BadUpstream(SandboxError):
-    """A program in a sandbox that should have answered a proxied request: none listens, or it spoke no proper HTTP."""
+    """What should have answered a forwarded request: nothing listens there, or it spoke no proper HTTP."""
 
     kind = "bad-upstream"
 
 
 class UpstreamTimeout(SandboxError):
-    """A program in a sandbox took a proxied request and did not begin its answer in time."""
+    """What took a forwarded request did not begin its answer in time."""
 
     kind = "upstream-timeout"
 

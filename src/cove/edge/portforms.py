@@ -16,6 +16,7 @@ from cove.core.access import LOCAL
 from cove.edge.auth import LOCAL_MARK, is_foreign_page
 from cove.edge.errors import Malformed, NoSuchRoute, Where
 from cove.edge.exchange import Exchange
+from cove.edge.forwarding import check_coding
 from cove.edge.ops import Answer, Raw, Services
 from cove.edge.proxy import Proxied, Target
 from cove.edge.proxyheaders import (
@@ -99,7 +100,7 @@ async def open_port(exchange: Exchange, services: Services, found: Found) -> Ans
     scope = exchange.scope
     headers: Headers = scope["headers"]
     place = _place(exchange, services, found)
-    _check_coding(headers)
+    check_coding(headers)
     query_token, query = split_token(scope["query_string"])
     who, drop = _caller(exchange, services)
     tokens = [text for text in (query_token, _text(exchange.header(TOKEN_HEADER))) if text]
@@ -172,15 +173,6 @@ def _is_anothers_page(exchange: Exchange, found: Found) -> bool:
 def _sandbox_of(host: bytes) -> bytes:
     """What stands behind `PORT-` in a host name."""
     return host.lower().partition(b":")[0].rstrip(b".").partition(b"-")[2]
-
-
-def _check_coding(headers: Headers) -> None:
-    """Only chunks are taken off a body: what else lies around it the application would not learn. Raises: Malformed."""
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if codings not in ([], [b"chunked"]):
-        raise Malformed(
-            "the only transfer coding is chunked: use Content-Encoding", where=Where.HEADER, field="Transfer-Encoding"
-        )
 
 
 def _place(exchange: Exchange, services: Services, found: Found) -> Place:

@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections import Counter
 from typing import Any, Final, cast
 
 import httptools
@@ -76,6 +77,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: EdgeLimits = EdgeLimits()
     only_uids: frozenset[int] | None = None
+    per_address: int | None = None
+    by_address: Counter[str]
 
     def __init__(
         self,
@@ -92,11 +95,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_plain = False  # the request asks for another protocol and cannot have it
         self._held: bytearray | None = None
         self._taken: asyncio.Protocol | None = None
+        self._counted = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take or refuse a connection, and start the clock for its first head."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections or not self._is_allowed(transport):
+        if len(self.connections) > self.limits.connections or not self._is_allowed(transport) or self._is_one_more():
             self._refuse(FULL)
             return
         self._arm(self.limits.head_s, HEAD_TOO_SLOW)
@@ -104,6 +108,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._disarm()
+        if self._counted:
+            self.by_address[self._counted] -= 1
+            if not self.by_address[self._counted]:
+                del self.by_address[self._counted]
         if self._taken is not None:
             self._taken.connection_lost(exc)
         super().connection_lost(exc)
@@ -270,6 +278,14 @@ class LimitedProtocol(HttpToolsProtocol):
         uid: int = _UCRED.unpack(raw)[1]
         return uid in self.only_uids
 
+    def _is_one_more(self) -> bool:
+        """Whether the client's address has all the connections that one may have."""
+        if self.per_address is None or self.client is None:
+            return False
+        self._counted = self.client[0]
+        self.by_address[self._counted] += 1
+        return self.by_address[self._counted] > self.per_address
+
     def _arm(self, seconds: float, answer: bytes) -> None:
         self._disarm()
         self._timer = self.loop.call_later(seconds, self._refuse, answer)
@@ -287,7 +303,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def protocol_class(limits: EdgeLimits, *, local_only: bool = False) -> type[LimitedProtocol]:
-    """The protocol with these limits. `local_only`: a unix socket for root and for the server's own user alone."""
+def protocol_class(
+    limits: EdgeLimits, *, local_only: bool = False, per_address: int | None = None
+) -> type[LimitedProtocol]:
+    """The protocol with these limits. `local_only`: a unix socket for root and for the server's own user alone.
+
+    `per_address`: connections that one client address may have.
+    """
     uids = frozenset({0, os.geteuid()}) if local_only else None
-    return type("BoundProtocol", (LimitedProtocol,), {"limits": limits, "only_uids": uids})
+    bound = {"limits": limits, "only_uids": uids, "per_address": per_address, "by_address": Counter[str]()}
+    return type("BoundProtocol", (LimitedProtocol,), bound)

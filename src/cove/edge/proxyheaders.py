@@ -23,7 +23,7 @@ TOKEN_HEADER: Final = b"x-cove-token"
 SANDBOX_POLICY: Final = b"sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
 """Without `allow-same-origin`: a page of a sandbox below a path of the API is not of the API's origin to a browser."""
 
-_HOP_BY_HOP: Final = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
         b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings",
@@ -40,7 +40,7 @@ _OF_THE_ORIGIN: Final = frozenset(
 )  # fmt: skip
 """Of an answer in path form: they would speak for the API's whole origin."""
 
-_NEVER_BACK: Final = frozenset({b"alt-svc"})
+NEVER_BACK: Final = frozenset({b"alt-svc"})
 """Of an answer in any form: it names another way to the origin, which is us."""
 
 _COOKIE_DOMAIN: Final = re.compile(rb"\s*domain\s*(?:=|$)", re.IGNORECASE)
@@ -91,7 +91,7 @@ def request_headers(headers: Headers, place: Place, *, drop: frozenset[bytes], u
 
     The framing (Content-Length, Transfer-Encoding, Expect) is not in it: whoever sends the body adds it.
     """
-    hop = _HOP_BY_HOP | named_in_connection(headers) | drop
+    hop = HOP_BY_HOP | named_in_connection(headers) | drop
     found: Headers = [(b"host", place.host)]
     for name, value in headers:
         # A gateway interface (WSGI, CGI) cannot tell `_` from `-`.
@@ -122,7 +122,7 @@ def request_headers(headers: Headers, place: Place, *, drop: frozenset[bytes], u
 
 def response_headers(headers: Headers, place: Place, *, has_length: bool) -> Headers:
     """What the client gets of an application's headers (lowercase names). `has_length`: Content-Length may stay."""
-    dropped = _HOP_BY_HOP | named_in_connection(headers) | _NEVER_BACK
+    dropped = HOP_BY_HOP | named_in_connection(headers) | NEVER_BACK
     if place.prefix:
         dropped |= _OF_THE_ORIGIN
     if not has_length:

@@ -38,7 +38,7 @@ class Far(Protocol):
 
 
 class Tunnel(asyncio.Protocol):
-    """The client's end. One that takes nothing for `stall_s` is given up."""
+    """The client's end, or a connection of ours to a service. One that takes nothing for `stall_s` is given up."""
 
     def __init__(self, stall_s: float) -> None:
         self._transport: asyncio.Transport
@@ -46,6 +46,7 @@ class Tunnel(asyncio.Protocol):
         self._chunks: deque[bytes] = deque()
         self._held = 0
         self._has_ended = False
+        self.was_reset = False
         self._changed: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._cut: asyncio.TimerHandle | None = None
@@ -59,6 +60,11 @@ class Tunnel(asyncio.Protocol):
     def is_lost(self) -> bool:
         """Whether the connection is gone."""
         return self.gone.done()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is open and nothing lies unread."""
+        return not (self._chunks or self._has_ended or self.is_lost or self._transport.is_closing())
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
@@ -74,8 +80,9 @@ class Tunnel(asyncio.Protocol):
         self._wake()
         return self._transport.get_extra_info("sslcontext") is None
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
+        self.was_reset = exc is not None
         self._has_ended = True
         if self._cut is not None:
             self._cut.cancel()

@@ -1,6 +1,6 @@
-"""One HTTP/1.1 exchange with an application inside a sandbox, over a dialled connection. No ASGI, no rewriting.
+"""One HTTP/1.1 exchange with an application or a service, over a dialled connection. No ASGI, no rewriting.
 
-The application is hostile: its head is bounded, its framing is checked by a strict parser, and a connection is used
+What answers is hostile: its head is bounded, its framing is checked by a strict parser, and a connection is used
 again only after an answer whose end both sides must see in the same place.
 """
 
@@ -89,11 +89,19 @@ class _Parsed:
 
 
 class Upstream:
-    """One request's side of a connection. Made for each request; `head` first, then `body`."""
+    """One request's side of a connection. Made for each request; `head` first, then `body`.
 
-    def __init__(self, stream: Stream, port: int, *, is_head_request: bool) -> None:
+    Args:
+        stream: the connection.
+        name: what answers, as the subject of a sentence.
+        late: what may be done where it does not answer in time.
+        is_head_request: the answer has no body, whatever it says.
+    """
+
+    def __init__(self, stream: Stream, name: str, *, late: str, is_head_request: bool) -> None:
         self._stream = stream
-        self._port = port
+        self._name = name
+        self._late_hint = late
         self._is_head_request = is_head_request
         self._parsed = _Parsed()
         self._parser = httptools.HttpResponseParser(self._parsed)
@@ -224,10 +232,7 @@ class Upstream:
             raise self._bad(f"answered with more than {HEAD_BYTES} bytes of headers")
 
     def _late(self) -> UpstreamTimeout:
-        return UpstreamTimeout(
-            f"port {self._port} in the sandbox took the request and did not answer in time: see what keeps the "
-            "program busy, or raise COVE_PROXY_TIMEOUT_S"
-        )
+        return UpstreamTimeout(f"{self._name} took the request and did not answer in time: {self._late_hint}")
 
     def _bad(self, what: str, *, internal: str = "") -> BadUpstream:
-        return BadUpstream(f"port {self._port} in the sandbox {what}", internal=internal)
+        return BadUpstream(f"{self._name} {what}", internal=internal)

@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from cove.model.credentials import PLACEHOLDER, CredentialWish
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.state import EndReason, State
 
@@ -54,6 +55,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
 
     `network` None: the project's default, which is `none` unless the project says otherwise.
     `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
+    `credentials` by service: keys that stay outside; `placeholder` stands in the environment in their place.
     """
 
     image: str = "base"
@@ -68,6 +70,8 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     idle_action: IdleAction = IdleAction.PAUSE
     run_entrypoint: bool = False
     network: NetworkPolicy | None = None
+    credentials: dict[str, CredentialWish] = field(default_factory=dict[str, CredentialWish])
+    placeholder: str = PLACEHOLDER
 
 
 class Isolation(Struct, frozen=True, kw_only=True):

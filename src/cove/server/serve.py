@@ -39,6 +39,7 @@ from cove.server.app import build_app, core_settings, cove_version, edge_limits,
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
+from cove.server.secretsfile import open_secrets
 from cove.server.ssh.listener import open_ssh
 from cove.server.tracing import OpenTelemetry, open_tracing
 from cove.server.welcome import announce, farewell, show_first_command
@@ -131,6 +132,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             images=engine.images,
             image_store=image_store,
             store=store,
+            secrets_at_rest=open_secrets(settings.data_dir),
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),
         )

@@ -48,14 +48,15 @@ class IdempotencyRows:
         Not synced to the disk, as the sandbox itself is not: after a power failure both may be unknown, no sandbox
         lives on, and the caller's retry rightly makes a new one.
         """
-        await self._writer.write(_saving_both(sandbox, idempotency))
+        await self._writer.write(saving_both(sandbox, idempotency))
 
     async def purge(self, *, before: float) -> int:
         """Forget the keys used before that time; returns how many."""
         return await self._writer.write(lambda db: db.execute(_PURGE, (before,)).rowcount)
 
 
-def _saving_both(sandbox: Sandbox, idempotency: Idempotency) -> Callable[[sqlite3.Connection], None]:
+def saving_both(sandbox: Sandbox, idempotency: Idempotency) -> Callable[[sqlite3.Connection], None]:
+    """The write that saves both, for callers that put more into the same savepoint."""
     save = saving(sandbox)
     row = (sandbox.project, idempotency.key, idempotency.body_sha256, sandbox.id, sandbox.created_at)
 

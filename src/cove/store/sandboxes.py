@@ -24,6 +24,7 @@ _ONE: Final = "SELECT record FROM sandboxes WHERE id = ?"
 _UNENDED: Final = "SELECT record FROM sandboxes WHERE ended_at IS NULL ORDER BY seq"
 _EXISTS: Final = "SELECT 1 FROM sandboxes WHERE id = ? AND project = ?"
 _FORGET_METADATA: Final = "DELETE FROM sandbox_metadata WHERE sandbox = ?"
+_FORGET_CREDENTIALS: Final = "DELETE FROM credentials WHERE sandbox = ?"
 _FORGET_EXPOSURES: Final = "DELETE FROM exposures WHERE sandbox = ?"
 _ADD_METADATA: Final = "INSERT INTO sandbox_metadata (sandbox, key, value) VALUES (?, ?, ?)"
 _PURGE: Final = """
@@ -82,6 +83,7 @@ def saving(sandbox: Sandbox) -> Callable[[sqlite3.Connection], None]:
             db.execute(_FORGET_METADATA, (sandbox.id,))
         if sandbox.ended_at is not None:
             db.execute(_FORGET_EXPOSURES, (sandbox.id,))
+            db.execute(_FORGET_CREDENTIALS, (sandbox.id,))
         if sandbox.metadata:
             db.executemany(_ADD_METADATA, _metadata_rows(sandbox))
 

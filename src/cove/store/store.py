@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cove.store.audit import AuditRows
+from cove.store.credentials import CredentialRows, ServiceRows
 from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
 from cove.store.exposures import ExposureRows
 from cove.store.idempotency import IdempotencyRows
@@ -38,6 +39,8 @@ class Store:
         self.idempotency = IdempotencyRows(reader, writer)
         self.exposures = ExposureRows(reader, writer)
         self.audit = AuditRows(reader, writer)
+        self.credentials = CredentialRows(reader, writer)
+        self.services = ServiceRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

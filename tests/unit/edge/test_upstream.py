@@ -31,7 +31,7 @@ class Pieces:
 
 
 async def _read(*pieces: bytes | Exception, is_head_request: bool = False) -> tuple[int, bytes, bool]:
-    upstream = Upstream(Pieces(*pieces), 8000, is_head_request=is_head_request)
+    upstream = Upstream(Pieces(*pieces), "port 8000", late="wait", is_head_request=is_head_request)
     head = await upstream.head(1.0)
     body = b"".join([piece async for piece in upstream.body()])
     return head.status, body, upstream.is_reusable
@@ -106,7 +106,7 @@ def test_what_is_no_proper_answer_is_said_to_be_none(answer: bytes) -> None:
 def test_an_endless_head_is_bounded() -> None:
     piece = b"X: " + b"a" * 4000 + b"\r\n"
     endless = Pieces(b"HTTP/1.1 200 OK\r\n", *[piece] * 1000)
-    upstream = Upstream(endless, 8000, is_head_request=False)
+    upstream = Upstream(endless, "port 8000", late="wait", is_head_request=False)
     with pytest.raises(BadUpstream, match=str(HEAD_BYTES)):
         asyncio.run(upstream.head(1.0))
     assert len(endless.pieces) > 900
@@ -126,7 +126,7 @@ def test_a_head_that_does_not_come_is_told_in_time_and_an_upload_puts_that_off()
             return b""
 
     async def wait(put_off: int) -> float:
-        upstream = Upstream(Silent(), 8000, is_head_request=False)
+        upstream = Upstream(Silent(), "port 8000", late="wait", is_head_request=False)
         loop = asyncio.get_running_loop()
         start = loop.time()
         for number in range(put_off):
@@ -147,4 +147,6 @@ def test_a_head_that_nobody_takes_is_given_up() -> None:
             await asyncio.Event().wait()
 
     with pytest.raises(UpstreamTimeout):
-        asyncio.run(Upstream(Full(), 8000, is_head_request=False).send_head(b"GET / HTTP/1.1\r\n\r\n", 0.05))
+        asyncio.run(
+            Upstream(Full(), "port 8000", late="wait", is_head_request=False).send_head(b"GET / HTTP/1.1\r\n\r\n", 0.05)
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cove.dialects.native import (
     commands,
+    credentials,
     errors,
     files,
     images,
@@ -45,6 +46,7 @@ def dialect() -> Dialect:
             *terminals.OPS,
             *server.OPS,
             *sshkeys.OPS,
+            *credentials.OPS,
         ),
         errors=errors.TABLE,
         key_prefixes=("cove_",),

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from cove.core.info import ServerInfo
 from cove.dialects.native import wire, wire_server
 from cove.dialects.native.times import optional_timestamp, timestamp
+from cove.dialects.native.translate_credentials import wishes_of
 from cove.dialects.native.translate_images import image_view
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Json, ServerFacts
@@ -71,6 +72,7 @@ def spec_of(body: wire.Create) -> SandboxSpec:
         timeout_s=body.timeout_s,
         idle_timeout_s=body.idle_timeout_s,
         idle_action=IdleAction(body.idle_action),
+        credentials=wishes_of(body.credentials),
     )
 
 

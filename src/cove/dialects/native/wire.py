@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from cove.dialects.native.wire_credentials import Key, Wish
+
 TEN_YEARS_S = 315360000
 MAX_MIB = 1048576
 
@@ -56,6 +58,9 @@ class Create(Request, frozen=True):
     run_entrypoint: Annotated[
         bool, Meta(description="Start the image's ENTRYPOINT and CMD as the background command `entrypoint`.")
     ] = False
+    credentials: Annotated[
+        dict[str, Key | Wish], Meta(max_length=32, description="Keys by service, which stay outside of the sandbox.")
+    ] = field(default_factory=dict[str, Key | Wish])
 
 
 class Update(Request, frozen=True):

@@ -76,6 +76,9 @@ async def reconcile(rows: list[Sandbox], machine: Machine) -> Reconciled:
     boxes = await _boxes(machine.drivers)
     tally = dict.fromkeys(Reconciled.__struct_fields__, 0)
     limit = asyncio.Semaphore(AT_ONCE)
+    # Of all, before any is adopted: a link must not be cut because the other end comes later.
+    addresses = {(row.project, row.name): boxes[row.id].address for row in rows if row.id in boxes}
+    named = {key: address for key, address in addresses.items() if address}
 
     async def counted(work: Awaitable[str]) -> None:
         async with limit:
@@ -83,7 +86,8 @@ async def reconcile(rows: list[Sandbox], machine: Machine) -> Reconciled:
 
     async with asyncio.TaskGroup() as tasks:
         for row in rows:
-            tasks.create_task(counted(_account(row, boxes.pop(row.id, None), machine)))
+            links = {name: named[row.project, name] for name in row.network.links if (row.project, name) in named}
+            tasks.create_task(counted(_account(row, boxes.pop(row.id, None), links, machine)))
         for facts in boxes.values():
             tasks.create_task(counted(_place(facts, machine)))
     for driver in machine.drivers.values():
@@ -95,7 +99,7 @@ async def _boxes(drivers: Mapping[str, Driver]) -> dict[str, BoxFacts]:
     return {facts.id: facts for driver in drivers.values() for facts in await driver.remains()}
 
 
-async def _account(row: Sandbox, facts: BoxFacts | None, machine: Machine) -> str:
+async def _account(row: Sandbox, facts: BoxFacts | None, links: Mapping[str, str], machine: Machine) -> str:
     """One unended row. Returns what it counts as."""
     driver = machine.drivers.get(row.driver)
     if driver is None:
@@ -103,7 +107,7 @@ async def _account(row: Sandbox, facts: BoxFacts | None, machine: Machine) -> st
         return "unreachable"
     if row.state in LIVE and facts is not None:
         box = await _adopted(driver, facts)
-        if box is not None and await _settled(row, box):
+        if box is not None and await _settled(row, box, links):
             machine.adopt(row, box)
             return "adopted"
     if facts is not None:
@@ -147,12 +151,13 @@ async def _adopted(driver: Driver, facts: BoxFacts) -> Box | None:
     return None
 
 
-async def _settled(row: Sandbox, box: Box) -> bool:
+async def _settled(row: Sandbox, box: Box, links: Mapping[str, str]) -> bool:
     """Make the box be what was written: the server may have died between the word and the deed."""
     try:
         await bounded(box.pause() if row.state is State.PAUSED else box.resume())
         if box.facts.limits != row.limits:
             await bounded(box.set_limits(row.limits))
+        await bounded(box.set_network(row.network, links))
     except CoveError as error:
         log.warning("sandbox %s cannot be brought to what was written: %s %s", row.id, error, error.internal)
         return False

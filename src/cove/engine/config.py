@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from cove.engine.network.topology import DEFAULT_RANGE, NetworkConfig
+from cove.model.closed import Opening
 
 RUN_ROOT: Final = Path("/run/cove")
 """Machine-wide: claims and one directory per instance. Gone at a reboot, as is everything that it describes."""
@@ -25,7 +29,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
 
     `pool_bytes` 0: 75 % of the free space of the data directory's file system. `quota` picks the storage of writable
     layers: `auto` (best the machine has), `btrfs`, `ext4` (a loop file per sandbox) or `tmpfs`. `degrade`: which lesser
-    kinds of `ids.Ids` may be used where the machine has no better.
+    kinds of `ids.Ids` may be used where the machine has no better. The last four are `network`'s (`NetworkConfig`).
     """
 
     data_dir: Path
@@ -37,6 +41,22 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     pool_bytes: int = 0
     drivers: tuple[str, ...] = ("runc",)
     degrade: tuple[str, ...] = ()
+    has_network: bool = True
+    network_range: IPv4Network = DEFAULT_RANGE
+    network_outside: Path | None = None
+    opened_ranges: tuple[Opening, ...] = ()
+
+    @property
+    def network(self) -> NetworkConfig:
+        """What the sandboxes' network is told."""
+        return NetworkConfig(
+            instance=self.instance,
+            run_dir=self.run_dir,
+            subnet=self.network_range,
+            outside=self.network_outside,
+            opened=self.opened_ranges,
+            is_off=not self.has_network,
+        )
 
     @classmethod
     def at(

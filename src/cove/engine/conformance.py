@@ -419,7 +419,7 @@ async def run(config: EngineConfig, name: str, slow: float = 1.0) -> bool:
             sys.stdout.flush()
         for facts in await driver.remains():
             await driver.reap(facts)
-        engine.release()
+        await engine.release()
     return passed
 
 

@@ -180,6 +180,11 @@ class Driver(ABC):
         """What a box that is made now gets; None: not known before."""
         return None
 
+    @property
+    def network_gaps(self) -> tuple[str, ...]:
+        """Why its boxes cannot be connected here, one sentence each; empty: they can."""
+        return (f"the driver {self.name} has no network",)
+
     @abstractmethod
     async def requirements(self) -> tuple[str, ...]:
         """What this machine lacks for this driver, one sentence each; empty: usable."""

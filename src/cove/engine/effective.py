@@ -53,7 +53,7 @@ async def _run(config: EngineConfig) -> None:
     async with open_engine(config) as engine:
         for driver in config.drivers:
             sys.stdout.write(msgspec.json.encode(await effective(engine, driver)).decode() + "\n")
-        engine.release()
+        await engine.release()
 
 
 def main() -> int:

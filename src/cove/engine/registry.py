@@ -16,6 +16,7 @@ from msgspec import Struct
 from cove.engine.config import EngineConfig
 from cove.engine.driver import Driver
 from cove.engine.images.builtin import BuiltinImages
+from cove.engine.network.service import SandboxNetwork, open_network
 from cove.engine.oci.ground import Ground, open_ground
 from cove.model.errors import BadRequest, EngineFailure
 
@@ -52,10 +53,13 @@ class Engine:
         drivers: Mapping[str, Driver],
         status: tuple[DriverStatus, ...],
         ground: Ground | None,
+        network: SandboxNetwork | None,
     ) -> None:
         self.drivers = drivers
         self.images = BuiltinImages(config.images_dir)
         self.status = status
+        self.network = network
+        """None where no driver has one."""
         self._data_dir = config.data_dir
         self._ground = ground
 
@@ -73,8 +77,10 @@ class Engine:
             self._ground.loaded = None
             self._ground.live.clear()
 
-    def release(self) -> None:
-        """Unmount everything of this instance; every box must be gone."""
+    async def release(self) -> None:
+        """Take away everything of this instance; every box must be gone."""
+        if self.network is not None:
+            await self.network.release()
         if self._ground is not None:
             self._ground.close(release=True)
 
@@ -87,8 +93,11 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
     """
     async with AsyncExitStack() as stack:
         ground: Ground | None = None
+        network: SandboxNetwork | None = None
         if needs_mounts(config):
             ground = await stack.enter_async_context(open_ground(config))
+            network = await stack.enter_async_context(open_network(config.network))
+            ground.network = network
         drivers: dict[str, Driver] = {}
         status: list[DriverStatus] = []
         for name in config.drivers:
@@ -102,7 +111,7 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
             raise EngineFailure(f"no isolation driver can be used on this machine: {reasons}")
         if ground is not None:
             ground.loaded = frozenset(drivers)
-        yield Engine(config, drivers, tuple(status), ground)
+        yield Engine(config, drivers, tuple(status), ground, network)
 
 
 def _load(name: str, config: EngineConfig, ground: Ground | None) -> Driver:

@@ -23,11 +23,21 @@ from msgspec import Struct
 
 from cove.engine import kernel
 from cove.engine.ids import Ids
+from cove.engine.network.topology import ROUTER_ADDRESS
 from cove.engine.userns import UserNamespaces
 
 T = TypeVar("T")
 
 _MOUNT_POINTS: Final = ("proc", "sys", "dev", "run/agent", ".agent")
+
+SKELETON: Final = "skeleton2"
+"""The name of the skeleton's directory; its number changes with what is in it, for copies are made of it."""
+
+_RESOLV_CONF: Final = f"""\
+# Names are resolved by Cove, as the sandbox's network policy allows.
+nameserver {ROUTER_ADDRESS}
+options timeout:2 attempts:2
+"""
 
 
 class BoxDirs(Struct, frozen=True, kw_only=True):
@@ -47,10 +57,19 @@ class BoxDirs(Struct, frozen=True, kw_only=True):
 
 
 def make_skeleton(directory: Path) -> None:
-    """The top lower layer: the mount points that an image may lack, or have as something hostile (a `/dev` symlink)."""
+    """The top lower layer: the mount points that an image may lack, or have as something hostile (a `/dev` symlink).
+
+    And /etc/resolv.conf, which an image may lack or have as a link: whoever is connected has one resolver. Here it
+    costs no create a write; a sandbox may change it as any file.
+    """
     for name in _MOUNT_POINTS:
         (directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
     (directory / ".agent" / "agent").touch(mode=0o755)
+    (directory / "etc").mkdir(mode=0o755, exist_ok=True)
+    resolv_conf = directory / "etc" / "resolv.conf"
+    if not resolv_conf.exists() or resolv_conf.read_text() != _RESOLV_CONF:
+        resolv_conf.write_text(_RESOLV_CONF)
+    resolv_conf.chmod(0o644)
     directory.chmod(0o755)
 
 

@@ -84,6 +84,12 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
         """Whether it needs an interface at all."""
         return self.mode is not NetworkMode.NONE or bool(self.links) or self.broker
 
+    @property
+    def word(self) -> str:
+        """What the view of a sandbox's isolation says: `none`, `open` or `policy`."""
+        limited = self.is_connected and self.mode is NetworkMode.NONE
+        return NetworkMode.POLICY.value if limited else self.mode.value
+
 
 NO_NETWORK: Final = NetworkPolicy()
 OPEN_NETWORK: Final = NetworkPolicy(mode=NetworkMode.OPEN)

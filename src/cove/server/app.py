@@ -41,7 +41,14 @@ def engine_config(settings: Settings) -> EngineConfig:
         pool_bytes=settings.pool_bytes,
         drivers=settings.drivers,
     )
-    return replace(config, run_dir=settings.run_dir / config.instance, degrade=settings.degrade)
+    return replace(
+        config,
+        run_dir=settings.run_dir / config.instance,
+        degrade=settings.degrade,
+        has_network=settings.network,
+        network_range=settings.network_range,
+        network_outside=settings.network_outside,
+    )
 
 
 def core_settings(settings: Settings) -> CoreSettings:

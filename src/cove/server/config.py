@@ -26,6 +26,8 @@ SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
 PAGE: Final = "docs/reference/settings.md"
 
 
+_SHORTEST: Final = 8
+_LONGEST: Final = 28
 _DOMAIN: Final = re.compile(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,16}(:[0-9]{1,5})?")
 
 
@@ -77,6 +79,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int
+    network: bool
+    network_range: ipaddress.IPv4Network
+    network_outside: Path | None
     forward_host: str
     forward_ports: tuple[int, int] | None
     json_body_mib: int
@@ -281,6 +286,13 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
+def _network_range(text: str) -> ipaddress.IPv4Network:
+    network = ipaddress.IPv4Network(text)
+    if not network.is_private or not _SHORTEST <= network.prefixlen <= _LONGEST:
+        raise ValueError(f"a private IPv4 range with a prefix of {_SHORTEST} to {_LONGEST} bits")
+    return network
+
+
 def _port_range(text: str) -> tuple[int, int] | None:
     if not text:
         return None
@@ -343,6 +355,9 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),
+    "network": _flag,
+    "network_range": _network_range,
+    "network_outside": _optional_path,
     "forward_host": _address,
     "forward_ports": _port_range,
     "json_body_mib": _number(int, 1, 1024),

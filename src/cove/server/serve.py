@@ -178,7 +178,7 @@ async def _free_machine(engine: Engine, control: Controller) -> None:
     engine.end_strangers()
     for driver in engine.drivers.values():
         await driver.reap(None)
-    engine.release()
+    await engine.release()
 
 
 def main(argv_overrides: Mapping[str, str], welcome: bool) -> int:  # noqa: FBT001 - the CLI's contract

@@ -136,6 +136,19 @@ TABLE: Final = (
         "bytes",
         "Size of the storage pool of what sandboxes write. 0: three quarters of the free space below `data_dir`.",
     ),
+    Setting("network", "1", "0 or 1", "Whether sandboxes may be connected at all; each starts without, unless asked."),
+    Setting(
+        "network_range",
+        "10.213.0.0/16",
+        "CIDR",
+        "The addresses of sandboxes, one each; seen by nobody outside, so two servers may use the same.",
+    ),
+    Setting(
+        "network_outside",
+        "",
+        "path",
+        "Network namespace by which sandboxes' packets leave, such as /run/netns/vpn; empty: the server's own.",
+    ),
     Setting(
         "forward_host",
         "127.0.0.1",

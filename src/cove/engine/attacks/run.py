@@ -123,7 +123,7 @@ async def run(config: EngineConfig, only: str) -> bool:
                     count += 1
                     is_good = is_good and verdict.is_good
         finally:
-            engine.release()
+            await engine.release()
     _tell(End(verdicts=count))
     return is_good
 

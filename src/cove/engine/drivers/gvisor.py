@@ -27,11 +27,19 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import kernel
-from cove.engine.driver import BoxFacts
+from cove.engine.driver import BoxFacts, BoxSpec
 from cove.engine.oci.driver import OciDriver
 
 MINIMUM: Final = 20240729
 """The release that was measured and attacked; runsc's versions are dates."""
+
+
+_UNSEEN: Final = (
+    "unshare", "--mount", "--propagation", "private",
+    "sh", "-c", 'mount -t tmpfs -o ro cove /proc/sys/net && exec "$@"', "sh",
+)  # fmt: skip
+"""Starts a program that sees no settings of networks. Of a namespace that has `net.core.rmem_default` runsc thinks that
+it is the machine's own, and refuses; newer kernels (6.18 for one) have that setting in every namespace."""
 
 
 class _State(Struct, rename="camel"):
@@ -45,10 +53,23 @@ class GvisorDriver(OciDriver):
 
     name = "gvisor"
     program = "runsc"
-    flags = ("--platform=systrap", "--network=none", "--host-uds=all", "--overlay2=none", "--oci-seccomp")
+    flags = ("--platform=systrap", "--host-uds=all", "--overlay2=none", "--oci-seccomp")
     can_rename = False
     can_change_pids = False
     own_kernel = True
+
+    async def _start(self, spec: BoxSpec, base: int, pid_file: Path) -> BoxFacts:
+        """As any box; with its interface before it starts, closed: it reads what its namespace has once, then."""
+        network, home = self._ground.network, pid_file.parent
+        if network is None or network.missing:
+            await self._runtime.run(spec.id, home, pid_file, ("--network=none",))
+            return self._facts(spec, base, pid_file)
+        flags = ("--network=sandbox",)
+        await self._runtime.create(spec.id, home, pid_file, flags)
+        facts = self._facts(spec, base, pid_file)
+        facts = msgspec.structs.replace(facts, address=await network.join(spec.id, facts.init_pid))
+        await self._runtime.start(spec.id, home, flags, within=_UNSEEN)
+        return facts
 
     def _version_gaps(self, version: str) -> tuple[str, ...]:
         if release_of(version) >= MINIMUM:

@@ -42,6 +42,7 @@ _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
 _IFLA_LINKINFO: Final = 18
 _IFLA_STATS64: Final = 23
+_IFLA_GROUP: Final = 27
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_NUM_TX_QUEUES: Final = 31
 _IFLA_NUM_RX_QUEUES: Final = 32
@@ -190,6 +191,16 @@ def set_up(index: int, *, is_up: bool = True) -> Request:
 def delete_link(index: int) -> Request:
     """Take an interface away, and its other end with it."""
     return Request(DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+
+
+def set_group(index: int, group: int) -> Request:
+    """Put an interface into a group."""
+    return Request(NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + attribute(_IFLA_GROUP, struct.pack("=I", group)))
+
+
+def delete_group(group: int) -> Request:
+    """Take all interfaces of a group away, which costs no more than one: the kernel waits once for all."""
+    return Request(DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_IFLA_GROUP, struct.pack("=I", group)))
 
 
 def new_address(link: int, address: str, prefix: int = 32) -> Request:

@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,13 @@ from cove.agentlink.client import AgentClient
 from cove.engine import agentsocket, kernel, rootfs, seccomp
 from cove.engine.driver import Box, BoxFacts, BoxSpec, Driver
 from cove.engine.ids import Ids
+from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle
 from cove.engine.oci.ground import Ground, wait_readable
 from cove.engine.oci.runtime import Runtime
 from cove.engine.userns import UserNamespaces
 from cove.model.errors import Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
+from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
 from cove.model.sandbox import Isolation, Limits, Usage
 
 _AGENT_LIMIT_S: Final = 10.0
@@ -40,6 +43,8 @@ class OciBox(Box):
         self._ground = ground
         self._agent = agent
         self._group = ground.cgroups.of(facts.id)
+        # Of an adopted box it is not known until the policy of its row is applied; a new one has everything closed.
+        self._policy: NetworkPolicy | None = None if facts.address else NO_NETWORK
         self._last_usage = Usage()
         self._freed = asyncio.Lock()
         self._is_freed = False
@@ -53,7 +58,7 @@ class OciBox(Box):
 
     @property
     def isolation(self) -> Isolation:
-        return self.facts.isolation
+        return msgspec.structs.replace(self.facts.isolation, network=(self._policy or NO_NETWORK).word)
 
     @property
     def is_alive(self) -> bool:
@@ -122,6 +127,32 @@ class OciBox(Box):
             await self._ground.quickly(work)
         except OSError as error:
             raise EngineFailure("the kernel refused the host name", internal=str(error)) from error
+
+    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
+        if not policy.is_connected and self._policy is not None and not self._policy.is_connected:
+            return
+        network = self._network()
+        if network.endpoints.by_box(self.facts.id) is None:
+            await self.join(network)
+        await network.apply(self.facts.id, policy, links)
+        self._policy = policy
+
+    async def join(self, network: SandboxNetwork) -> None:
+        """Give it its interface, with everything closed. Raises: EngineFailure, Unsupported, SandboxGone."""
+        if self._own_kernel:  # it reads its interfaces once, when it starts (`OciDriver._create`)
+            raise Unsupported("this sandbox was made without a network interface", field="network")
+        address = await network.join(self.facts.id, self.facts.init_pid)
+        if address != self.facts.address:
+            self.facts = msgspec.structs.replace(self.facts, address=address)
+            self._ground.write_facts(self.facts)
+
+    def _network(self) -> SandboxNetwork:
+        if self._ground.network is None:
+            raise Unsupported("sandboxes are not connected here", field="network")
+        return self._ground.network
+
+    async def network_use(self) -> NetworkUse:
+        return NetworkUse() if self._ground.network is None else await self._ground.network.use(self.facts.id)
 
     async def pause(self) -> None:
         await self._group.freeze()
@@ -258,19 +289,24 @@ class OciDriver(Driver):
         ground.note_uid_base(spec.id, base)
         (dirs.home / "config.json").write_bytes(msgspec.json.encode(config))
         pid_file = dirs.home / "pid"
-        await self._runtime.run(spec.id, dirs.home, pid_file)
-        facts = self._facts(spec, base, int(pid_file.read_text()))
+        facts = await self._start(spec, base, pid_file)
         facts = self._completed(facts)
         box = OciBox(self, ground, facts, await _connect(ground, facts, is_new=True))
         ground.write_facts(facts)
         return box
 
+    async def _start(self, spec: BoxSpec, base: int, pid_file: Path) -> BoxFacts:
+        """Run the bundle beside `pid_file`."""
+        await self._runtime.run(spec.id, pid_file.parent, pid_file)
+        return self._facts(spec, base, pid_file)
+
     def _copies(self, spec: BoxSpec, base: int) -> tuple[Path, Path]:
         with self._copying:  # one at a time: the second create of an image finds the first one's copy
             image = self._ground.shifted(spec.image.rootfs, spec.image.digest[:32], base)
-            return image, self._ground.shifted(self._ground.skeleton, "skeleton", base)
+            return image, self._ground.shifted(self._ground.skeleton, rootfs.SKELETON, base)
 
-    def _facts(self, spec: BoxSpec, base: int, pid: int) -> BoxFacts:
+    def _facts(self, spec: BoxSpec, base: int, pid_file: Path) -> BoxFacts:
+        pid = int(pid_file.read_text())
         start = kernel.process_start(pid)
         if start is None:
             raise SandboxGone("the sandbox ended while it started")
@@ -293,6 +329,11 @@ class OciDriver(Driver):
         return facts
 
     @property
+    def network_gaps(self) -> tuple[str, ...]:
+        network = self._ground.network
+        return super().network_gaps if network is None else network.missing
+
+    @property
     def isolation(self) -> Isolation:
         """What a box that is made now gets."""
         return Isolation(
@@ -302,7 +343,7 @@ class OciDriver(Driver):
             seccomp=seccomp.NAME_OWN_KERNEL if self.own_kernel else seccomp.NAME,
             quota=self._ground.layers.kind,
             cgroup=self._ground.cgroups.kind,
-            missing=self._ground.missing,
+            missing=(*self._ground.missing, *(f"no network: {one}" for one in self.network_gaps)),
         )
 
     async def adopt(self, facts: BoxFacts) -> Box:
@@ -311,6 +352,8 @@ class OciDriver(Driver):
         ground = self._ground
         ground.uids.mark(facts.uid_base)
         ground.live.add(facts.id)
+        if facts.address and ground.network is not None:
+            await ground.network.adopt(facts.id, facts.address, facts.init_pid)
         # Not connected: the sandbox owns the socket, and one that does not answer must not hold up a start.
         return OciBox(self, ground, facts, None)
 

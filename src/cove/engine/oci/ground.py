@@ -27,6 +27,7 @@ from cove.engine.config import EngineConfig
 from cove.engine.driver import BoxFacts
 from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
+from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle, runtime
 from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
@@ -53,11 +54,12 @@ class Ground:
         self._quick = ThreadPoolExecutor(1, "cove-quick")
         self.uids = UidRanges.of(config.run_dir)
         self.cgroups = cgroup.detect(config.instance)
-        self.skeleton = config.data_dir / "skeleton"
+        self.skeleton = config.data_dir / rootfs.SKELETON
         self.agent_build = agent_build()
         self.agents = config.run_dir / "agents"
         self.live: set[str] = set()
         self.loaded: frozenset[str] | None = None
+        self.network: SandboxNetwork | None = None
         self.io_device = layers.device
         self.shown = bundle.shown_of_sys()
 
@@ -152,6 +154,8 @@ class Ground:
                 shutil.rmtree(dirs.home)
 
         await self.mounts.run(undo)
+        if self.network is not None:
+            await self.network.leave(box)
         if uid_base is not None:
             self.uids.give_back(uid_base)
         self.live.discard(box)
@@ -162,11 +166,7 @@ class Ground:
         A live box of a driver that is not `loaded` stays: the next start with it takes it back.
         """
         self._kill_runtimes()
-        for facts in self.read_facts():
-            is_strange = self.loaded is not None and facts.driver not in self.loaded
-            if is_strange and kernel.process_start(facts.init_pid) == facts.init_start:
-                self.uids.mark(facts.uid_base)
-                self.live.add(facts.id)
+        await self._spare_strangers()
         found = {d.name for d in (self.config.run_dir / "sb").iterdir()} | self.cgroups.boxes()
         found |= await self.mounts.run(lambda _: self.layers.names())
         for state in self._runtime_states():
@@ -181,10 +181,22 @@ class Ground:
             except (EngineFailure, OSError):
                 # Its range stays marked, so it is not given to another while one of its processes may live.
                 log.exception("box %s could not be freed, the next start tries again", box)
+        if self.network is not None:
+            await self.network.sweep()
         for old in self.agents.iterdir():
             if old != self.agent:
                 old.unlink()
         return lost
+
+    async def _spare_strangers(self) -> None:
+        """Take boxes of drivers that are not loaded for live, with all they hold."""
+        for facts in self.read_facts():
+            is_strange = self.loaded is not None and facts.driver not in self.loaded
+            if is_strange and kernel.process_start(facts.init_pid) == facts.init_start:
+                self.uids.mark(facts.uid_base)
+                self.live.add(facts.id)
+                if self.network is not None and facts.address:
+                    await self.network.adopt(facts.id, facts.address, facts.init_pid)
 
     def note_uid_base(self, box: str, base: int) -> None:
         """Write down the range before a process of it can exist; `write_facts` comes when the box is complete."""
@@ -286,7 +298,7 @@ def _choose_ids(config: EngineConfig) -> IdsChoice:
     place = config.run_dir / "probe"
     place.mkdir(mode=0o700, exist_ok=True)
     try:
-        user_namespaces, idmapped_mounts = ids.probe(place, config.data_dir / "skeleton")
+        user_namespaces, idmapped_mounts = ids.probe(place, config.data_dir / rootfs.SKELETON)
     finally:
         with contextlib.suppress(OSError):
             place.rmdir()
@@ -303,7 +315,7 @@ async def open_ground(config: EngineConfig) -> AsyncGenerator[Ground]:
     if not machine.is_entered(config.run_dir):
         raise EngineFailure("the engine must run in its own mount namespace", internal="machine.enter() was not called")
     layers, missing = await asyncio.to_thread(open_layers, config.quota, config.data_dir, config.pool_bytes)
-    rootfs.make_skeleton(config.data_dir / "skeleton")
+    rootfs.make_skeleton(config.data_dir / rootfs.SKELETON)
     choice = await asyncio.to_thread(_choose_ids, config)
     ground = Ground(config, layers, choice, missing)
     try:

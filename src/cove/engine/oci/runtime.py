@@ -1,7 +1,8 @@
 """Calls of an OCI runtime's command line, with limits. No policy, no state of ours.
 
 One call makes a box: `run --detach` (create and start in two calls cost one more process, 5-7 ms). That is safe because
-what starts is our agent, and no untrusted code runs before the claim. The runtime's own `delete` is not used: it polls
+what starts is our agent, and no untrusted code runs before the claim. Only where something must be ready before the box
+starts are there two: `create`, `start`. The runtime's own `delete` is not used: it polls
 100 ms; a dead box is its state directory and its cgroups, both ours (docs/decisions/0008).
 """
 
@@ -47,16 +48,29 @@ class Runtime:
         words = out.decode(errors="replace").split()
         return words[words.index("version") + 1] if "version" in words[:-1] else "unknown"
 
-    async def run(self, box: str, bundle: Path, pid_file: Path) -> None:
+    async def run(self, box: str, bundle: Path, pid_file: Path, flags: tuple[str, ...] = ()) -> None:
         """Make and start the box of `bundle`. Cancelling kills the call; the caller frees what it made so far.
 
         Raises: EngineFailure with the runtime's own words in `internal`.
         """
+        argv = [*flags, "run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), box]
+        await self._call(argv, bundle, "the runtime could not start the sandbox")
+
+    async def create(self, box: str, bundle: Path, pid_file: Path, flags: tuple[str, ...] = ()) -> None:
+        """Make the box of `bundle`, whose program waits for `start`; otherwise as `run`."""
+        argv = [*flags, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), box]
+        await self._call(argv, bundle, "the runtime could not make the sandbox")
+
+    async def start(self, box: str, bundle: Path, flags: tuple[str, ...] = (), within: tuple[str, ...] = ()) -> None:
+        """Start the program of a box that was made by `create`; otherwise as `run`. `within`: what runs the runtime."""
+        await self._call([*flags, "start", box], bundle, "the runtime could not start the sandbox", within)
+
+    async def _call(self, words: list[str], bundle: Path, failure: str, within: tuple[str, ...] = ()) -> None:
         log = bundle / "log"
-        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state), *self._flags]
-        argv += ["run", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file), box]
+        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state), *self._flags, *words]
         # All three standard streams become the init's own: never a pipe of ours, or the box would hold it open.
         process = await asyncio.create_subprocess_exec(
+            *within,
             str(self.program),
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -76,7 +90,7 @@ class Runtime:
                     process.kill()
                 await asyncio.shield(process.wait())
         if code != 0:
-            raise EngineFailure("the runtime could not start the sandbox", internal=f"exit {code}: {_tail(log)}")
+            raise EngineFailure(failure, internal=f"exit {code}: {_tail(log)}")
 
 
 def forget(state_dir: Path, box: str) -> None:

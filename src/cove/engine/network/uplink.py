@@ -1,0 +1,173 @@
+"""The router's way out: a pair of interfaces to the outside namespace, and what that needs there.
+
+Outside, Cove has one interface and one table of rules of its own, both named after the instance, made when the first
+sandbox is connected. Nothing may come in by them that a sandbox did not ask for, and nothing reaches the machine
+itself. If the machine did not forward packets before, it does from then on for Cove alone: a table that all servers of
+the machine share drops whatever is not theirs, and the last one that leaves switches forwarding off again.
+
+All functions here block for some milliseconds; each says in which namespace it must be called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cove.engine.network import nft
+from cove.engine.network import rtnetlink as rt
+from cove.engine.network.router import write_sysctl
+from cove.engine.network.rtnetlink import End, RtNetlink
+from cove.engine.network.topology import OUTSIDE_PREFIX, UPLINK, NetworkConfig, transit
+
+log = logging.getLogger(__name__)
+
+_LINK: Final = 900
+"""The uplink's number in the router, below those of the boxes' interfaces."""
+
+_FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
+_SHARED_TABLE: Final = "cove_forwarding"
+
+_TABLE: Final = """
+table ip {table} {{
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{link}" oifname "{prefix}*" drop
+    iifname "{link}" ip saddr != {router} drop
+    iifname "{link}" accept
+    oifname "{link}" ct state established,related accept
+    oifname "{link}" drop
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "{link}" ct state established,related accept
+    iifname "{link}" drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {router} oifname != "{link}" masquerade
+  }}
+}}
+"""
+
+_FORWARDING: Final = f"""
+table ip {_SHARED_TABLE} {{
+  chain forward {{
+    type filter hook forward priority filter - 5; policy drop;
+    iifname "{OUTSIDE_PREFIX}*" accept
+    oifname "{OUTSIDE_PREFIX}*" accept
+  }}
+}}
+"""
+
+
+def table_name(config: NetworkConfig) -> str:
+    """Of the instance's rules outside."""
+    return f"cove_{config.instance}"
+
+
+def make_pair(config: NetworkConfig, outside: int, number: int) -> None:
+    """Make the uplink, in the router's namespace; `outside`: a descriptor of the other. Raises: OSError."""
+    _, here = transit(number)
+    with RtNetlink() as kernel:
+        old = kernel.link(name=UPLINK)
+        if old is not None:
+            kernel.change(rt.delete_link(old.index))
+        kernel.change(
+            rt.new_pair(
+                End(name=UPLINK, index=_LINK),
+                End(name=config.outside_link, namespace=outside, is_up=False),
+            ),
+            rt.new_address(_LINK, here, 30),
+        )
+
+
+def finish_router(number: int) -> None:
+    """Let packets leave the router by the uplink, once its other end is up. In the router. Raises: OSError."""
+    away, _ = transit(number)
+    with RtNetlink() as kernel:
+        kernel.change(rt.set_up(_LINK), rt.new_route(_LINK, None, away))
+
+
+def is_made(config: NetworkConfig, number: int) -> bool:
+    """Whether the outside namespace, which is the calling thread's, has this instance's end with its address."""
+    with RtNetlink() as kernel:
+        link = kernel.link(name=config.outside_link)
+        return link is not None and (link.index, transit(number)[0]) in kernel.addresses()
+
+
+def finish_outside(config: NetworkConfig, number: int) -> None:
+    """Give the other end its address and its rules, then forward. In the outside namespace. Raises: OSError.
+
+    The rules come before the interface is up, so no packet ever passes without them.
+    """
+    away, _ = transit(number)
+    put_rules(config, number)
+    with RtNetlink() as kernel:
+        link = kernel.link(name=config.outside_link)
+        if link is None:
+            raise OSError(errno.ENODEV, f"{config.outside_link} is not there")
+        write_sysctl(f"ipv6/conf/{config.outside_link}/disable_ipv6", "1")
+        kernel.change(rt.new_address(link.index, away, 30), rt.set_up(link.index))
+    with _alone(config):
+        if _FORWARD.read_text().strip() == "0":
+            log.warning(
+                "this machine did not forward packets; it does now, for Cove's sandboxes only "
+                "(set net.ipv4.ip_forward=1 yourself before if it shall forward others' too)"
+            )
+            _replace(_SHARED_TABLE, _FORWARDING)
+            _FORWARD.write_text("1")
+
+
+def put_rules(config: NetworkConfig, number: int) -> None:
+    """The instance's rules, in one step. In the outside namespace. Again: the same. Raises: OSError."""
+    table = table_name(config)
+    _, here = transit(number)
+    _replace(table, _TABLE.format(table=table, link=config.outside_link, prefix=OUTSIDE_PREFIX, router=here))
+
+
+def _replace(table: str, text: str) -> None:
+    nft.run_once(f"table ip {table}\ndelete table ip {table}\n{text}")
+
+
+def remove(config: NetworkConfig) -> None:
+    """Take the interface and the rules away, and forwarding if we brought it and are the last. Idempotent.
+
+    In the outside namespace. Raises: OSError.
+    """
+    with RtNetlink() as kernel:
+        link = kernel.link(name=config.outside_link)
+        if link is not None:
+            kernel.change(rt.delete_link(link.index), ignore=(errno.ENODEV,))
+        tables = nft.run_once("list tables ip").split()
+        if table_name(config) in tables:
+            nft.run_once(f"delete table ip {table_name(config)}")
+        with _alone(config):
+            others = [one.name for one in kernel.links() if one.name.startswith(OUTSIDE_PREFIX)]
+            if _SHARED_TABLE in tables and not others:
+                _FORWARD.write_text("0")
+                with contextlib.suppress(OSError):
+                    nft.run_once(f"delete table ip {_SHARED_TABLE}")
+
+
+def addresses() -> frozenset[str]:
+    """The machine's own, as the namespace of the calling thread has them. Raises: OSError."""
+    with RtNetlink() as kernel:
+        return frozenset(address for _, address in kernel.addresses())
+
+
+@contextmanager
+def _alone(config: NetworkConfig) -> Generator[None]:
+    """One server of the machine at a time: forwarding is everybody's."""
+    fd = os.open(config.run_dir.parent / "forwarding.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

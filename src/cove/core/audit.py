@@ -27,6 +27,7 @@ from cove.model.errors import CapacityExceeded, CoveError
 from cove.model.origin import current_origin
 from cove.model.sandbox import Sandbox
 from cove.store.audit import Appended
+from cove.store.sandboxes import Also
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -112,10 +113,15 @@ class Audit:
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    async def save(self, sandbox: Sandbox, event: str, data: Mapping[str, AuditValue]) -> None:
-        """Write a sandbox's row and its line, both or neither. Raises: CapacityExceeded, EngineFailure, Conflict."""
+    async def save(
+        self, sandbox: Sandbox, event: str, data: Mapping[str, AuditValue], also: Also | None = None
+    ) -> None:
+        """Write a sandbox's row, its line, and what `also` writes: all or nothing.
+
+        Raises: CapacityExceeded, EngineFailure, Conflict.
+        """
         draft = self._draft(0, event, sandbox.project, sandbox.id, data, None)
-        future = self._rows.append_with(sandbox, (*self._pending, draft), self._seal)
+        future = self._rows.append_with(sandbox, (*self._pending, draft), self._seal, also)
         future.add_done_callback(self._saved)
         await asyncio.shield(future)
 

@@ -17,6 +17,7 @@ from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.images import Resolved
 from cove.core.placement import Placement
+from cove.core.quotas import Quotas
 from cove.core.validation import check_idempotency, check_spec
 from cove.engine.birth import Birth
 from cove.engine.clock import Clock
@@ -61,6 +62,7 @@ class Creation:
         supervisors: Supervisors,
         directory: Directory,
         admission: Admission,
+        quotas: Quotas,
         journal: Journal,
         credentials: Credentials,
         store: Store,
@@ -71,6 +73,7 @@ class Creation:
         self._supervisors = supervisors
         self._directory = directory
         self._admission = admission
+        self._quotas = quotas
         self._journal = journal
         self._credentials = credentials
         self._store = store
@@ -96,7 +99,7 @@ class Creation:
     def launch(self, order: Order, resolved: Resolved) -> Supervisor | Sandbox:
         """Start a sandbox on an image, or find the one that an earlier request with this idempotency key made.
 
-        Raises: BadRequest, Forbidden (driver), Conflict (name), IdempotencyConflict, CapacityExceeded.
+        Raises: BadRequest, Forbidden (driver), Conflict (name), IdempotencyConflict, QuotaExceeded, CapacityExceeded.
         """
         earlier = self.find_earlier(order)
         if earlier is not None:
@@ -107,6 +110,7 @@ class Creation:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
         plan = self._credentials.plan(order.who.project, order.spec.credentials, order.spec.placeholder)
         name = self._name(order)
+        self._quotas.check(order.who.project, order.who.key_id, order.spec.limits)
         self._admission.check(order.spec.limits)
         box = self._pool.take(image, driver.name, order.spec.limits, order.spec.hostname)
         sandbox_id = new_core_id() if box is None else box.facts.id
@@ -117,6 +121,7 @@ class Creation:
             image_note=resolved.note,
         )
         self._admission.admit(sandbox.id, sandbox.limits)
+        self._quotas.hold(sandbox)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
         birth = self._birth(order, image, driver, box, plan.env)
         supervisor = self._supervisors.launch(sandbox, birth)
@@ -214,6 +219,7 @@ def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: floa
         metadata=spec.metadata,
         isolation=None,
         dialect=order.dialect,
+        key=who.key_id,
         created_by="local" if who.key_id == "local" else f"key:{who.name}",
         created_at=now,
         expires_at=expiry(now, spec.timeout_s),

@@ -19,6 +19,7 @@ from cove.core.access import require
 from cove.core.directory import Directory
 from cove.core.hostports import HostPorts, Wish
 from cove.core.ports import PORTS
+from cove.core.quotas import Quotas
 from cove.core.validation import check_count
 from cove.engine.clock import Clock
 from cove.engine.supervisor import Supervisor
@@ -40,8 +41,11 @@ _FINDER: Final = Principal(key_id="", name="", project=DEFAULT_PROJECT, scopes=F
 class Exposures:
     """Every operation on how ports are reached. All raise Forbidden, NotFound (sandbox), Gone beside what they name."""
 
-    def __init__(self, directory: Directory, store: Store, clock: Clock, host_ports: HostPorts) -> None:
+    def __init__(
+        self, directory: Directory, store: Store, clock: Clock, *, host_ports: HostPorts, quotas: Quotas
+    ) -> None:
         self._directory = directory
+        self._quotas = quotas
         self._host_ports = host_ports
         self._store = store
         self._clock = clock
@@ -92,7 +96,8 @@ class Exposures:
         """Choose who may reach a port. With TOKEN a new token, which is shown here and never again; an old one ends.
 
         `host_port`: a port of the host that leads to it for raw TCP, for whoever reaches that. UNSET: as it is.
-        Raises: BadRequest, Conflict (the host's port is in use), CapacityExceeded, Unsupported; all is as before then.
+        Raises: BadRequest, Conflict (the host's port is in use), QuotaExceeded, CapacityExceeded, Unsupported; then all
+        is as before.
         """
         require(who, Scope.CREATE)
         check_count(port, PORTS, "port")
@@ -102,6 +107,8 @@ class Exposures:
             row = self._store.exposures.get(sandbox.id, port) or Exposure(
                 sandbox=sandbox.id, port=port, created_at=self._clock.now()
             )
+            if row.host_port is None and host_port is not UNSET and host_port is not False:
+                self._quotas.check_count(sandbox.project, "host_ports", what="ports of the host")
             async with self._host_ports.changed(sandbox, port, row.host_port, host_port) as number:
                 row = replace(row, host_port=number)
                 if access is not UNSET:

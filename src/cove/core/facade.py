@@ -18,6 +18,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from cove.core.access import require
+from cove.core.accounts import Accounts, make_accounts
 from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
 from cove.core.audit import Audit
@@ -35,6 +36,8 @@ from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.placement import Placement
 from cove.core.ports import Ports
+from cove.core.quotas import Quotas
+from cove.core.ratelimits import RateLimits
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.sandboxes import Sandboxes
 from cove.core.secrets import Secrets, new_master_key
@@ -43,6 +46,7 @@ from cove.core.shells import Shells
 from cove.core.sshkeys import SshKeys
 from cove.core.terminals import Terminals
 from cove.core.trees import Trees
+from cove.core.usage import Usages
 from cove.core.watches import Watches
 from cove.core.workbench import Tools
 from cove.engine.agentbin import agent_build
@@ -89,6 +93,9 @@ class Core:
     audit: Audit
     credentials: Credentials
     services: Services
+    quotas: Quotas
+    usage: Usages
+    rate_limits: RateLimits
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -106,6 +113,7 @@ class _Parts:
     clock: Clock
     audit: Audit
     admission: Admission
+    accounts: Accounts
     pool: Pool
     supervisors: Supervisors
     directory: Directory
@@ -134,28 +142,28 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 ) -> AsyncGenerator[Core]:
     """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
 
-    `image_store` (open) is where projects' images lie; None: there are only the built-in ones.
-    `audit_key` signs the audit trail; None: a key of this process only, with which nobody can verify it.
-    `secrets_at_rest` seals what the store must not show; None: by a key of this process only. `network`: None, where
-    sandboxes have none.
-    Raises: EngineFailure when the store cannot be read or written at all.
+    `image_store` (open) is where projects' images lie; None: there are only the built-in ones. `audit_key` signs the
+    audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network`
+    None: sandboxes have none. Raises: EngineFailure when the store cannot be read or written at all.
     """
     clock = clock or SystemClock()
     admission = Admission(settings.admission, clock, memory, disk)
     audit = Audit(store, clock, audit_key or secrets.token_bytes(KEY_BYTES))
-    journal = StoreJournal(store, clock, audit)
+    accounts = make_accounts(settings.accounts, store, clock, audit)
+    journal = StoreJournal(store, clock, audit, accounts.metering)
 
     def ended(sandbox: Sandbox) -> None:
         host_ports.forget(sandbox.id)
         audit.forget(sandbox.id)
         credentials.ended(sandbox.id)
         admission.release(sandbox.id)
+        accounts.quotas.release(sandbox.id)
         directory.release_name(sandbox.project, sandbox.name, sandbox.id)
 
     async with (
         asyncio.TaskGroup() as tasks,
         open_pool(drivers, images, _sized(settings.pool, drivers, admission), clock=clock) as pool,
-        open_supervisors(journal, pool, clock, ended) as supervisors,
+        open_supervisors(journal, pool, clock, ended, may_resume=accounts.budgets.check_resume) as supervisors,
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
@@ -168,6 +176,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             supervisors=supervisors,
             directory=directory,
             admission=admission,
+            quotas=accounts.quotas,
             journal=journal,
             credentials=credentials,
             store=store,
@@ -182,6 +191,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             clock=clock,
             audit=audit,
             admission=admission,
+            accounts=accounts,
             pool=pool,
             supervisors=supervisors,
             directory=directory,
@@ -193,7 +203,12 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         )
         async with _working(parts, tasks) as core:
             yield core
+    await _write_the_rest(journal, accounts, audit)
+
+
+async def _write_the_rest(journal: StoreJournal, accounts: Accounts, audit: Audit) -> None:
     await journal.retry()
+    await accounts.reader.flush()
     await audit.drain()
 
 
@@ -264,6 +279,7 @@ def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
         parts.audit.retry_forever(),
         _purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
+        parts.accounts.work(parts.supervisors),
         parts.images.collect_forever(),
         parts.host_ports.keep_open(parts.store.exposures.with_host_port, _finder(parts), parts.clock),
     )
@@ -283,6 +299,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         images=parts.images,
         directory=parts.directory,
         admission=parts.admission,
+        quotas=parts.accounts.quotas,
         store=parts.store,
         clock=parts.clock,
     )
@@ -298,8 +315,10 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         ports=parts.ports,
         terminals=Terminals(parts.directory),
         watches=Watches(parts.directory),
-        exposures=Exposures(parts.directory, parts.store, parts.clock, parts.host_ports),
-        keys=Keys(parts.store, parts.clock, tasks),
+        exposures=Exposures(
+            parts.directory, parts.store, parts.clock, host_ports=parts.host_ports, quotas=parts.accounts.quotas
+        ),
+        keys=Keys(parts.store, parts.clock, tasks, parts.accounts.quotas),
         projects=Projects(parts.store, parts.clock, parts.missing),
         ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
         images=parts.images,
@@ -308,6 +327,9 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         audit=parts.audit,
         credentials=parts.credentials,
         services=parts.credentials.services,
+        quotas=parts.accounts.quotas,
+        usage=Usages(parts.directory, parts.accounts.metering, parts.store),
+        rate_limits=parts.accounts.rate_limits,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts),
@@ -330,6 +352,7 @@ async def _reconciled(parts: _Parts) -> Reconciled:
 
     def adopt(sandbox: Sandbox, box: Box) -> None:
         parts.admission.admit(sandbox.id, sandbox.limits, is_new=False)
+        parts.accounts.adopt(sandbox)
         parts.directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
         parts.supervisors.adopt(sandbox, box)
 
@@ -392,6 +415,7 @@ def _stats(parts: _Parts) -> CoreStats:
         admission=parts.admission.stats(),
         store=parts.store.stats(),
         images=parts.images.stats(),
+        accounts=parts.accounts.stats(),
     )
 
 

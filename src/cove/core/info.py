@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
+from cove.core.accounts import AccountSettings, AccountStats
 from cove.core.admission import AdmissionSettings, AdmissionStats
 from cove.core.hostports import HostPortSettings
 from cove.core.pulls import PullStats
@@ -26,6 +27,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     images: ImageSettings = field(default_factory=ImageSettings)
     history_s: float = 30 * 86400.0
     host_ports: HostPortSettings | None = None
+    accounts: AccountSettings = AccountSettings()
 
 
 class DriverInfo(Struct, frozen=True, kw_only=True):
@@ -47,6 +49,7 @@ class CoreStats(Struct, frozen=True, kw_only=True):
     admission: AdmissionStats
     store: WriterStats
     images: PullStats
+    accounts: AccountStats
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):

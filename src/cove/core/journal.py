@@ -1,7 +1,8 @@
 """Writes what supervisors tell into the store.
 
 What has happened and cannot be written now is kept and tried again, so that a full disk stops neither a destroy nor
-the server. What a record says that the one before did not is a line of the audit trail, in the same transaction.
+the server. What a record says that the one before did not is a line of the audit trail, and what it changes in the bill
+is written to the meter: all in the same transaction.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Final
 
 from cove.core.audit import Audit
 from cove.core.auditevents import LifecycleEvent, lifecycle_event
+from cove.core.metering import Metering, Turn
 from cove.engine.clock import Clock, sleep
 from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox
 from cove.store.store import Store
+from cove.store.usage import flushing
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +27,31 @@ RETRY_S: Final = 2.0
 class StoreJournal:
     """The engine's `Journal` over the store."""
 
-    def __init__(self, store: Store, clock: Clock, audit: Audit) -> None:
+    def __init__(self, store: Store, clock: Clock, audit: Audit, metering: Metering) -> None:
         self._store = store
+        self._metering = metering
         self._clock = clock
         self._audit = audit
         self._unsaved: dict[str, Sandbox] = {}  # at most one per sandbox, the newest
 
     async def write(self, sandbox: Sandbox) -> None:
         """Write it now or not at all. Raises: CapacityExceeded, EngineFailure, Conflict."""
-        await self._write(sandbox, self._event(sandbox))
+        turn = self._metering.turn(sandbox)
+        try:
+            await self._write(sandbox, self._event(sandbox), turn)
+        except CoveError:
+            if turn is not None:
+                self._metering.take_back(turn)
+            raise
 
     async def write_surely(self, sandbox: Sandbox) -> None:
         """Write it now, or from `retry_forever` once the store takes it again."""
-        event = self._event(sandbox)
+        event, turn = self._event(sandbox), self._metering.turn(sandbox)
         try:
-            await self._write(sandbox, event)
+            await self._write(sandbox, event, turn)
         except CoveError as error:
+            if turn is not None:
+                self._metering.keep(turn)
             self._unsaved[sandbox.id] = sandbox
             if event is not None:
                 # It has happened, now and because of this caller: the line waits on its own, the row follows.
@@ -53,13 +65,14 @@ class StoreJournal:
             before = None  # the store cannot be read: the write says so
         return lifecycle_event(before, sandbox)
 
-    async def _write(self, sandbox: Sandbox, event: LifecycleEvent | None) -> None:
+    async def _write(self, sandbox: Sandbox, event: LifecycleEvent | None, turn: Turn | None) -> None:
         older = self._unsaved.pop(sandbox.id, None)  # before it waits: a retry must not queue the older one behind it
         try:
-            if event is None:
-                await self._store.sandboxes.save(sandbox)
+            also = None if turn is None else flushing(turn.flush)
+            if event is not None:
+                await self._audit.save(sandbox, *event, also)
             else:
-                await self._audit.save(sandbox, *event)
+                await self._store.sandboxes.save(sandbox, also)
         except CoveError:
             if older is not None:
                 self._unsaved.setdefault(sandbox.id, older)

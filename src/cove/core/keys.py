@@ -19,10 +19,12 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cove.core.access import require
+from cove.core.quotas import Quotas
 from cove.core.validation import check_label, check_name, check_timeout
 from cove.engine.clock import Clock
 from cove.model.access import DEFAULT_PROJECT, FULL, Key, Principal, Project, Scope
 from cove.model.errors import BadRequest, Conflict, CoveError, Forbidden, NotFound, Unauthorized
+from cove.model.quota import Quota
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,9 @@ KEY_LIMIT: Final = 1024
 class Keys:
     """Every operation on keys."""
 
-    def __init__(self, store: Store, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, store: Store, clock: Clock, tasks: asyncio.TaskGroup, quotas: Quotas) -> None:
         self._store = store
+        self._quotas = quotas
         self._clock = clock
         self._tasks = tasks
         self._touched: dict[str, float] = {}
@@ -71,8 +74,11 @@ class Keys:
         *,
         dialect: str | None = None,
         timeout_s: float | None = None,
+        quota: Quota | None = None,
     ) -> tuple[Key, str]:
         """A new key and its text, which is nowhere else and never shown again. No scopes: those of `who`.
+
+        What it does counts for the key that made it, too (`quotas.py`).
 
         Nobody gives what they do not have. Raises: Forbidden, BadRequest, NotFound (project).
         """
@@ -102,6 +108,7 @@ class Keys:
             revoked_at=None,
             last_used_at=None,
         )
+        await self._quotas.add_key(who, key_id, quota)  # first: a key must not work before its limits hold
         await self._store.keys.add(key)
         return key, plaintext
 

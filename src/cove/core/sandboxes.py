@@ -16,12 +16,13 @@ from cove.core.admission import Admission
 from cove.core.creation import Creation, Order, expiry
 from cove.core.directory import Directory
 from cove.core.images import Images
+from cove.core.quotas import Quotas
 from cove.core.validation import check_change, check_metadata, check_page
 from cove.engine.clock import Clock
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
 from cove.model.request import Idempotency, SandboxChange, SandboxFilter, SandboxPage
-from cove.model.sandbox import Sandbox, SandboxSpec
+from cove.model.sandbox import Limits, Sandbox, SandboxSpec
 from cove.model.spans import span
 from cove.model.state import FINAL, EndReason
 from cove.store.store import Store
@@ -37,6 +38,7 @@ class Sandboxes:
         images: Images,
         directory: Directory,
         admission: Admission,
+        quotas: Quotas,
         store: Store,
         clock: Clock,
     ) -> None:
@@ -44,6 +46,7 @@ class Sandboxes:
         self._images = images
         self._directory = directory
         self._admission = admission
+        self._quotas = quotas
         self._store = store
         self._clock = clock
 
@@ -53,8 +56,8 @@ class Sandboxes:
         """A running sandbox, its image pulled first where it is not here.
 
         Cancelling ends it, unless an idempotency key lets the caller come back for it. Raises: Forbidden, BadRequest,
-        NotFound (image), RegistryError, Conflict (name), IdempotencyConflict, CapacityExceeded, Unsupported,
-        EngineFailure.
+        NotFound (image), RegistryError, Conflict (name), IdempotencyConflict, QuotaExceeded, CapacityExceeded,
+        Unsupported, EngineFailure.
         """
         require(who, Scope.CREATE)
         idempotency = self._creation.blinded(spec, idempotency)
@@ -104,7 +107,8 @@ class Sandboxes:
     async def update(self, who: Principal, ref: str, change: SandboxChange) -> Sandbox:
         """Change timers, name, metadata or limits of a live sandbox.
 
-        Raises: Forbidden, BadRequest, NotFound, Gone, Conflict (name), CapacityExceeded, Unsupported, EngineFailure.
+        Raises: Forbidden, BadRequest, NotFound, Gone, Conflict (name), QuotaExceeded, CapacityExceeded, Unsupported,
+        EngineFailure.
         """
         require(who, Scope.CREATE)
         check_change(change)
@@ -121,9 +125,11 @@ class Sandboxes:
             return _changed(sandbox, change, self._clock.now())
 
         try:
-            if change.memory_bytes is not UNSET:
-                self._admission.change(before.id, change.memory_bytes)
-            return await supervisor.change(edit)
+            wanted = _changed_limits(before.limits, change)
+            with self._quotas.changing(before, wanted, lambda: supervisor.sandbox.limits):
+                if change.memory_bytes is not UNSET:
+                    self._admission.change(before.id, change.memory_bytes)
+                return await supervisor.change(edit)
         finally:
             # Whatever came of it, what is true now is what is reserved.
             self._admission.correct(before.id, supervisor.sandbox.limits.memory_bytes)
@@ -154,13 +160,6 @@ class Sandboxes:
 
 def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
     """The sandbox after the change. Pure."""
-    limits = sandbox.limits
-    if change.cpus is not UNSET:
-        limits = replace(limits, cpus=change.cpus)
-    if change.memory_bytes is not UNSET:
-        limits = replace(limits, memory_bytes=change.memory_bytes)
-    if change.pids is not UNSET:
-        limits = replace(limits, pids=change.pids)
     metadata = dict(sandbox.metadata)
     for key, value in ({} if change.metadata is UNSET else change.metadata).items():
         if value is None:
@@ -170,10 +169,20 @@ def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
     check_metadata(metadata)
     return replace(
         sandbox,
-        limits=limits,
+        limits=_changed_limits(sandbox.limits, change),
         metadata=metadata,
         name=sandbox.name if change.name is UNSET else change.name,
         idle_timeout_s=sandbox.idle_timeout_s if change.idle_timeout_s is UNSET else change.idle_timeout_s,
         idle_action=sandbox.idle_action if change.idle_action is UNSET else change.idle_action,
         expires_at=sandbox.expires_at if change.timeout_s is UNSET else expiry(now, change.timeout_s),
     )
+
+
+def _changed_limits(limits: Limits, change: SandboxChange) -> Limits:
+    if change.cpus is not UNSET:
+        limits = replace(limits, cpus=change.cpus)
+    if change.memory_bytes is not UNSET:
+        limits = replace(limits, memory_bytes=change.memory_bytes)
+    if change.pids is not UNSET:
+        limits = replace(limits, pids=change.pids)
+    return limits

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from cove.edge.auth import authenticate
+from cove.edge.auth import authenticate, count_request
 from cove.edge.decode import body_decoder, query_decoder
 from cove.edge.dialect import Dialect
 from cove.edge.errors import (
@@ -188,6 +188,7 @@ class Endpoint:
         key = self._dialect.key_of(exchange)
         who = authenticate(exchange, self._services.core, key, self._dialect.name)
         exchange.origin.key, exchange.origin.name = who.key_id, who.name
+        count_request(exchange, self._services.core, who)
         exchange.mark("auth", (perf_counter() - before) * 1000)
         return who
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from time import perf_counter
 from typing import Any, Final
 
+from cove.core.ratelimits import RateState
 from cove.edge.errors import BodyStalled, BodyTooLarge, ClientGone, Malformed, Where
 from cove.edge.limits import EdgeLimits
 from cove.edge.stopping import Stopping
@@ -56,6 +57,7 @@ class Exchange:
         "op",
         "origin",
         "principal",
+        "rate",
         "releases",
         "request_id",
         "scope",
@@ -80,6 +82,7 @@ class Exchange:
         self.origin = Origin()
         self.dialect = ""
         self.principal = ""
+        self.rate: RateState | None = None
         self.releases: list[Callable[[], None]] = []
         given = self.header(b"x-request-id")
         taken = given is not None and _REQUEST_ID.fullmatch(given)
@@ -189,6 +192,8 @@ class Exchange:
     def _head(self, status: int, headers: Headers) -> Message:
         self.status = status
         headers.append((b"x-request-id", self.request_id.encode()))
+        if self.rate is not None:
+            headers += rate_headers(self.rate)
         headers.append((b"server-timing", self._server_timing()))
         return {"type": "http.response.start", "status": status, "headers": headers}
 
@@ -266,3 +271,12 @@ class Exchange:
 
     def _too_large(self, limit: int) -> bytes:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")
+
+
+def rate_headers(rate: RateState) -> Headers:
+    """How often the caller may ask: the fields of draft-ietf-httpapi-ratelimit-headers-06, section 5."""
+    return [
+        (b"ratelimit-limit", b"%d" % rate.limit),
+        (b"ratelimit-remaining", b"%d" % rate.remaining),
+        (b"ratelimit-reset", b"%d" % rate.reset_s),
+    ]

@@ -165,15 +165,17 @@ class Front:
                 return one
         for one in having:
             key = one.dialect.key_of(exchange)
-            if key and self._minted_for(key) == one.dialect.name:
+            if key and self._minted_for(key, exchange.origin.address) == one.dialect.name:
                 return one
         return None
 
-    def _minted_for(self, key: str) -> str | None:
+    def _minted_for(self, key: str, address: str) -> str | None:
         try:
-            return self._core.keys.authenticate(key).dialect
+            who = self._core.keys.authenticate(key)
+            self._core.rate_limits.check_login(address, who.key_id)
         except CoveError:
             return None
+        return who.dialect
 
     def _log(self, scope: Scope, exchange: Exchange, elapsed: float) -> None:
         requests_log.info(

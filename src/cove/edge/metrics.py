@@ -14,6 +14,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from cove.core.accounts import AccountStats
 from cove.core.info import CoreStats
 
 MEDIA_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -94,6 +95,34 @@ class _CoreCollector(Collector):
         yield from _structs("cove_admission", stats.admission)
         yield from _structs("cove_store", stats.store)
         yield from _structs("cove_images", stats.images)
+        yield from _accounts(stats.accounts)
+
+
+def _accounts(stats: AccountStats) -> Iterator[Metric]:
+    """What all sandboxes used since the start, and what was refused; never by project or key: there may be many."""
+    usage = stats.usage
+    for name, text, value in (
+        ("cove_usage_running_seconds", "Time that sandboxes ran", usage.running_ms / 1000),
+        ("cove_usage_paused_seconds", "Time that sandboxes were paused", usage.paused_ms / 1000),
+        ("cove_usage_vcpu_seconds", "Billed vCPU-seconds of allocated cores", usage.vcpu_us / 1e6),
+        ("cove_usage_gib_seconds", "Billed GiB-seconds of allocated memory", usage.mib_ms / 1024e3),
+        ("cove_usage_cpu_seconds", "CPU time that sandboxes used", usage.cpu_ms / 1000),
+        ("cove_usage_sent_bytes", "Bytes that sandboxes sent over their network", usage.sent_bytes),
+        ("cove_usage_received_bytes", "Bytes that sandboxes received over their network", usage.received_bytes),
+        ("cove_usage_cost", "What it all costs, in the currency of the prices", usage.cost_nano / 1e9),
+        ("cove_requests_rate_limited", "Requests refused for their number", stats.rates.requests_refused),
+        ("cove_logins_failed", "Requests and SSH connections without a valid key", stats.rates.logins_failed),
+        ("cove_logins_refused", "Logins refused because too many had failed", stats.rates.logins_refused),
+    ):
+        yield CounterMetricFamily(name, text, value=value)
+    refused = CounterMetricFamily("cove_quota_refused", "What quotas refused, by what ran out", labels=["field"])
+    for field, count in stats.quotas.refused.items():
+        refused.add_metric([field], count)
+    yield refused
+    yield GaugeMetricFamily("cove_quotas", "Projects and keys that have a quota", value=stats.quotas.limited)
+    yield GaugeMetricFamily(
+        "cove_rate_buckets", "Keys and addresses whose requests are counted", value=stats.rates.buckets
+    )
 
 
 def _shelves(stats: CoreStats) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from cove.core.access import LOCAL
-from cove.edge.auth import LOCAL_MARK, is_foreign_page
+from cove.edge.auth import LOCAL_MARK, is_foreign_page, log_in
 from cove.edge.errors import Malformed, NoSuchRoute, Where
 from cove.edge.exchange import Exchange
 from cove.edge.forwarding import check_coding
@@ -148,7 +148,8 @@ def _caller(exchange: Exchange, services: Services) -> tuple[Principal | None, f
         if key.startswith(_KEY_FORM):
             drop.add(name)
         try:
-            found = services.core.keys.authenticate(key)
+            # What is no key of ours may be the application's own: it fails apart from logins to the API.
+            found = log_in(exchange, services.core, key, place="port")
         except CoveError:
             continue
         drop.add(name)

@@ -23,7 +23,7 @@ from cove.edge.exchange import Exchange
 from cove.edge.interrupt import interruptible
 from cove.edge.ops import ErrorWriter
 from cove.edge.peer import Peer
-from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, QuotaExceeded
+from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, QuotaExceeded, RateLimited
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ async def _report(peer: Peer, failure: Failure) -> None:
 
 
 def _close_code(error: CoveError) -> int:
-    if isinstance(error, CapacityExceeded | QuotaExceeded):
+    if isinstance(error, CapacityExceeded | QuotaExceeded | RateLimited):
         return CloseCode.TRY_AGAIN_LATER
     if isinstance(error, BadRequest):
         return CloseCode.POLICY_VIOLATION

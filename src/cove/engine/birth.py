@@ -41,6 +41,7 @@ class Ports:
     """What a supervisor needs from outside. `on_end` is told once, when its task stops.
 
     `links`: the addresses, by name, of the sandboxes that one may reach now.
+    `may_resume` raises what keeps a paused sandbox paused.
     """
 
     journal: Journal
@@ -49,6 +50,7 @@ class Ports:
     tasks: asyncio.TaskGroup
     on_end: Callable[[Sandbox], None]
     links: Callable[[Sandbox], Mapping[str, str]] = no_links
+    may_resume: Callable[[Sandbox], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from cove.model.errors import Conflict, CoveError, Gone
-from cove.model.sandbox import Sandbox
+from cove.model.network import NetworkUse
+from cove.model.sandbox import Sandbox, Usage
 from cove.model.state import FINAL, EndReason, State, may_move
 
 FAILURES: Final = frozenset({EndReason.DIED, EndReason.OUT_OF_MEMORY, EndReason.CREATE_FAILED})
@@ -26,6 +27,11 @@ def ended(sandbox: Sandbox, reason: EndReason, detail: str | None, *, at: float)
     """The last record."""
     state = State.FAILED if reason in FAILURES else State.TERMINATED
     return replace(sandbox, state=state, end_reason=reason, end_detail=detail, ended_at=at)
+
+
+def with_network(used: Usage, over_network: NetworkUse) -> Usage:
+    """What a box used, with the bytes of its network."""
+    return replace(used, sent_bytes=over_network.sent_bytes, received_bytes=over_network.received_bytes)
 
 
 def ended_error(sandbox: Sandbox) -> CoveError:

@@ -27,11 +27,11 @@ from cove.engine.deadlines import Deadlines
 from cove.engine.driver import Box
 from cove.engine.inbox import Action, Inbox, was_seen
 from cove.engine.pool import is_connected
-from cove.engine.records import ended, ended_error, moved
+from cove.engine.records import ended, ended_error, moved, with_network
 from cove.model.errors import CoveError, EngineFailure, Gone
 from cove.model.network import NetworkPolicy, NetworkUse
 from cove.model.origin import working_for
-from cove.model.sandbox import IdleAction, Sandbox, Source
+from cove.model.sandbox import IdleAction, Sandbox, Source, Usage
 from cove.model.state import FINAL, EndReason, State
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Supervisor:
         """The sandbox with what it uses now."""
         if self._box is None:
             return self.view()
-        return replace(self.view(), usage=await bounded(self._box.usage()))
+        return replace(self.view(), usage=await self._use(self._box))
 
     async def pause(self) -> Sandbox:
         """Freeze it; paused already: nothing. Raises: Gone, CapacityExceeded, EngineFailure."""
@@ -229,6 +229,7 @@ class Supervisor:
     async def _open(self) -> None:
         """Make it usable: thawed, and its agent connected."""
         if self.sandbox.state is State.PAUSED:
+            self._ports.may_resume(self.sandbox)
             await self._shift(State.RUNNING, lambda box: box.resume())
         if self._box is not None and not is_connected(self._box):
             await bounded(self._box.reconnect())
@@ -316,9 +317,13 @@ class Supervisor:
 
     async def _destroy(self, box: Box) -> None:
         try:
-            self.sandbox = replace(self.sandbox, usage=await bounded(box.destroy()))
+            over_network = await bounded(box.network_use())
+            self.sandbox = replace(self.sandbox, usage=with_network(await bounded(box.destroy()), over_network))
         except CoveError as error:
             log.exception("sandbox %s left something, the next start sweeps it: %s", self.sandbox.id, error.internal)
+
+    async def _use(self, box: Box) -> Usage:
+        return with_network(await bounded(box.usage()), await bounded(box.network_use()))
 
     async def _watch(self, box: Box) -> None:
         """A task of its own, until the box dies or the supervisor stops."""

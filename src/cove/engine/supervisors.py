@@ -58,25 +58,25 @@ class Supervisors:
 
 
 @asynccontextmanager
-async def open_supervisors(
+async def open_supervisors(  # noqa: PLR0913 - what they stand on
     journal: Journal,
     pool: Pool,
     clock: Clock,
     on_end: Callable[[Sandbox], None],
     *,
     links: Callable[[Sandbox], Mapping[str, str]] = no_links,
+    may_resume: Callable[[Sandbox], None] = lambda _: None,
 ) -> AsyncGenerator[Supervisors]:
-    """Supervisors that let their sandboxes go, alive, when the context ends.
-
-    `links`: the addresses, by name, of the sandboxes that one may reach now.
-    """
+    """Supervisors that let their sandboxes go, alive, when the context ends. `links`, `may_resume`: see `Ports`."""
     async with asyncio.TaskGroup() as tasks:
 
         def ended(sandbox: Sandbox) -> None:
             supervisors.forget(sandbox)
             on_end(sandbox)
 
-        ports = Ports(journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended, links=links)
+        ports = Ports(
+            journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended, links=links, may_resume=may_resume
+        )
         supervisors = Supervisors(ports)
         try:
             yield supervisors

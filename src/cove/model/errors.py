@@ -12,7 +12,10 @@ The tree (a test compares it with the classes)::
     │   └── IdempotencyConflict
     ├── Gone                  the sandbox existed and has ended
     ├── CapacityExceeded      this machine has no room now (retry later)
-    ├── QuotaExceeded         the project has used what it may use
+    ├── QuotaExceeded         the project or key holds all that its quota allows
+    │   ├── QuotaTooSmall     more is asked for than the whole quota
+    │   └── BudgetExceeded    the money is used up
+    ├── RateLimited           too many requests, or failed logins, in too short a time
     ├── Unsupported           this machine or driver cannot do it
     ├── SandboxError          the sandbox failed, not Cove and not the command
     │   ├── SandboxGone       it died while we worked in it
@@ -114,9 +117,45 @@ class CapacityExceeded(CoveError):
 
 
 class QuotaExceeded(CoveError):
-    """The project has used what it may use."""
+    """The project or key holds all that its quota allows; ending something makes room.
 
-    kind = "quota"
+    Args:
+        limit: what is allowed, in the unit of `field`.
+        used: what is in use now.
+    """
+
+    kind = "quota-exceeded"
+
+    def __init__(
+        self,
+        public: str,
+        *,
+        field: str,
+        limit: float,
+        used: float,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(public, field=field, retry_after_s=retry_after_s)
+        self.limit = limit
+        self.used = used
+
+
+class QuotaTooSmall(QuotaExceeded):
+    """More is asked for than the whole quota: it would be refused even if nothing else were there."""
+
+    kind = "quota-too-small"
+
+
+class BudgetExceeded(QuotaExceeded):
+    """The budget of the period is used up. Carries `retry_after_s` if another period comes."""
+
+    kind = "budget-exceeded"
+
+
+class RateLimited(CoveError):
+    """Too many requests of a key, or failed logins of an address. Always carries `retry_after_s`."""
+
+    kind = "rate-limited"
 
 
 class Unsupported(CoveError):

@@ -91,7 +91,7 @@ class Isolation(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """What a sandbox has used: CPU milliseconds, peak memory bytes, bytes now, seconds of life in ms."""
+    """What a sandbox has used: CPU milliseconds, peak memory bytes, bytes now, bytes over its network."""
 
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
@@ -99,6 +99,8 @@ class Usage(Struct, frozen=True, kw_only=True):
     disk_bytes: int = 0
     oom_kills: int = 0
     pids: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
 
 class Sandbox(Struct, frozen=True, kw_only=True):
@@ -106,7 +108,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
 
     `id` is the core id (16 lowercase hex digits); each dialect spells it in its own form.
     `image` is the name that was asked for; `image_used` and `image_digest` say which image and version really runs, and
-    `image_note` why it is another (an alias in place of an unreachable registry).
+    `image_note` why it is another (an alias in place of an unreachable registry). `key`: the id of its
+    maker's key.
     """
 
     id: str
@@ -135,3 +138,4 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     image_digest: str = ""
     image_note: str | None = None
     network: NetworkPolicy = NO_NETWORK
+    key: str = ""

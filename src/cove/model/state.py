@@ -69,4 +69,5 @@ class EndReason(StrEnum):
     DIED = "died"
     OUT_OF_MEMORY = "out-of-memory"
     LOST = "lost"
+    BUDGET = "budget"
     SHUTDOWN = "shutdown"

@@ -12,7 +12,10 @@ The tree (a test compares it with the classes)::
     │   └── IdempotencyConflict
     ├── Gone                  the sandbox existed and has ended
     ├── CapacityExceeded      the machine has no room now
-    ├── QuotaExceeded         the project has used what it may use
+    ├── QuotaExceeded         the project or key holds all that its quota allows
+    │   ├── QuotaTooSmall     more is asked for than the whole quota
+    │   └── BudgetExceeded    the money is used up
+    ├── RateLimited           too many requests, or failed logins, in too short a time
     ├── Unsupported           this machine or driver cannot do it
     ├── SandboxError          the sandbox failed, not Cove and not the command
     │   ├── SandboxGone
@@ -152,9 +155,29 @@ class CapacityExceeded(Error):
 
 
 class QuotaExceeded(Error):
-    """The project has used what it may use."""
+    """The project or key holds all that its quota allows: `limit` of `field`, and `used` of it is in use."""
 
-    code = "quota"
+    code = "quota-exceeded"
+    limit: float | None = None
+    used: float | None = None
+
+
+class QuotaTooSmall(QuotaExceeded):
+    """More is asked for than the whole quota."""
+
+    code = "quota-too-small"
+
+
+class BudgetExceeded(QuotaExceeded):
+    """The budget is used up; `retry_after_s` says when another period begins, if one does."""
+
+    code = "budget-exceeded"
+
+
+class RateLimited(Error):
+    """Too many requests of the key, or failed logins; `retry_after_s` says when to ask again."""
+
+    code = "rate-limited"
     default_retryable = True
 
 
@@ -283,6 +306,9 @@ _BY_CODE: Final[dict[str, type[Error]]] = {
         Gone,
         CapacityExceeded,
         QuotaExceeded,
+        QuotaTooSmall,
+        BudgetExceeded,
+        RateLimited,
         Unsupported,
         SandboxError,
         SandboxGone,
@@ -341,7 +367,14 @@ def from_problem(
     if code == FileError.code:
         reason = _text(problem.get("reason"))
         return _FILE.get(reason, FileError)(message, reason=reason, **facts)
-    return _BY_CODE.get(code, Error)(message, **facts)
+    error = _BY_CODE.get(code, Error)(message, **facts)
+    if isinstance(error, QuotaExceeded):
+        error.limit, error.used = _amount(problem.get("limit")), _amount(problem.get("used"))
+    return error
+
+
+def _amount(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def from_answer(status: int, headers: Mapping[str, str], body: bytes, origin: str = "") -> Error:

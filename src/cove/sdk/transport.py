@@ -187,6 +187,6 @@ class Retries:
             return False
         if isinstance(error, Unreachable):
             return isinstance(error, Lost) or self._count > 0
-        if error.code == "server-stopping":  # refused before anything was done; the next server answers soon
+        if error.code in {"server-stopping", "rate-limited"}:  # refused before anything was done
             return True
         return self._retry is Retry.CREATE and isinstance(error, CapacityExceeded)

@@ -7,10 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from msgspec.structs import replace
 
 from cove import dialects
+from cove.core.accounts import AccountSettings
 from cove.core.admission import AdmissionSettings
 from cove.core.facade import Core
 from cove.core.hostports import HostPortSettings
 from cove.core.info import CoreSettings
+from cove.core.metering import MeteringSettings
+from cove.core.prices import Prices
+from cove.core.ratelimits import RateSettings
 from cove.edge.front import Front
 from cove.edge.limits import MIB, EdgeLimits
 from cove.edge.metrics import Metrics
@@ -21,6 +25,7 @@ from cove.engine.config import EngineConfig
 from cove.engine.images.settings import ImageSettings, UnpackLimits
 from cove.engine.pool import PoolConfig, PoolTarget
 from cove.model.spans import Tracer
+from cove.model.usage import PausedBilling
 from cove.server.config import Settings
 from cove.web import pages
 
@@ -76,7 +81,29 @@ def core_settings(settings: Settings) -> CoreSettings:
         images=image_settings(settings),
         history_s=settings.history_days * 86400.0,
         host_ports=host_port_settings(settings),
+        accounts=account_settings(settings),
     )
+
+
+def account_settings(settings: Settings) -> AccountSettings:
+    """What things cost, and how often somebody may ask."""
+    prices = Prices(
+        vcpu_hour=settings.price_vcpu_hour,
+        gib_hour=settings.price_gib_hour,
+        traffic_gib=settings.price_traffic_gib,
+    )
+    metering = MeteringSettings(
+        prices=prices,
+        paused=PausedBilling(settings.bill_paused),
+        interval_s=settings.usage_interval_s,
+        keep_s=settings.usage_days * 86400.0,
+    )
+    rates = RateSettings(
+        requests=settings.requests_per_minute,
+        request_burst=settings.request_burst,
+        failed_logins=settings.failed_logins_per_minute,
+    )
+    return AccountSettings(metering=metering, rates=rates)
 
 
 def host_port_settings(settings: Settings) -> HostPortSettings | None:

@@ -11,6 +11,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from msgspec import Struct
 
 from cove.model.errors import BadRequest
 from cove.model.reference import check_registry
+from cove.model.usage import NANO, nano
 from cove.server.graveyard import GRAVEYARD
 from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 
@@ -76,6 +78,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_sandboxes: int
     max_creates: int
     history_days: float
+    price_vcpu_hour: int
+    price_gib_hour: int
+    price_traffic_gib: int
+    bill_paused: str
+    usage_interval_s: float
+    usage_days: float
+    requests_per_minute: int
+    request_burst: int
+    failed_logins_per_minute: int
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int
@@ -305,6 +316,20 @@ def _port_range(text: str) -> tuple[int, int] | None:
     return int(words[0]), int(words[1])
 
 
+def _money(text: str) -> int:
+    """A price in nano-units."""
+    try:
+        price = nano(Decimal(text))
+    except ArithmeticError:
+        raise ValueError("must be an amount of money, such as 0.025") from None
+    if price > MOST_PRICE:
+        raise ValueError("must be at most 1000000")
+    return price
+
+
+MOST_PRICE: Final = 1_000_000 * NANO
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -352,6 +377,15 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "max_sandboxes": _COUNT,
     "max_creates": _COUNT,
     "history_days": _number(float, 0, 3650),
+    "price_vcpu_hour": _money,
+    "price_gib_hour": _money,
+    "price_traffic_gib": _money,
+    "bill_paused": _one_of("memory", "nothing", "all"),
+    "usage_interval_s": _number(float, 0.1, 3600),
+    "usage_days": _number(float, 31, 36500),
+    "requests_per_minute": _number(int, 0, 1_000_000),
+    "request_burst": _number(int, 0, 1_000_000),
+    "failed_logins_per_minute": _number(int, 0, 1_000_000),
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),

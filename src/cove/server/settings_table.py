@@ -121,6 +121,26 @@ TABLE: Final = (
     Setting("max_sandboxes", "1000", "count", "Sandboxes at a time."),
     Setting("max_creates", "128", "count", "Creates in progress at a time; one more is answered 503."),
     Setting("history_days", "30", "days", "How long ended sandboxes are shown."),
+    Setting(
+        "price_vcpu_hour", "0.025", "money", "What one allocated vCPU costs per hour, in the currency of your bills."
+    ),
+    Setting("price_gib_hour", "0.015", "money", "What one allocated GiB of memory costs per hour."),
+    Setting("price_traffic_gib", "0", "money", "What one GiB over a sandbox's network costs, either way."),
+    Setting(
+        "bill_paused", "memory", "word", "What a paused sandbox is billed for: memory (it keeps it), nothing, or all."
+    ),
+    Setting(
+        "usage_interval_s", "10", "s", "How often sandboxes are measured, usage is written and budgets are enforced."
+    ),
+    Setting("usage_days", "400", "days", "How long usage and bills are kept; its hours become days after a week."),
+    Setting("requests_per_minute", "0", "count", "Requests of each key that has no limit of its own; 0: any number."),
+    Setting("request_burst", "0", "count", "How many of them may come at once; 0: all of a minute."),
+    Setting(
+        "failed_logins_per_minute",
+        "60",
+        "count",
+        "Requests without a valid key, and SSH logins, of one address (IPv6: its /64); 0: any number.",
+    ),
     Setting("quota", "auto", "word", "Storage of what sandboxes write: auto, btrfs, ext4 or tmpfs."),
     Setting(
         "degrade",

@@ -16,7 +16,7 @@ from msgspec import Struct
 from cove.model.audit import AuditActor, AuditDraft, AuditEntry, AuditFilter, AuditLink, AuditValue
 from cove.model.sandbox import Sandbox
 from cove.store.reader import Reader, Value
-from cove.store.sandboxes import saving
+from cove.store.sandboxes import Also, saving
 from cove.store.writer import Writer
 
 Seal = Callable[[AuditDraft, AuditLink, AuditLink | None], AuditEntry]
@@ -61,9 +61,11 @@ class AuditRows:
         """Queue lines for the next transaction; the future has them once committed. Raises: CapacityExceeded."""
         return self._writer.submit(appending(drafts, seal))
 
-    def append_with(self, sandbox: Sandbox, drafts: Sequence[AuditDraft], seal: Seal) -> asyncio.Future[Appended]:
-        """As `append`, in one savepoint with the sandbox's row: both or neither. Raises: CapacityExceeded."""
-        save, append = saving(sandbox), appending(drafts, seal)
+    def append_with(
+        self, sandbox: Sandbox, drafts: Sequence[AuditDraft], seal: Seal, also: Also | None = None
+    ) -> asyncio.Future[Appended]:
+        """As `append`, in one savepoint with the sandbox's row and what `also` writes. Raises: CapacityExceeded."""
+        save, append = saving(sandbox, also), appending(drafts, seal)
 
         def save_both(db: sqlite3.Connection) -> Appended:
             save(db)

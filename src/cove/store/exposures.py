@@ -18,6 +18,9 @@ ON CONFLICT (sandbox, port) DO UPDATE SET
 _ONE: Final = f"SELECT {_COLUMNS} FROM exposures WHERE sandbox = ? AND port = ?"  # noqa: S608
 _OF_SANDBOX: Final = f"SELECT {_COLUMNS} FROM exposures WHERE sandbox = ? ORDER BY port"  # noqa: S608
 _WITH_HOST_PORT: Final = f"SELECT {_COLUMNS} FROM exposures WHERE host_port IS NOT NULL ORDER BY host_port"  # noqa: S608
+_COUNT_HOST_PORTS: Final = """
+SELECT count(*) FROM exposures e JOIN sandboxes s ON s.id = e.sandbox WHERE e.host_port IS NOT NULL AND s.project = ?
+"""
 _REMOVE: Final = "DELETE FROM exposures WHERE sandbox = ? AND port = ?"
 
 
@@ -48,6 +51,11 @@ class ExposureRows:
     def with_host_port(self) -> list[Exposure]:
         """Every row that has a port of the host."""
         return [_exposure(row) for row in self._reader.all(_WITH_HOST_PORT, ())]
+
+    def count_host_ports(self, project: str) -> int:
+        """How many ports of the host lead to sandboxes of a project."""
+        row = self._reader.one(_COUNT_HOST_PORTS, (project,))
+        return 0 if row is None else int(row[0])
 
     async def remove(self, sandbox_id: str, port: int) -> bool:
         """Forget one row; whether there was one. Durable."""

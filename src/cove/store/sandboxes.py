@@ -33,6 +33,9 @@ DELETE FROM sandboxes WHERE id IN (SELECT id FROM sandboxes WHERE ended_at < ? O
 PURGE_BATCH: Final = 500
 """Rows deleted in one transaction, so that no create waits behind a big one."""
 
+Also = Callable[[sqlite3.Connection], None]
+"""What else is written in the savepoint of a sandbox's row."""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Sandbox).decode
 
@@ -44,9 +47,12 @@ class SandboxRows:
         self._reader = reader
         self._writer = writer
 
-    async def save(self, sandbox: Sandbox) -> None:
-        """Insert or replace one row. Raises: Conflict (a live one has the name), CapacityExceeded, EngineFailure."""
-        await self._writer.write(saving(sandbox))
+    async def save(self, sandbox: Sandbox, also: Also | None = None) -> None:
+        """Insert or replace one row, and write what `also` writes: both or neither.
+
+        Raises: Conflict (a live one has the name), CapacityExceeded, EngineFailure.
+        """
+        await self._writer.write(saving(sandbox, also))
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         """One sandbox in any state. 6 µs on the loop."""
@@ -71,7 +77,7 @@ class SandboxRows:
         return await self._writer.write(lambda db: db.execute(_PURGE, (ended_before, PURGE_BATCH)).rowcount)
 
 
-def saving(sandbox: Sandbox) -> Callable[[sqlite3.Connection], None]:
+def saving(sandbox: Sandbox, also: Also | None = None) -> Callable[[sqlite3.Connection], None]:
     """The write that saves `sandbox`, for callers that put more into the same savepoint."""
     record = _encode(sandbox).decode()  # encoded here, on the loop: 3 µs, and the thread then holds the GIL for less
 
@@ -86,6 +92,8 @@ def saving(sandbox: Sandbox) -> Callable[[sqlite3.Connection], None]:
             db.execute(_FORGET_CREDENTIALS, (sandbox.id,))
         if sandbox.metadata:
             db.executemany(_ADD_METADATA, _metadata_rows(sandbox))
+        if also is not None:
+            also(db)
 
     return save
 

@@ -13,9 +13,11 @@ from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
 from cove.store.exposures import ExposureRows
 from cove.store.idempotency import IdempotencyRows
 from cove.store.keys import KeyRows, ProjectRows
+from cove.store.quotas import QuotaRows
 from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
 from cove.store.sshkeys import SshKeyRows
+from cove.store.usage import UsageRows
 from cove.store.writer import Writer, WriterStats
 
 _META: Final = "SELECT value FROM meta WHERE key = ?"
@@ -28,7 +30,7 @@ class Store:
     `is_new`: the file was made just now, so that nothing found running on the machine can be known to it.
     """
 
-    def __init__(self, reader: Reader, writer: Writer, *, is_new: bool) -> None:
+    def __init__(self, reader: Reader, writer: Writer, reports: Reader, *, is_new: bool) -> None:
         self._reader = reader
         self._writer = writer
         self.is_new = is_new
@@ -41,6 +43,8 @@ class Store:
         self.audit = AuditRows(reader, writer)
         self.credentials = CredentialRows(reader, writer)
         self.services = ServiceRows(reader, writer)
+        self.usage = UsageRows(reader, writer, reports)
+        self.quotas = QuotaRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""
@@ -67,13 +71,15 @@ async def open_store(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> A
     try:
         is_new = migrate(writing) == 0
         reader = Reader(connect(path, busy_timeout_s=busy_timeout_s))
+        reports = Reader(connect(path, busy_timeout_s=busy_timeout_s))
     except BaseException:
         writing.close()
         raise
     writer = Writer(writing)
     writer.start()
     try:
-        yield Store(reader, writer, is_new=is_new)
+        yield Store(reader, writer, reports, is_new=is_new)
     finally:
         await writer.close()
         reader.close()
+        reports.close()

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from cove.core.access import LOCAL
 from cove.core.audit import Audit
 from cove.core.journal import RETRY_S, StoreJournal
+from cove.core.metering import Metering, MeteringSettings
 from cove.model.errors import CapacityExceeded, CoveError, EngineFailure
 from cove.model.execs import ExecSpec
 from cove.model.request import SandboxFilter
@@ -96,7 +97,7 @@ async def test_a_store_that_cannot_be_read_is_an_error_and_not_a_crash(core) -> 
 
 async def test_a_retry_never_overwrites_what_was_written_since(tmp_path, clock) -> None:
     async with open_store(tmp_path / "j.db") as store:
-        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)))
+        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)), Metering(store, clock, MeteringSettings()))
         old = sandbox()
         await store.sandboxes.save(old)
         store._writer._connection.execute("PRAGMA query_only = ON")
@@ -110,7 +111,7 @@ async def test_a_retry_never_overwrites_what_was_written_since(tmp_path, clock) 
 
 async def test_a_failed_write_keeps_what_was_left_over(tmp_path, clock) -> None:
     async with open_store(tmp_path / "j.db") as store:
-        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)))
+        journal = StoreJournal(store, clock, Audit(store, clock, bytes(32)), Metering(store, clock, MeteringSettings()))
         store._writer._connection.execute("PRAGMA query_only = ON")
         left = sandbox()
         await journal.write_surely(left)

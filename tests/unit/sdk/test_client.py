@@ -126,7 +126,7 @@ def test_a_read_is_repeated_but_not_for_ever(client: cove.Client, stub: Any, wir
 
 
 def test_a_quota_is_not_waited_for(client: cove.Client, stub: Any, wire: Any) -> None:
-    stub.fail("POST", BOXES, wire.problem("quota", 429, retry_after=7))
+    stub.fail("POST", BOXES, wire.problem("quota-exceeded", 429, retry_after=7))
     with pytest.raises(cove.QuotaExceeded) as caught:
         client.create()
     assert caught.value.retry_after_s == 7

@@ -10,8 +10,9 @@ from msgspec import UNSET
 
 from cove.dialects.native import wire
 from cove.edge.errors import ErrorTable, Failure, Row
-from cove.model.errors import FileError
+from cove.model.errors import FileError, QuotaExceeded
 from cove.model.hints import HINTS, Hint
+from cove.model.sandbox import MIB
 
 ROWS: Final = MappingProxyType(
     {
@@ -24,7 +25,10 @@ ROWS: Final = MappingProxyType(
         "idempotency-conflict": Row(409, "idempotency-conflict"),
         "gone": Row(410, "gone"),
         "capacity": Row(503, "capacity"),
-        "quota": Row(429, "quota"),
+        "quota-exceeded": Row(429, "quota-exceeded"),
+        "quota-too-small": Row(403, "quota-too-small"),
+        "budget-exceeded": Row(402, "budget-exceeded"),
+        "rate-limited": Row(429, "rate-limited"),
         "unsupported": Row(501, "unsupported"),
         "sandbox-error": Row(502, "sandbox-error"),
         "sandbox-gone": Row(502, "sandbox-gone"),
@@ -108,7 +112,14 @@ def problem(failure: Failure) -> wire.Problem:
         field=UNSET if error.field is None else FIELDS.get(error.field, error.field),
         hint=hint.hint or UNSET,
         reason=error.reason if isinstance(error, FileError) else UNSET,
+        limit=_amount(error, error.limit) if isinstance(error, QuotaExceeded) else UNSET,
+        used=_amount(error, error.used) if isinstance(error, QuotaExceeded) else UNSET,
     )
+
+
+def _amount(error: QuotaExceeded, amount: float) -> float:
+    """In the unit of the field as we call it."""
+    return int(amount) // MIB if FIELDS.get(error.field or "", "").endswith("_mib") else amount
 
 
 def render(failure: Failure) -> bytes:

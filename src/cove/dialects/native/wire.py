@@ -393,3 +393,5 @@ class Problem(Struct, frozen=True, kw_only=True):
     field: str | UnsetType = UNSET
     hint: str | UnsetType = UNSET
     reason: str | UnsetType = UNSET
+    limit: Annotated[float, Meta(description="What a quota allows, in the unit of `field`.")] | UnsetType = UNSET
+    used: Annotated[float, Meta(description="What of it is in use.")] | UnsetType = UNSET

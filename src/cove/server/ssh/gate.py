@@ -24,7 +24,7 @@ from asyncssh.constants import (
 
 from cove.core.facade import Core
 from cove.model.access import Principal
-from cove.model.errors import BadRequest, Conflict, CoveError, SandboxError
+from cove.model.errors import BadRequest, Conflict, CoveError, RateLimited, SandboxError
 from cove.model.origin import Origin, working_for
 from cove.server.ssh.backlog import Backlog
 from cove.server.ssh.channel import SessionChannel
@@ -156,11 +156,14 @@ class Gate(asyncssh.SSHServer):
         self._admitted: tuple[Principal, str] | None = None
         self._visit: Visit | None = None
         self._attempts = 0
+        self._address = ""
+        self._is_wrong = False
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Somebody knocks."""
         self._conn = conn
         self._backlog = Backlog(conn)
+        self._address = str((conn.get_extra_info("peername") or ("",))[0])
         if not self._doorman.enter(self):
             conn.disconnect(DISC_TOO_MANY_CONNECTIONS, "this server has too many SSH connections")
 
@@ -168,6 +171,8 @@ class Gate(asyncssh.SSHServer):
         """They are gone."""
         del exc
         self._doorman.left(self)
+        if self._is_wrong and self._visit is None:
+            self._doorman.core.rate_limits.failed(self._address, "ssh")
         if self._backlog is not None:
             self._backlog.lose()
         if self._visit is not None:
@@ -208,7 +213,17 @@ class Gate(asyncssh.SSHServer):
         if self._attempts > ATTEMPTS:
             raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "too many authentication failures")
         self._admitted = self._doorman.core.ssh_keys.admit(key.public_data, username.removeprefix(ID_PREFIX))
+        self._is_wrong = self._is_wrong or self._admitted is None
+        self._check_address()
         return self._admitted is not None
+
+    def _check_address(self) -> None:
+        """Where too many failed, only a key comes in that did before. Raises: DisconnectError."""
+        key_id = None if self._admitted is None else self._admitted[0].key_id
+        try:
+            self._doorman.core.rate_limits.check_login(self._address, key_id, "ssh")
+        except RateLimited as error:
+            raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, error.public) from error
 
     def auth_completed(self) -> None:
         """The signature was right: the last key that was admitted is the one that signed."""
@@ -222,6 +237,7 @@ class Gate(asyncssh.SSHServer):
             self._conn.disconnect(DISC_TOO_MANY_CONNECTIONS, "your project has too many SSH connections")
             return
         self._doorman.core.ssh_keys.used(who)
+        self._doorman.core.rate_limits.succeeded(self._address, who.key_id)
         self._visit = Visit(self._doorman, self._conn, who, sandbox, backlog=self._backlog)
         self._visit.spawn(self._visit.watch(), "ssh watch")
         log.info("ssh: %s of project %s is in sandbox %s", who.key_id, who.project, sandbox)

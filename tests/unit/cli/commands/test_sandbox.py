@@ -110,6 +110,6 @@ def test_an_unknown_image_suggests_the_nearest(cove, stub) -> None:
 
 def test_refusals_of_the_server_keep_stdout_empty(cove, stub) -> None:
     stub.problem = {"status": 503, "code": "capacity", "detail": "no room", "hint": "cove ls", "retryable": False}
-    stub.problem |= {"status": 409, "code": "quota"}
+    stub.problem |= {"status": 409, "code": "quota-exceeded"}
     ran = cove("new", "--json")
     assert (ran.code, ran.out, ran.error["hint"]) == (121, "", "cove ls")

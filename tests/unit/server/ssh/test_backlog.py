@@ -8,13 +8,16 @@ import functools
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import asyncssh
 import pytest
 import uvloop
 from msgspec.structs import replace
 
+from cove.core.quotabook import QuotaBook
+from cove.core.ratelimits import RateLimits, RateSettings
+from cove.engine.clock import SystemClock
 from cove.model.access import Principal, Scope
 from cove.model.execs import Chunk, ExecEvent, Stream
 from cove.server import config
@@ -68,6 +71,7 @@ class Core:
     def __init__(self) -> None:
         self.flood = Flood()
         self.ssh_keys = self.execs = self
+        self.rate_limits = RateLimits(RateSettings(), cast("QuotaBook", None), SystemClock())
 
     def admit(self, blob: bytes, ref: str) -> tuple[Principal, str]:
         del blob, ref

@@ -10,6 +10,9 @@ import asyncssh
 import pytest
 from asyncssh.connection import SSHServerConnection
 
+from cove.core.quotabook import QuotaBook
+from cove.core.ratelimits import RateLimits, RateSettings
+from cove.engine.clock import ManualClock
 from cove.model.access import Principal, Scope
 from cove.server.ssh import listener
 from cove.server.ssh.channel import ENV_BYTES, ENV_ENTRIES, BoundedEnv, SessionChannel
@@ -30,9 +33,14 @@ class Keys:
         return (WHO, "box") if ref == "otter" else None
 
 
+def logins(failed: int = 60) -> RateLimits:
+    return RateLimits(RateSettings(failed_logins=failed), cast("QuotaBook", None), ManualClock())
+
+
 class Core:
     def __init__(self) -> None:
         self.ssh_keys = Keys()
+        self.rate_limits = logins()
 
 
 class Conn:
@@ -52,6 +60,10 @@ class Conn:
 
     def abort(self) -> None:
         self.said.append("aborted")
+
+    def get_extra_info(self, name: str) -> tuple[str, int]:
+        assert name == "peername"
+        return ("203.0.113.9", 50022)
 
     def create_server_channel(self, encoding: None, errors: str, window: int, size: int) -> int:
         del encoding, errors, size
@@ -226,6 +238,23 @@ def test_looks_at_keys_are_bounded(gate: Gate) -> None:
         gate.validate_public_key("otter", key)
     with pytest.raises(asyncssh.DisconnectError):
         gate.validate_public_key("otter", key)
+
+
+def test_where_too_many_logins_failed_only_those_come_in_who_did_before() -> None:
+    doorman, key = Doorman(), asyncssh.generate_private_key("ssh-ed25519")
+    doorman.core.rate_limits = logins(failed=2)
+    friend = Gate(doorman)  # type: ignore[arg-type]
+    friend.connection_made(Conn())  # type: ignore[arg-type]
+    assert friend.validate_public_key("otter", key)
+    doorman.core.rate_limits.succeeded("203.0.113.9", WHO.key_id)
+    for _ in range(2):
+        stranger = Gate(doorman)  # type: ignore[arg-type]
+        stranger.connection_made(Conn())  # type: ignore[arg-type]
+        assert not stranger.validate_public_key("badger", key)
+        stranger.connection_lost(None)
+    with pytest.raises(asyncssh.DisconnectError, match="too many failed logins"):
+        stranger.validate_public_key("badger", key)
+    assert friend.validate_public_key("otter", key)
 
 
 def test_one_connection_too_many_is_told_so() -> None:

@@ -8,12 +8,15 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 import pytest
 from msgspec.structs import replace
 
+from cove.core.quotabook import QuotaBook
+from cove.core.ratelimits import RateLimits, RateSettings
+from cove.engine.clock import SystemClock
 from cove.model.access import Principal, Scope
 from cove.server import config
 from cove.server.config import Settings
@@ -42,6 +45,7 @@ class Keys:
 class Core:
     def __init__(self) -> None:
         self.ssh_keys = Keys()
+        self.rate_limits = RateLimits(RateSettings(), cast("QuotaBook", None), SystemClock())
 
 
 @pytest.fixture

@@ -1,0 +1,329 @@
+"""The meters of sandboxes that live: what each one uses and costs, to the millisecond, whatever restarts in between.
+
+A meter counts on CLOCK_MONOTONIC, which goes on while the server is down and which no step of the wall clock moves. Its
+row says up to when it was read and at which rate it runs, and a change of the rate (pause, resume, other limits, the
+end) is written in the same transaction as the sandbox it belongs to: after `kill -9` the next start counts on from
+there, nothing twice. What is lost is what was measured (CPU time, bytes) since the last look if the sandbox died, too,
+and after a reboot the time since then. The wall clock only says in which hour something is told.
+
+How an amount becomes money: `prices.py`; what happens when it is too much: `budgets.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cove.core.prices import Prices, charge
+from cove.engine.clock import Clock
+from cove.model.errors import CoveError
+from cove.model.quota import millicpus
+from cove.model.sandbox import MIB, Sandbox, Usage
+from cove.model.state import FINAL, State
+from cove.model.usage import HOUR_S, Amounts, PausedBilling, SandboxUsage
+from cove.store.store import Store
+from cove.store.usage import Flush, MeterRow, SpanRow
+
+log = logging.getLogger(__name__)
+
+HOUR_MS: Final = HOUR_S * 1000
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+FRESH_MS: Final = 200
+"""What was read so lately need not be read again."""
+
+
+class MeteringSettings(Struct, frozen=True, kw_only=True):
+    """`interval_s`: how often what only measuring tells (CPU time, bytes) is read, and all is written."""
+
+    prices: Prices = Prices()
+    paused: PausedBilling = PausedBilling.MEMORY
+    interval_s: float = 10.0
+    keep_s: float = 400 * 86400.0
+
+
+class Rate(Struct, frozen=True, kw_only=True):
+    """What a meter counts: `state` is running, paused or empty (nothing); cores in thousandths."""
+
+    state: str = ""
+    mcpus: int = 0
+    mib: int = 0
+
+
+STILL: Final = Rate()
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Rate).decode
+
+
+class Meter:
+    """One sandbox's. `usage` is all of it so far."""
+
+    __slots__ = ("at_ms", "carry", "rate", "usage")
+
+    def __init__(self, usage: SandboxUsage, rate: Rate, at_ms: int, carry: int = 0) -> None:
+        self.usage = usage
+        self.rate = rate
+        self.at_ms = at_ms
+        self.carry = carry
+
+
+class Turn(Struct, frozen=True, kw_only=True):
+    """A change that is being written: what goes with it, and what it takes back if it fails."""
+
+    flush: Flush
+    meter: Meter
+    before: Rate | None
+
+
+class MeteringStats(Struct, frozen=True, kw_only=True):
+    """Since the start of this server, over all sandboxes: what was used and what it cost."""
+
+    running_ms: int = 0
+    paused_ms: int = 0
+    vcpu_us: int = 0
+    mib_ms: int = 0
+    cpu_ms: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    cost_nano: int = 0
+
+
+class Metering:
+    """All meters. Everything that counts is synchronous; only writing waits."""
+
+    def __init__(self, store: Store, clock: Clock, settings: MeteringSettings, boot: str | None = None) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._boot = boot if boot is not None else BOOT_ID.read_text(encoding="ascii").strip()
+        self._meters: dict[str, Meter] = {}
+        self._spans: dict[tuple[int, str, str, str], Amounts] = {}
+        self._unwritten: dict[str, Meter] = {}
+        self._left: dict[str, MeterRow] = {}  # of ended ones, where writing failed
+        self._advanced_ms = 0
+        self._total = Amounts()
+        self.on_cost: Callable[[str, str, int, int], None] = lambda _project, _key, _hour, _nano: None
+
+    # Changes of a sandbox. Told by the journal, for every record that it writes.
+
+    def turn(self, sandbox: Sandbox) -> Turn | None:
+        """What the writing of this record means for its bill; None: nothing. Undone by `take_back`."""
+        meter, rate = self._meters.get(sandbox.id), self.rate_of(sandbox)
+        if meter is None:
+            if rate == STILL:
+                return self._closed(sandbox) if sandbox.state in FINAL else None
+            meter = self._meters[sandbox.id] = Meter(_begun(sandbox, self._clock.now()), rate, self._now_ms())
+            return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=None)
+        is_over = sandbox.state in FINAL
+        if rate == meter.rate and meter.usage.name == sandbox.name and not is_over:
+            return None
+        self._read(meter)
+        before, meter.rate = meter.rate, rate
+        meter.usage = replace(meter.usage, name=sandbox.name)
+        if is_over:
+            self._measure(meter, sandbox.usage)
+            meter.usage = replace(meter.usage, ended_at=sandbox.ended_at)
+            del self._meters[sandbox.id]
+        return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=before)
+
+    def take_back(self, turn: Turn) -> None:
+        """The change was not written, so it did not happen: the old rate goes on."""
+        meter = turn.meter
+        if turn.before is None:
+            self._put_back(turn.flush)
+            for known in (self._meters, self._unwritten, self._left):
+                known.pop(meter.usage.sandbox, None)
+            return
+        meter.rate = turn.before
+        meter.usage = replace(meter.usage, ended_at=None)
+        self._meters[meter.usage.sandbox] = meter
+        self.keep(turn)
+
+    def keep(self, turn: Turn) -> None:
+        """The change happened but could not be written: its part of the bill is written later."""
+        self._put_back(turn.flush)
+        self._unwritten[turn.meter.usage.sandbox] = turn.meter
+
+    def adopt(self, sandbox: Sandbox) -> None:
+        """Go on with a sandbox that outlived the server: the time in between counts, at the rate that was written."""
+        row = self._store.usage.meter(sandbox.id)
+        rate = self.rate_of(sandbox)
+        if row is None:  # made before there were meters
+            self._meters[sandbox.id] = Meter(_begun(sandbox, self._clock.now()), rate, self._now_ms())
+            return
+        # CLOCK_MONOTONIC began anew with another boot, which no process of a sandbox outlives.
+        at_ms = row.at_ms if row.boot == self._boot else self._now_ms()
+        meter = self._meters[sandbox.id] = Meter(row.usage, _decode(row.rate), min(at_ms, self._now_ms()), row.carry)
+        self._read(meter)
+        meter.rate = rate
+
+    def rate_of(self, sandbox: Sandbox) -> Rate:
+        """What a sandbox in this state, with these limits, is billed for."""
+        mcpus, mib = millicpus(sandbox.limits.cpus), -(-sandbox.limits.memory_bytes // MIB)
+        if sandbox.state is State.RUNNING:
+            return Rate(state="running", mcpus=mcpus, mib=mib)
+        if sandbox.state is State.PAUSED:
+            paused = self._settings.paused
+            return Rate(
+                state="paused",
+                mcpus=mcpus if paused is PausedBilling.ALL else 0,
+                mib=0 if paused is PausedBilling.NOTHING else mib,
+            )
+        return STILL
+
+    # Looks.
+
+    def measured(self, sandbox_id: str, used: Usage) -> None:
+        """What a look at a live sandbox has told."""
+        meter = self._meters.get(sandbox_id)
+        if meter is not None:
+            self._read(meter)
+            self._measure(meter, used)
+
+    def advance(self) -> None:
+        """Read all meters, so that what is told is of now."""
+        now_ms = self._now_ms()
+        if 0 <= now_ms - self._advanced_ms < FRESH_MS:
+            return
+        self._advanced_ms = now_ms
+        for meter in self._meters.values():
+            self._read(meter)
+
+    def bill(self, sandbox_id: str) -> SandboxUsage | None:
+        """All of one sandbox until now, live or ended; None: it never ran, or is past its time."""
+        meter = self._meters.get(sandbox_id)
+        if meter is not None:
+            self._read(meter)
+            return meter.usage
+        ended = self._unwritten.get(sandbox_id)
+        row = self._left.get(sandbox_id) if ended is None else self._row(ended)
+        row = row or self._store.usage.meter(sandbox_id)
+        return None if row is None else row.usage
+
+    async def flush(self) -> None:
+        """Write all that is not written. Raises: CoveError; nothing is lost then."""
+        self.advance()
+        if not self._unwritten and not self._left and not self._spans:
+            return
+        flush = self._take_all()
+        try:
+            await self._store.usage.save(flush)
+        except CoveError:
+            self._put_back(flush)
+            raise
+
+    def stats(self) -> MeteringStats:
+        """Numbers for the metrics."""
+        return msgspec.convert(self._total, MeteringStats, from_attributes=True)
+
+    def _closed(self, sandbox: Sandbox) -> Turn | None:
+        """The end of a sandbox that nobody saw end: it pays for what was read, and no more."""
+        row = self._store.usage.meter(sandbox.id)
+        if row is None or row.usage.ended_at is not None:
+            return None
+        meter = Meter(replace(row.usage, ended_at=sandbox.ended_at), STILL, row.at_ms, row.carry)
+        return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=None)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.monotonic() * 1000)
+
+    def _read(self, meter: Meter) -> None:
+        """Count the time since it was last read, hour by hour."""
+        now_ms = self._now_ms()
+        passed = now_ms - meter.at_ms
+        meter.at_ms = now_ms
+        self._unwritten[meter.usage.sandbox] = meter
+        if passed <= 0 or meter.rate == STILL:
+            return
+        rate = meter.rate
+        for hour, ms in _by_hour(passed, int(self._clock.now() * 1000)):
+            is_running = rate.state == "running"
+            self._add(
+                meter,
+                hour,
+                Amounts(
+                    running_ms=ms if is_running else 0,
+                    paused_ms=0 if is_running else ms,
+                    vcpu_us=rate.mcpus * ms,
+                    mib_ms=rate.mib * ms,
+                ),
+            )
+
+    def _measure(self, meter: Meter, used: Usage) -> None:
+        """Count what measuring tells. The numbers only grow: one that does not is of another life and no more."""
+        so_far = meter.usage.amounts
+        more = Amounts(
+            cpu_ms=max(used.cpu_ms - so_far.cpu_ms, 0),
+            sent_bytes=max(used.sent_bytes - so_far.sent_bytes, 0),
+            received_bytes=max(used.received_bytes - so_far.received_bytes, 0),
+        )
+        meter.usage = replace(
+            meter.usage,
+            memory_peak_bytes=max(meter.usage.memory_peak_bytes, used.memory_peak_bytes),
+            disk_bytes=used.disk_bytes,
+        )
+        if more != Amounts():
+            self._add(meter, int(self._clock.now()) // HOUR_S * HOUR_S, more)
+
+    def _add(self, meter: Meter, hour: int, amounts: Amounts) -> None:
+        cost, meter.carry = charge(
+            self._settings.prices,
+            vcpu_us=amounts.vcpu_us,
+            mib_ms=amounts.mib_ms,
+            traffic_bytes=amounts.sent_bytes + amounts.received_bytes,
+            carry=meter.carry,
+        )
+        amounts = replace(amounts, cost_nano=cost)
+        usage = meter.usage
+        meter.usage = replace(usage, amounts=usage.amounts + amounts)
+        span = (hour, usage.project, usage.key, usage.sandbox)
+        self._spans[span] = self._spans.get(span, Amounts()) + amounts
+        self._total += amounts
+        if cost:
+            self.on_cost(usage.project, usage.key, hour, cost)
+
+    def _taken(self, sandbox_id: str, meter: Meter) -> Flush:
+        self._unwritten[sandbox_id] = meter
+        return self._take_all()
+
+    def _take_all(self) -> Flush:
+        """All that is unwritten: a meter's row and its spans must never be apart."""
+        rows = {**self._left, **{of: self._row(meter) for of, meter in self._unwritten.items()}}
+        spans = tuple(SpanRow(*span, amounts) for span, amounts in self._spans.items())
+        flush = Flush(meters=tuple(rows.values()), spans=spans)
+        self._spans, self._unwritten, self._left = {}, {}, {}
+        return flush
+
+    def _put_back(self, flush: Flush) -> None:
+        for span in flush.spans:
+            key = (span.start, span.project, span.key, span.sandbox)
+            self._spans[key] = self._spans.get(key, Amounts()) + span.amounts
+        for row in flush.meters:
+            sandbox_id = row.usage.sandbox
+            meter = self._meters.get(sandbox_id)
+            if meter is not None:  # as it is by now: an older row must never follow a newer one
+                self._unwritten[sandbox_id] = meter
+            elif sandbox_id not in self._unwritten:
+                self._left[sandbox_id] = row
+
+    def _row(self, meter: Meter) -> MeterRow:
+        rate = _encode(meter.rate).decode()
+        return MeterRow(usage=meter.usage, boot=self._boot, at_ms=meter.at_ms, rate=rate, carry=meter.carry)
+
+
+def _begun(sandbox: Sandbox, now: float) -> SandboxUsage:
+    return SandboxUsage(sandbox=sandbox.id, project=sandbox.project, key=sandbox.key, name=sandbox.name, started_at=now)
+
+
+def _by_hour(passed_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
+    """The milliseconds before `until_ms` (Unix) as pieces: the hour's beginning in seconds, and how many are in it."""
+    at = until_ms - passed_ms
+    while at < until_ms:
+        end = min((at // HOUR_MS + 1) * HOUR_MS, until_ms)
+        yield at // HOUR_MS * HOUR_S, end - at
+        at = end

@@ -5,7 +5,7 @@ first rule that matches decides, else the default. The truth table: docs/guides/
 
 How a rule matches: its port and protocol, and its target: a CIDR by the address; a name (`host`, `*.host`, `re:`) by
 the name that was checked (TLS server name, HTTP Host, or the name whose DNS answer brought the address), so never
-where no name is known; `*` always. The packet filter (`engine/network/flatten.py`), the resolver and the proxies ask
+where no name is known; `*` always. The packet filter (`engine/network/steps.py`), the resolver and the proxies ask
 or mirror this module; properties hold them together.
 """
 
@@ -24,7 +24,7 @@ from cove.model.pattern import check_pattern, compile_pattern
 
 __all__ = [
     "ALL", "ClosedRanges", "Decision", "Destination", "canonical_target", "could_allow", "decide", "guarded",
-    "is_name_target", "names_matter", "needs_name", "rule_matches", "rule_words",
+    "is_name_target", "matches_name", "names_matter", "needs_name", "rule_matches", "rule_words",
 ]  # fmt: skip
 
 ALL: Final = "*"
@@ -149,6 +149,11 @@ def rule_matches(rule: NetworkRule, name: str | None, address: str | None) -> bo
 def is_name_target(target: str) -> bool:
     """Whether it is matched by a name: neither `*` nor addresses."""
     return not isinstance(_matcher(target), (_Everything, _Network))
+
+
+def matches_name(target: str, name: str) -> bool:
+    """Whether a rule's `target` is matched by `name` (canonical)."""
+    return _matches(target, name, None)
 
 
 def canonical_target(text: str, *, strict: bool = True) -> str:

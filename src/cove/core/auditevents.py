@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from cove.model.audit import AuditValue
+from cove.model.network import NetworkPolicy
+from cove.model.policy import rule_words
 from cove.model.sandbox import MIB, Sandbox
 from cove.model.state import FINAL, EndReason, State
 
@@ -60,8 +64,21 @@ def _ended(sandbox: Sandbox) -> LifecycleEvent:
     }
 
 
+def _network(policy: NetworkPolicy) -> dict[str, AuditValue]:
+    return {
+        "mode": policy.mode.value,
+        "profile": policy.profile,
+        "rules": "; ".join(rule_words(rule) for rule in policy.rules),
+        "default": policy.default.value,
+        "dry_run": policy.dry_run,
+        "links": " ".join(policy.links),
+    }
+
+
 def _changed(before: Sandbox, after: Sandbox) -> LifecycleEvent | None:
     """Which properties are others now. Values of metadata are the caller's own and not told."""
+    if replace(before.network, broker=False) != replace(after.network, broker=False):
+        return "network.changed", _network(after.network)
     fields = [name for name in _CHANGEABLE if getattr(before, name) != getattr(after, name)]
     if not fields:
         return None

@@ -28,9 +28,10 @@ from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal
 from cove.model.credentials import CredentialWish
-from cove.model.errors import BadRequest, IdempotencyConflict
+from cove.model.errors import BadRequest, IdempotencyConflict, Unsupported
 from cove.model.ids import new_core_id
-from cove.model.network import NO_NETWORK
+from cove.model.network import NO_NETWORK, NetworkPolicy
+from cove.model.policy import PATTERN
 from cove.model.request import Idempotency
 from cove.model.sandbox import Sandbox, SandboxSpec, Source
 from cove.model.state import EndReason, State
@@ -39,16 +40,20 @@ from cove.store.store import Store
 IDEMPOTENCY_S: Final = 24 * 3600.0
 """How long a key is remembered."""
 
+PROXY_URL: Final = "http://169.254.1.1:3128"
+"""The explicit proxy, as every connected sandbox reaches it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One request for a sandbox. `asked_at` is its monotonic moment."""
+    """One request for a sandbox. `asked_at` is its monotonic moment, `network` what came of `spec.network`."""
 
     who: Principal
     spec: SandboxSpec
     dialect: str
     idempotency: Idempotency | None
     asked_at: float
+    network: NetworkPolicy = NO_NETWORK
 
 
 class Creation:
@@ -81,6 +86,7 @@ class Creation:
         self._creating: dict[tuple[str, str], tuple[str, Supervisor]] = {}
         self.counts = {Source.WARM: 0, Source.COLD: 0}
         self.failed = 0
+        self.on_started: Callable[[Sandbox], None] = lambda _: None
 
     def find_earlier(self, order: Order) -> Supervisor | Sandbox | None:
         """What an earlier request with this idempotency key made. Raises: BadRequest, IdempotencyConflict."""
@@ -99,7 +105,8 @@ class Creation:
     def launch(self, order: Order, resolved: Resolved) -> Supervisor | Sandbox:
         """Start a sandbox on an image, or find the one that an earlier request with this idempotency key made.
 
-        Raises: BadRequest, Forbidden (driver), Conflict (name), IdempotencyConflict, QuotaExceeded, CapacityExceeded.
+        Raises: BadRequest, Forbidden (driver), Conflict (name), IdempotencyConflict, QuotaExceeded, CapacityExceeded,
+        Unsupported (network).
         """
         earlier = self.find_earlier(order)
         if earlier is not None:
@@ -110,6 +117,7 @@ class Creation:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
         plan = self._credentials.plan(order.who.project, order.spec.credentials, order.spec.placeholder)
         name = self._name(order)
+        _check_network(_network(order), driver)
         self._quotas.check(order.who.project, order.who.key_id, order.spec.limits)
         self._admission.check(order.spec.limits)
         box = self._pool.take(image, driver.name, order.spec.limits, order.spec.hostname)
@@ -155,7 +163,7 @@ class Creation:
         return Birth(
             image=image,
             driver=driver,
-            env={**placeholders, **order.spec.env},
+            env={**proxy_env(order.network), **placeholders, **order.spec.env},
             hostname=order.spec.hostname,
             box=box,
             run_entrypoint=order.spec.run_entrypoint,
@@ -188,6 +196,7 @@ class Creation:
                 self.failed += 1
             else:
                 self.counts[source] += 1
+                self.on_started(supervisor.sandbox)
             self._admission.settle(supervisor.sandbox.id)
             if key is not None:
                 del self._creating[key]
@@ -226,5 +235,25 @@ def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: floa
         idle_timeout_s=spec.idle_timeout_s,
         idle_action=spec.idle_action,
         last_active_at=now,
-        network=replace(spec.network or NO_NETWORK, broker=bool(spec.credentials)),
+        network=_network(order),
     )
+
+
+def _network(order: Order) -> NetworkPolicy:
+    return replace(order.network, broker=bool(order.spec.credentials))
+
+
+def _check_network(network: NetworkPolicy, driver: Driver) -> None:
+    """Raises: Unsupported, before a box is made in vain."""
+    gaps = driver.network_gaps if network.is_connected else ()
+    if gaps:
+        raise Unsupported(f"this machine cannot connect sandboxes of {driver.name}: {gaps[0]}", field="network")
+
+
+def proxy_env(network: NetworkPolicy) -> dict[str, str]:
+    """Variables that make programs use the explicit proxy: only where patterns are rules, which need whole names."""
+    if not any(rule.target.startswith(PATTERN) for rule in network.rules):
+        return {}
+    local = "localhost,127.0.0.1,169.254.1.1"
+    names = {"http_proxy": PROXY_URL, "https_proxy": PROXY_URL, "no_proxy": local}
+    return {**names, **{name.upper(): value for name, value in names.items()}}

@@ -86,6 +86,10 @@ class Directory:
                 return name
         return f"{new_name()}-{new_core_id()[:8]}"
 
+    def holder(self, project: str, name: str) -> str | None:
+        """The id of the unended sandbox of the project that has this name."""
+        return self._names.get((project, name))
+
     def hold_name(self, project: str, name: str, sandbox_id: str) -> None:
         """Keep a free name for a sandbox until it is released."""
         self._names[project, name] = sandbox_id

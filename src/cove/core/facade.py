@@ -34,11 +34,15 @@ from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
+from cove.core.links import Links
+from cove.core.networkprofiles import NetworkProfiles
+from cove.core.networks import Networks
 from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.quotas import Quotas
 from cove.core.ratelimits import RateLimits
 from cove.core.reconcile import Machine, Reconciled, reconcile
+from cove.core.refusals import Refusals
 from cove.core.sandboxes import Sandboxes
 from cove.core.secrets import Secrets, new_master_key
 from cove.core.services.catalogue import Services
@@ -59,6 +63,7 @@ from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
 from cove.model.access import Principal, Scope
 from cove.model.auditchain import KEY_BYTES
+from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox, Source
 from cove.store.store import Store
@@ -84,6 +89,7 @@ class Core:
     terminals: Terminals
     watches: Watches
     exposures: Exposures
+    networks: Networks
     keys: Keys
     projects: Projects
     ssh_keys: SshKeys
@@ -117,9 +123,9 @@ class _Parts:
     pool: Pool
     supervisors: Supervisors
     directory: Directory
+    networks: Networks
     credentials: Credentials
     journal: StoreJournal
-    creation: Creation
     ports: Ports
     host_ports: HostPorts
 
@@ -159,29 +165,26 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         admission.release(sandbox.id)
         accounts.quotas.release(sandbox.id)
         directory.release_name(sandbox.project, sandbox.name, sandbox.id)
+        networks.ended(sandbox)
 
     async with (
         asyncio.TaskGroup() as tasks,
         open_pool(drivers, images, _sized(settings.pool, drivers, admission), clock=clock) as pool,
-        open_supervisors(journal, pool, clock, ended, may_resume=accounts.budgets.check_resume) as supervisors,
+        open_supervisors(
+            journal,
+            pool,
+            clock,
+            ended,
+            links=lambda one: networks.links.of(one),  # noqa: PLW0108 - it is made below
+            may_resume=accounts.budgets.check_resume,
+        ) as supervisors,
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
         ports = Ports(directory)
         host_ports = HostPorts(settings.host_ports, ports)
+        networks = _networks(directory, supervisors, store, clock, audit, network)
         credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
-        creation = Creation(
-            placement=_placement(settings, drivers),
-            pool=pool,
-            supervisors=supervisors,
-            directory=directory,
-            admission=admission,
-            quotas=accounts.quotas,
-            journal=journal,
-            credentials=credentials,
-            store=store,
-            clock=clock,
-        )
         parts = _Parts(
             settings=settings,
             drivers=drivers,
@@ -195,9 +198,9 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             pool=pool,
             supervisors=supervisors,
             directory=directory,
+            networks=networks,
             credentials=credentials,
             journal=journal,
-            creation=creation,
             ports=ports,
             host_ports=host_ports,
         )
@@ -244,6 +247,36 @@ def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
     )
 
 
+def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
+    directory: Directory,
+    supervisors: Supervisors,
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    network: Network | None,
+) -> Networks:
+    def closed() -> ClosedRanges:
+        return ClosedRanges() if network is None else network.closed
+
+    def find(sandbox_id: str) -> Sandbox | None:
+        supervisor = supervisors.get(sandbox_id)
+        return None if supervisor is None else supervisor.sandbox
+
+    refusals = Refusals(audit, clock, find)
+    if network is not None:
+        network.on_refusal = refusals.hear
+    return Networks(
+        directory,
+        store=store,
+        audit=audit,
+        profiles=NetworkProfiles(store.networks, audit, clock, closed),
+        links=Links(directory, supervisors),
+        refusals=refusals,
+        network=network,
+        closed=closed,
+    )
+
+
 def _images(  # noqa: PLR0913, PLR0917 - what they stand on
     images: ImageSource,
     image_store: ImageStore | None,
@@ -261,11 +294,30 @@ def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placeme
     )
 
 
+def _creation(parts: _Parts) -> Creation:
+    creation = Creation(
+        placement=_placement(parts.settings, parts.drivers),
+        pool=parts.pool,
+        supervisors=parts.supervisors,
+        directory=parts.directory,
+        admission=parts.admission,
+        quotas=parts.accounts.quotas,
+        journal=parts.journal,
+        credentials=parts.credentials,
+        store=parts.store,
+        clock=parts.clock,
+    )
+    creation.on_started = parts.networks.started
+    return creation
+
+
 async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     """Make store and machine agree, then begin."""
     found = await _reconciled(parts)
+    await parts.networks.reconnect(parts.supervisors.all())
+    creation = _creation(parts)
     parts.pool.start_filling()
-    core = _core(parts, found, tasks)
+    core = _core(parts, creation, found, tasks)
     core.credentials.check()
     await core.projects.ensure_default()
     await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
@@ -293,11 +345,12 @@ def _finder(parts: _Parts) -> Callable[[str], Sandbox | None]:
     return find
 
 
-def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
+def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
     sandboxes = Sandboxes(
-        parts.creation,
+        creation,
         images=parts.images,
         directory=parts.directory,
+        networks=parts.networks,
         admission=parts.admission,
         quotas=parts.accounts.quotas,
         store=parts.store,
@@ -318,6 +371,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         exposures=Exposures(
             parts.directory, parts.store, parts.clock, host_ports=parts.host_ports, quotas=parts.accounts.quotas
         ),
+        networks=parts.networks,
         keys=Keys(parts.store, parts.clock, tasks, parts.accounts.quotas),
         projects=Projects(parts.store, parts.clock, parts.missing),
         ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
@@ -332,7 +386,7 @@ def _core(parts: _Parts, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
         rate_limits=parts.accounts.rate_limits,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
-        stats=lambda: _stats(parts),
+        stats=lambda: _stats(parts, creation),
     )
 
 
@@ -405,12 +459,12 @@ def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
     )
 
 
-def _stats(parts: _Parts) -> CoreStats:
+def _stats(parts: _Parts, creation: Creation) -> CoreStats:
     return CoreStats(
         sandboxes=dict(Counter(supervisor.sandbox.state for supervisor in parts.supervisors.all())),
-        created_warm=parts.creation.counts[Source.WARM],
-        created_cold=parts.creation.counts[Source.COLD],
-        create_failures=parts.creation.failed,
+        created_warm=creation.counts[Source.WARM],
+        created_cold=creation.counts[Source.COLD],
+        create_failures=creation.failed,
         pool=parts.pool.stats(),
         admission=parts.admission.stats(),
         store=parts.store.stats(),

@@ -7,6 +7,7 @@ Keep this file small: rules about values are in `validation.py`, about room in `
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace as replace_order
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from cove.core.admission import Admission
 from cove.core.creation import Creation, Order, expiry
 from cove.core.directory import Directory
 from cove.core.images import Images
+from cove.core.networks import Networks
 from cove.core.quotas import Quotas
 from cove.core.validation import check_change, check_metadata, check_page
 from cove.engine.clock import Clock
@@ -37,6 +39,7 @@ class Sandboxes:
         *,
         images: Images,
         directory: Directory,
+        networks: Networks,
         admission: Admission,
         quotas: Quotas,
         store: Store,
@@ -45,6 +48,7 @@ class Sandboxes:
         self._creation = creation
         self._images = images
         self._directory = directory
+        self._networks = networks
         self._admission = admission
         self._quotas = quotas
         self._store = store
@@ -64,6 +68,7 @@ class Sandboxes:
         order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
+            order = replace_order(order, network=await self._networks.resolve(who.project, spec.network))
             # The launch follows without a pause, so an image that was found cannot be removed in between.
             with span("image.ensure"):
                 resolved = await self._images.ensure(who, spec.image)
@@ -135,6 +140,8 @@ class Sandboxes:
             self._admission.correct(before.id, supervisor.sandbox.limits.memory_bytes)
             for unused in held - {supervisor.sandbox.name}:
                 self._directory.release_name(before.project, unused, before.id)
+            if supervisor.sandbox.name != before.name:
+                self._networks.links.moved(before.project, before.name, supervisor.sandbox.name)
 
     async def destroy(self, who: Principal, ref: str) -> Sandbox:
         """End it; the answer is its last record with the final usage. Ended already: the same answer.

@@ -7,6 +7,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from cove.model.network import NetworkRequest
+
 DEFAULT_PROJECT: Final = "default"
 
 
@@ -61,10 +63,12 @@ class Key(Struct, frozen=True, kw_only=True):
 class Project(Struct, frozen=True, kw_only=True):
     """A tenant. Every object belongs to one.
 
-    Its sandboxes may use `drivers` only (empty: any) and get `default_driver` when they name none (None: the server's).
+    Its sandboxes may use `drivers` only (empty: any) and get `default_driver` when they name none (None: the server's),
+    and `network` when they ask for none (None: no network).
     """
 
     id: str
     created_at: float
     default_driver: str | None = None
     drivers: tuple[str, ...] = ()
+    network: NetworkRequest | None = None

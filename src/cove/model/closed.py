@@ -105,6 +105,21 @@ class ClosedRanges:
         is_open = bool(span.open_ports) if port is None else port in span.open_ports
         return None if is_open else span.words
 
+    def covers(self, network: str) -> str | None:
+        """The words of what closes every address of an IPv4 `network`, at every port; None: something of it is open."""
+        net = ipaddress.IPv4Network(network)
+        first, last = int(net[0]), int(net[-1])
+        at = bisect_right(self._firsts, first) - 1
+        words: str | None = None
+        for span in self.spans[max(at, 0) :]:
+            if not span.first <= first <= span.last or span.open_ports:
+                return None
+            words = words or span.words
+            if span.last >= last:
+                return words
+            first = span.last + 1
+        return None
+
     def _why_6(self, address: ipaddress.IPv6Address) -> str | None:
         if address in self._own_6:
             return f"closed: {address} (this server)"

@@ -91,6 +91,40 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
         return NetworkMode.POLICY.value if limited else self.mode.value
 
 
+class NetworkRequest(Struct, frozen=True, kw_only=True):
+    """What a caller asks for; `core/networkrules.py` makes the policy of it. Targets of rules in any form.
+
+    `mode` None: as the rest says. `profile`: its rules stand behind the caller's own. `default` None: the profile's,
+    else deny. The rest as in `NetworkPolicy`.
+    """
+
+    mode: NetworkMode | None = None
+    profile: str | None = None
+    rules: tuple[NetworkRule, ...] = ()
+    default: Verdict | None = None
+    dry_run: bool = False
+    links: tuple[str, ...] = ()
+    bandwidth_bps: int | None = None
+    connections_per_s: int | None = None
+
+
+class NetworkProfile(Struct, frozen=True, kw_only=True):
+    """A policy with a name, for every project of the server. `mode` OPEN or POLICY.
+
+    `registries`: clients of the machine (`pip`, `npm`, `apt`) whose registries it allows too; which hosts those are is
+    asked when it is used. `is_builtin`: comes with Cove; `is_changed`: the operator made or changed it.
+    """
+
+    name: str
+    description: str = ""
+    mode: NetworkMode = NetworkMode.POLICY
+    rules: tuple[NetworkRule, ...] = ()
+    default: Verdict = Verdict.DENY
+    registries: tuple[str, ...] = ()
+    is_builtin: bool = False
+    is_changed: bool = False
+
+
 NO_NETWORK: Final = NetworkPolicy()
 OPEN_NETWORK: Final = NetworkPolicy(mode=NetworkMode.OPEN)
 

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from cove.model.credentials import PLACEHOLDER, CredentialWish
-from cove.model.network import NO_NETWORK, NetworkPolicy
+from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkRequest
 from cove.model.state import EndReason, State
 
 MIB: Final = 1024 * 1024
@@ -69,7 +69,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     idle_timeout_s: float | None = 1800.0
     idle_action: IdleAction = IdleAction.PAUSE
     run_entrypoint: bool = False
-    network: NetworkPolicy | None = None
+    network: NetworkRequest | None = None
     credentials: dict[str, CredentialWish] = field(default_factory=dict[str, CredentialWish])
     placeholder: str = PLACEHOLDER
 

@@ -18,8 +18,8 @@ _OF_PROJECT: Final = f"SELECT {_COLUMNS} FROM keys WHERE project = ? ORDER BY cr
 _ALL: Final = f"SELECT {_COLUMNS} FROM keys ORDER BY created_at, id"  # noqa: S608
 _REVOKE: Final = "UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL"
 _TOUCH: Final = "UPDATE keys SET last_used_at = ? WHERE id = ?"
-_PROJECT_COLUMNS: Final = "id, created_at, default_driver, drivers"
-_ADD_PROJECT: Final = f"INSERT INTO projects ({_PROJECT_COLUMNS}) VALUES (?, ?, ?, ?)"  # noqa: S608
+_PROJECT_COLUMNS: Final = "id, created_at, default_driver, drivers, network"
+_ADD_PROJECT: Final = "INSERT INTO projects (id, created_at, default_driver, drivers) VALUES (?, ?, ?, ?)"
 _CHANGE_PROJECT: Final = "UPDATE projects SET default_driver = ?, drivers = ? WHERE id = ?"
 _ENSURE_PROJECT: Final = "INSERT INTO projects (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING"
 _PROJECT: Final = f"SELECT {_PROJECT_COLUMNS} FROM projects WHERE id = ?"  # noqa: S608
@@ -97,7 +97,8 @@ class ProjectRows:
 
 def _project(row: tuple[str, ...]) -> Project:
     fields = dict(zip(_PROJECT_COLUMNS.split(", "), row, strict=True))
-    return msgspec.convert({**fields, "drivers": fields["drivers"].split()}, Project)
+    network = msgspec.json.decode(fields["network"] or "null")
+    return msgspec.convert({**fields, "drivers": fields["drivers"].split(), "network": network}, Project)
 
 
 def _row(key: Key) -> tuple[Value, ...]:

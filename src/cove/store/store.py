@@ -13,6 +13,7 @@ from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
 from cove.store.exposures import ExposureRows
 from cove.store.idempotency import IdempotencyRows
 from cove.store.keys import KeyRows, ProjectRows
+from cove.store.networks import NetworkRows
 from cove.store.quotas import QuotaRows
 from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
@@ -45,6 +46,7 @@ class Store:
         self.services = ServiceRows(reader, writer)
         self.usage = UsageRows(reader, writer, reports)
         self.quotas = QuotaRows(reader, writer)
+        self.networks = NetworkRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

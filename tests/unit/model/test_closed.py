@@ -94,6 +94,27 @@ def test_the_spans_agree_with_a_plain_look(
     assert all(a.last < b.first for a, b in zip(closed.spans, closed.spans[1:], strict=False))
 
 
+@given(openings, cidrs.filter(lambda text: int(text.rpartition("/")[2]) > 22))
+def test_a_range_is_covered_where_every_address_is_closed(opened: list[Opening], network: str) -> None:
+    closed = ClosedRanges(opened, own=[HOST], inside=["10.213.0.0/16"])
+    every = all(closed.why(str(address)) for address in ipaddress.IPv4Network(network))
+    assert (closed.covers(network) is not None) == every
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("10.0.0.0/8", "closed: 10.0.0.0/8"), ("169.254.0.0/16", "closed: 169.254.0.0/16"), ("0.0.0.0/0", None),
+        ("10.0.0.0/7", None), ("8.8.8.8/32", None), ("192.0.0.0/16", None),
+        ("255.255.255.255/32", "closed: 224.0.0.0/3"),
+        ("203.0.114.9/32", "closed: 203.0.114.9 (this server)"),
+    ],
+)  # fmt: skip
+def test_a_wide_range_is_covered_only_if_nothing_of_it_is_open(network: str, words: str | None) -> None:
+    assert ranges().covers(network) == words
+    assert ranges("10.0.0.0/24:80").covers("10.0.0.0/8") is None
+
+
 def _is_closed(opened: list[Opening], address: ipaddress.IPv4Address, port: int | None) -> bool:
     if address in ipaddress.ip_network("10.213.0.0/16"):
         return True

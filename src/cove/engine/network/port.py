@@ -7,6 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
+from cove.model.closed import ClosedRanges
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse, Refusal
 
 
@@ -48,6 +49,18 @@ class Network(Protocol):
     @property
     def missing(self) -> tuple[str, ...]:
         """Why this machine cannot connect sandboxes, one sentence each; empty: it can."""
+        ...
+
+    @property
+    def closed(self) -> ClosedRanges:
+        """What is closed on this server now, its own addresses included."""
+        ...
+
+    async def look_up(self, box: str, name: str) -> tuple[str, ...]:
+        """The IPv4 addresses that a canonical name has now, to explain a policy: nothing is opened or recorded.
+
+        Raises: CoveError (nobody answered in time, or no resolver is there).
+        """
         ...
 
     async def join(self, box: str, init_pid: int) -> str:

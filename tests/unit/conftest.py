@@ -406,7 +406,7 @@ def opened(tmp_path: Path, driver: StubDriver, images: StubImages, clock: Manual
 
     @asynccontextmanager
     async def open_one(
-        *, pool: int = 0, memory: Callable[[], Memory] = lambda: MEMORY, **settings
+        *, pool: int = 0, memory: Callable[[], Memory] = lambda: MEMORY, network=None, secrets=None, **settings
     ) -> AsyncIterator[Core]:
         targets = (PoolTarget(image="base", driver="stub", size=pool),) if pool else ()
         config = PoolConfig(targets=targets, quiet_s=0.0, agent_build="b")
@@ -419,6 +419,8 @@ def opened(tmp_path: Path, driver: StubDriver, images: StubImages, clock: Manual
                 store=store,
                 clock=clock,
                 memory=memory,
+                network=network,
+                secrets_at_rest=secrets,
             ) as core,
         ):
             if pool:

@@ -92,7 +92,8 @@ class _Resting(NamedTuple):
     timer: asyncio.TimerHandle
 
 
-_Place = tuple[str, Service]
+_Place = tuple[str, str, str, int]
+"""Whose connection to which service, and where that was."""
 
 
 class ServiceLinks:
@@ -107,7 +108,7 @@ class ServiceLinks:
     @asynccontextmanager
     async def link(self, sandbox: str, service: Service, check: Check, *, fresh: bool) -> AsyncGenerator[ServiceLink]:
         """A connection of a sandbox to a service. Raises: Forbidden (by `check`), BadUpstream, UpstreamTimeout."""
-        place = (sandbox, service)
+        place = (sandbox, service.name, service.host, service.port)
         taken = None if fresh else self._take(place, check)
         stream, address = taken or await self._opened(service, check)
         link = ServiceLink(stream, was_used=taken is not None)
@@ -122,7 +123,7 @@ class ServiceLinks:
     def close(self, sandbox: str | None, service: str | None) -> None:
         """Close what rests for a sandbox (None: any) and a service (None: any)."""
         for place in list(self._resting):
-            if sandbox in {None, place[0]} and service in {None, place[1].name}:
+            if sandbox in {None, place[0]} and service in {None, place[1]}:
                 for one in self._resting.pop(place):
                     one.timer.cancel()
                     one.stream.close()

@@ -17,8 +17,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cove.edge.auth import LOCAL_MARK
+from cove.edge.broker import CONNECTIONS
 from cove.edge.limits import EdgeLimits
-from cove.edge.protocol import protocol_class
+from cove.edge.protocol import LimitedProtocol, protocol_class
 from cove.model.errors import Conflict, EngineFailure
 from cove.server.config import Settings
 
@@ -113,12 +114,24 @@ def listeners(app: ASGIApp, settings: Settings, limits: EdgeLimits) -> tuple[Lis
     return tcp, _listener(LocalOperator(app), limits, local_only=True, ssl_certfile=None, ssl_keyfile=None)
 
 
+def broker_listener(app: ASGIApp, limits: EdgeLimits) -> Listener:
+    """For the credentials broker: one sandbox has so many connections and no more."""
+    return Listener(_config(app, limits, protocol_class(limits, per_address=CONNECTIONS)))
+
+
 def _listener(
     app: ASGIApp, limits: EdgeLimits, *, local_only: bool, ssl_certfile: str | None, ssl_keyfile: str | None
 ) -> Listener:
-    config = uvicorn.Config(
+    config = _config(app, limits, protocol_class(limits, local_only=local_only))
+    config.ssl_certfile = ssl_certfile
+    config.ssl_keyfile = ssl_keyfile
+    return Listener(config)
+
+
+def _config(app: ASGIApp, limits: EdgeLimits, protocol: type[LimitedProtocol]) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        http=protocol_class(limits, local_only=local_only),
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -128,7 +141,4 @@ def _listener(
         backlog=BACKLOG,
         timeout_keep_alive=int(limits.idle_connection_s),
         timeout_graceful_shutdown=int(limits.stop_grace_s),
-        ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile,
     )
-    return Listener(config)

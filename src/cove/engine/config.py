@@ -29,7 +29,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
 
     `pool_bytes` 0: 75 % of the free space of the data directory's file system. `quota` picks the storage of writable
     layers: `auto` (best the machine has), `btrfs`, `ext4` (a loop file per sandbox) or `tmpfs`. `degrade`: which lesser
-    kinds of `ids.Ids` may be used where the machine has no better. The last four are `network`'s (`NetworkConfig`).
+    kinds of `ids.Ids` may be used where the machine has no better. The last five are `network`'s (`NetworkConfig`).
     """
 
     data_dir: Path
@@ -44,7 +44,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     has_network: bool = True
     network_range: IPv4Network = DEFAULT_RANGE
     network_outside: Path | None = None
-    opened_ranges: tuple[Opening, ...] = ()
+    network_resolvers: tuple[str, ...] = ()
+    network_opened_ranges: tuple[Opening, ...] = ()
 
     @property
     def network(self) -> NetworkConfig:
@@ -54,7 +55,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             run_dir=self.run_dir,
             subnet=self.network_range,
             outside=self.network_outside,
-            opened=self.opened_ranges,
+            resolvers=self.network_resolvers,
+            opened=self.network_opened_ranges,
             is_off=not self.has_network,
         )
 

@@ -53,6 +53,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         has_network=settings.network,
         network_range=settings.network_range,
         network_outside=settings.network_outside,
+        network_resolvers=settings.network_resolvers,
+        network_opened_ranges=settings.network_opened_ranges,
     )
 
 

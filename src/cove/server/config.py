@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from cove.engine.network.upstream_dns import NameServer
+from cove.model.closed import Opening, parse_opening
 from cove.model.errors import BadRequest
 from cove.model.reference import check_registry
 from cove.model.usage import NANO, nano
@@ -93,6 +95,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     network: bool
     network_range: ipaddress.IPv4Network
     network_outside: Path | None
+    network_resolvers: tuple[str, ...]
+    network_opened_ranges: tuple[Opening, ...]
     forward_host: str
     forward_ports: tuple[int, int] | None
     json_body_mib: int
@@ -304,6 +308,17 @@ def _network_range(text: str) -> ipaddress.IPv4Network:
     return network
 
 
+def _openings(text: str) -> tuple[Opening, ...]:
+    return tuple(parse_opening(entry) for entry in _words(text))
+
+
+def _resolvers(text: str) -> tuple[str, ...]:
+    words = _words(text)
+    for word in words:
+        NameServer.parse(word)
+    return words
+
+
 def _port_range(text: str) -> tuple[int, int] | None:
     if not text:
         return None
@@ -392,6 +407,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "network": _flag,
     "network_range": _network_range,
     "network_outside": _optional_path,
+    "network_resolvers": _resolvers,
+    "network_opened_ranges": _openings,
     "forward_host": _address,
     "forward_ports": _port_range,
     "json_body_mib": _number(int, 1, 1024),

@@ -135,6 +135,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             secrets_at_rest=open_secrets(settings.data_dir),
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),
+            network=engine.network,
         )
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)

@@ -170,6 +170,19 @@ TABLE: Final = (
         "Network namespace by which sandboxes' packets leave, such as /run/netns/vpn; empty: the server's own.",
     ),
     Setting(
+        "network_resolvers",
+        "",
+        "list",
+        "Name servers to ask for sandboxes: `address` or `address:port`; empty: those of the outside's resolv.conf.",
+    ),
+    Setting(
+        "network_opened_ranges",
+        "",
+        "list",
+        "What sandboxes may reach of what is closed to all (private ranges, metadata, this machine), if their policy "
+        "allows it too: `CIDR` or `CIDR:port`. A metadata address or one of this machine only if listed by itself.",
+    ),
+    Setting(
         "forward_host",
         "127.0.0.1",
         "address",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from cove.engine.network.port import Endpoint
 from cove.engine.network.topology import NetworkConfig
 from cove.model.errors import CapacityExceeded
+from cove.model.network import NetworkPolicy
 
 _RETRY_S: Final = 30
 
@@ -89,9 +91,9 @@ class Directory:
         self._put(made)
         return made
 
-    def change(self, endpoint: Endpoint, **changes: object) -> Endpoint:
-        """Another policy, or other links. One that has left meanwhile stays away."""
-        changed = replace(endpoint, **changes)
+    def change(self, endpoint: Endpoint, policy: NetworkPolicy, links: Mapping[str, str]) -> Endpoint:
+        """Another policy and other links. One that has left meanwhile stays away."""
+        changed = replace(endpoint, policy=policy, links=dict(links))
         if self._by_box.get(endpoint.box) is not None:
             self._put(changed)
         return changed

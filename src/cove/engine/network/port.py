@@ -42,9 +42,13 @@ class Endpoints(Protocol):
 class Network(Protocol):
     """The sandboxes' network of this server."""
 
-    endpoints: Endpoints
     on_refusal: Callable[[Refusal], None]
     """Set once by the core; called on the loop, at most some hundred times a second: repeats are counted together."""
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Who is on it."""
+        ...
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from cove.engine.network.port import Endpoint
 from cove.engine.network.upstream_dns import NoAnswer
 from cove.model.hostname import canonical_host
 from cove.model.network import NetworkMode, NetworkPolicy, Refusal, Verdict
-from cove.model.policy import ClosedRanges, could_allow, is_name_target, names_matter, rule_matches
+from cove.model.policy import ClosedRanges, Decision, could_allow, is_name_target, names_matter, rule_matches
 
 LINK_SUFFIX: Final = ".cove.internal"
 """`NAME.cove.internal` is the sandbox NAME that the policy links to. Such names never leave."""
@@ -66,10 +66,10 @@ and CAA. Where they are, only addresses: a TXT record is a way in, and an HTTPS 
 class Learner(Protocol):
     """The packet filter, as far as it takes addresses that names brought."""
 
-    def learn(self, index: int, name: str, address: str, seconds: float) -> None:
-        """The name's answer brought `address`: what the sandbox's policy says of `name` holds for it so long.
+    async def learn(self, index: int, name: str, address: str, seconds: float) -> bool:
+        """An answer for `name` brought `address`: what the sandbox's policy says of `name` holds for it so long.
 
-        Raises: EngineFailure.
+        False: no such sandbox. Raises: EngineFailure.
         """
         ...
 
@@ -173,32 +173,28 @@ class Resolver:
     async def resolve(self, endpoint: Endpoint, name: str) -> Resolved:
         """The addresses of `name` (canonical) under the sandbox's policy, for who dials in its stead.
 
-        They are not opened in the packet filter. Raises: NoAnswer (also: too many of its questions wait).
+        Whether it may be asked for is for the caller to know (`decision_on`); the packet filter is not told.
+
+        Raises: NoAnswer (also: too many of its questions wait).
         """
-        refused = self.refusal_of(endpoint, name, Kind.A)
-        if refused is not None:
-            return Resolved(rcode=Rcode.NXDOMAIN, blocked=refused)
         return await self._look_up(endpoint, name, Kind.A)
 
-    def refusal_of(self, endpoint: Endpoint, name: str, kind: int) -> str | None:
-        """The rule for which `name` may not even be asked for, None: it may. Recorded; with dry-run only recorded."""
-        policy = endpoint.policy
-        words = self._closed_name(policy, name, kind)
-        if words is None:
-            decision = could_allow(policy, name)
-            words = None if decision.is_allowed else decision.rule
-        if words is None:
-            return None
-        self._note(endpoint, name, None, words, dry_run=policy.dry_run)
-        return None if policy.dry_run else words
-
-    def _closed_name(self, policy: NetworkPolicy, name: str, kind: int) -> str | None:
-        """Why `name` is refused whatever the rules say of it."""
+    def decision_on(self, policy: NetworkPolicy, name: str, kind: int = Kind.A) -> Decision:
+        """Whether `name` may be asked for at all. Nothing is recorded, and no dry run looked at."""
+        words = None
         if kind == Kind.PTR and (address := _reversed_address(name)) is not None:
-            return self._closed().why(address)
-        if names_matter(policy) and is_doh(name) and not any(rule.target == name for rule in policy.rules):
-            return "closed: a resolver over HTTPS, where names are the rule"
-        return None
+            words = self._closed().why(address)
+        elif names_matter(policy) and is_doh(name) and not any(rule.target == name for rule in policy.rules):
+            words = "names: a resolver over HTTPS, where names are the rule"
+        return could_allow(policy, name) if words is None else Decision(verdict=Verdict.DENY, rule=words)
+
+    def _refusal_of(self, endpoint: Endpoint, name: str, kind: int) -> str | None:
+        """The rule for which `name` may not be asked for, None: it may. Recorded; with dry-run only recorded."""
+        decision = self.decision_on(endpoint.policy, name, kind)
+        if decision.is_allowed:
+            return None
+        self._note(endpoint, name, None, decision.rule, dry_run=endpoint.policy.dry_run)
+        return None if endpoint.policy.dry_run else decision.rule
 
     async def _answer(self, endpoint: Endpoint, query: Query) -> Resolved:
         try:
@@ -207,7 +203,7 @@ class Resolver:
             return Resolved(rcode=Rcode.NXDOMAIN, blocked="no host name")
         if name.endswith(LINK_SUFFIX):
             return self._link(endpoint, name, query.kind)
-        refused = self.refusal_of(endpoint, name, query.kind)
+        refused = self._refusal_of(endpoint, name, query.kind)
         if refused is not None:
             return Resolved(rcode=Rcode.NXDOMAIN, blocked=refused)
         if query.kind != Kind.A and (query.kind not in _PASSED or names_matter(endpoint.policy)):
@@ -215,7 +211,7 @@ class Resolver:
         with suppress(NoAnswer):
             found = await self._look_up(endpoint, name, query.kind)
             if query.kind == Kind.A:
-                self._open(endpoint, name, found)
+                await self._open(endpoint, name, found)
             return found
         return Resolved(rcode=Rcode.SERVFAIL)
 
@@ -296,15 +292,16 @@ class Resolver:
             ttl = min((record.ttl for record in entry.answer.records), default=0) if entry.answer else 0
             entry.until = self._clock() + max(_CACHE_MIN_S, min(ttl, _TTL_MAX_S))
 
-    def _open(self, endpoint: Endpoint, name: str, found: Resolved) -> None:
+    async def _open(self, endpoint: Endpoint, name: str, found: Resolved) -> None:
         """Tell the packet filter where `name` led. Raises: EngineFailure."""
         box = self._box(endpoint)
         now = self._clock()
         seconds = max((LEARNED_S, *(record.ttl for record in found.records)))
         for address in found.addresses:
-            if box.learned.get((name, address), 0.0) < now + seconds:
-                # Twice as long as promised, so that only every second question of a busy client costs a change.
-                self._learner.learn(endpoint.index, name, address, 2.0 * seconds)
+            if box.learned.get((name, address), 0.0) >= now + seconds:
+                continue
+            # Twice as long as promised, so that only every second question of a busy client costs a change.
+            if await self._learner.learn(endpoint.index, name, address, 2.0 * seconds):
                 box.note_learned(name, address, now + 2 * seconds)
 
     def _box(self, endpoint: Endpoint) -> _Box:

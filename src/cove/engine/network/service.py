@@ -4,7 +4,7 @@ Nothing of the machine is touched before the first box joins: then the router's 
 refuse everything, and what listens in it. The uplink comes with the first policy that leads out. All of it outlives the
 server; the next start enters it again (`adopt`), and `release` takes it away.
 
-Who holds which thread: `router.py`. What a policy means in rules: `ruleset.py`.
+Who holds which thread: `router.py`. What works in the router: `assembly.py`.
 """
 
 from __future__ import annotations
@@ -13,54 +13,90 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 from cove.engine import kernel
 from cove.engine.claims import Claims
 from cove.engine.network import netns, uplink, veth
 from cove.engine.network.endpoints import Directory, Process
 from cove.engine.network.netns import Places
+from cove.engine.network.ownaddresses import own_addresses
+from cove.engine.network.port import Endpoint, Endpoints
 from cove.engine.network.probe import probe
 from cove.engine.network.router import Router, box_links, open_router, settle
-from cove.engine.network.topology import TRANSITS, NetworkConfig
+from cove.engine.network.topology import TRANSIT, TRANSITS, NetworkConfig
 from cove.engine.network.veth import Plugs
+from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.network import NetworkMode, NetworkPolicy, NetworkUse, Refusal
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AGAIN_S: Final = 1.0
 
 
-class Rules(Protocol):
-    """The packet rules of the router. Each call holds before it returns."""
+class Parts(Protocol):
+    """What works in the router: the packet rules and what listens. Implemented by `assembly.Parts`."""
 
-    async def apply(self, index: int, address: str, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
-        """Make `policy` hold for a box, in one step; flows that it refuses are cut. Raises: EngineFailure."""
+    @property
+    def closed(self) -> ClosedRanges:
+        """What is closed to every sandbox, now."""
         ...
 
-    async def forget(self, index: int) -> None:
-        """Close everything to a box, and forget it. Idempotent. Raises: EngineFailure."""
+    async def apply(self, endpoint: Endpoint) -> None:
+        """Make an endpoint's policy and links hold, in one step; flows that they refuse are cut. Raises: CoveError."""
+        ...
+
+    async def forget(self, endpoint: Endpoint) -> None:
+        """Close everything to a box and forget it. Idempotent. Raises: EngineFailure."""
+        ...
+
+    async def resolve(self, name: str) -> list[str]:
+        """The addresses of a name, for the server itself: no policy is asked. Raises: OSError."""
         ...
 
 
-OpenRules = Callable[["SandboxNetwork", Places, AsyncExitStack], Awaitable[Rules]]
+OpenParts = Callable[
+    [NetworkConfig, Places, Endpoints, Mapping[int, str], Callable[[Refusal], None]],
+    AbstractAsyncContextManager[Parts],
+]
+"""The numbers and addresses are those of boxes that are in the router already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    router: Router
+    plugs: Plugs
+    parts: Parts
 
 
 class SandboxNetwork:
-    """Implements `port.Network`. Made by `open_network`; used on the loop."""
+    """Implements `port.Network`. Made by `open_network`; used on the loop.
 
-    def __init__(self, config: NetworkConfig, missing: tuple[str, ...], open_rules: OpenRules | None) -> None:
+    `on_open`: awaited with the router's places when it is made, before any box has an interface there. `on_applied`:
+    called with the id of a box after its policy has changed, and after it has left.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, missing: tuple[str, ...], closed: ClosedRanges, open_parts: OpenParts | None
+    ) -> None:
         self.config = config
         self.directory = Directory(config)
         self.on_refusal: Callable[[Refusal], None] = _unheard
+        self.on_open: list[Callable[[Places], Awaitable[None]]] = []
+        self.on_applied: list[Callable[[str], None]] = []
         self._missing = missing
-        self._open_rules = open_rules
-        self._opening = asyncio.Lock()
-        self._stack = AsyncExitStack()
-        self._router: Router | None = None
-        self._rules: Rules | None = None
-        self._plugs: Plugs | None = None
+        self._closed = closed
+        self._open_parts = open_parts
+        self._opened: _Opened | None = None
+        self._opening: asyncio.Future[_Opened] | None = None
+        self._wanted = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._leading_out = asyncio.Lock()
         self._has_uplink = False
         self._claims = Claims("net", config.run_dir, count=TRANSITS, root=config.run_dir.parent)
         self._limited: dict[str, int | None] = {}
@@ -76,6 +112,23 @@ class SandboxNetwork:
         """Why this machine cannot connect sandboxes; empty: it can."""
         return self._missing
 
+    @property
+    def closed(self) -> ClosedRanges:
+        """What is closed on this server, its own addresses included: now, or at the start where nobody joined yet."""
+        return self._closed if self._opened is None else self._opened.parts.closed
+
+    async def look_up(self, box: str, name: str) -> tuple[str, ...]:
+        """The IPv4 addresses that a canonical name has now, to explain a policy: nothing is opened or recorded."""
+        del box  # the same for all: no policy is asked
+        try:
+            return tuple(await self.resolve(name))
+        except OSError as error:
+            raise EngineFailure(f"the name {name} could not be looked up", internal=str(error)) from error
+
+    async def resolve(self, name: str) -> list[str]:
+        """The IPv4 addresses of a name, for the server itself: no policy is asked. Raises: OSError, EngineFailure."""
+        return await (await self._open()).parts.resolve(name)
+
     # Boxes.
 
     async def join(self, box: str, init_pid: int) -> str:
@@ -88,14 +141,16 @@ class SandboxNetwork:
         start = kernel.process_start(init_pid)
         if start is None:
             raise SandboxGone("the sandbox has ended")
-        router, plugs = await self._opened()
+        opened = await self._open()
         index = self.directory.take()
         try:
-            await router.work.run(lambda: plugs.plug(index, init_pid, start))
-        except (OSError, CoveError) as error:
+            await opened.router.work.run(lambda: opened.plugs.plug(index, init_pid, start))
+        except OSError as error:
             self.directory.give_back(index)
-            if isinstance(error, OSError):
-                raise EngineFailure("the machine refused the sandbox's network", internal=str(error)) from error
+            raise EngineFailure("the machine refused the sandbox's network", internal=str(error)) from error
+        except BaseException:
+            # Perhaps cancelled while it was made: it goes the way of a box that left, and its number with it.
+            self._ended.put_nowait(index)
             raise
         self._limited[box] = None
         return self.directory.add(box, index, Process(init_pid, start)).address
@@ -105,33 +160,37 @@ class SandboxNetwork:
         endpoint = self.directory.by_box(box)
         if endpoint is None:
             raise EngineFailure("the sandbox has no network", internal=f"apply for {box}, which never joined")
+        opened = await self._open()
         if policy.mode is not NetworkMode.NONE:
-            await self._lead_out()
-        await self._limit(box, policy.bandwidth_bps)
+            await self._lead_out(opened)
+        await self._limit(opened, endpoint, policy.bandwidth_bps)
         # First for what listens, which decides by the endpoint: it learns nothing by the old policy any more, and what
         # it allows by the new one is allowed.
-        self.directory.change(endpoint, policy=policy, links=dict(links))
+        changed = self.directory.change(endpoint, policy, links)
         try:
-            assert self._rules is not None  # noqa: S101 - a joined box has opened them
-            await self._rules.apply(endpoint.index, endpoint.address, policy, links)
+            await opened.parts.apply(changed)
         except BaseException:
-            self.directory.change(endpoint, policy=endpoint.policy, links=endpoint.links)
+            self.directory.change(endpoint, endpoint.policy, endpoint.links)
             raise
+        finally:
+            self._tell(box)
 
     async def leave(self, box: str) -> None:
         """Take a box's interface, its rules and its address away. Idempotent."""
         endpoint = self.directory.remove(box)
         self._limited.pop(box, None)
-        if endpoint is not None:
-            await self._close(endpoint.index)
+        if endpoint is None or self._opened is None:
+            return
+        self._tell(box)
+        await self._close(self._opened, endpoint)
 
     async def use(self, box: str) -> NetworkUse:
         """Bytes so far; zeros for a box that never joined. Never raises."""
-        endpoint, router, plugs = self.directory.by_box(box), self._router, self._plugs
-        if endpoint is None or router is None or plugs is None:
+        endpoint, opened = self.directory.by_box(box), self._opened
+        if endpoint is None or opened is None:
             return NetworkUse()
         try:
-            return await router.work.run(lambda: plugs.use(endpoint.index))
+            return await opened.router.work.run(lambda: opened.plugs.use(endpoint.index))
         except (OSError, CoveError) as error:
             log.warning("the bytes of sandbox %s cannot be counted: %s", box, error)
             return NetworkUse()
@@ -144,9 +203,12 @@ class SandboxNetwork:
         start = kernel.process_start(init_pid)
         if self._missing or index is None or start is None or not kernel.is_namespace_file(self.config.router_file):
             return False
-        router, plugs = await self._opened()
-        if not await router.work.run(lambda: plugs.has(index)):
-            return False
+        opened = await self._open()
+        try:
+            if not await opened.router.work.run(lambda: opened.plugs.has(index)):
+                return False
+        except OSError as error:
+            raise EngineFailure("the sandbox's interface cannot be looked at", internal=str(error)) from error
         self.directory.mark(index)
         self.directory.add(box, index, Process(init_pid, start))
         return True
@@ -155,119 +217,148 @@ class SandboxNetwork:
         """Take away the interfaces and rules of boxes that nobody adopted. Raises: EngineFailure."""
         if self._missing or not kernel.is_namespace_file(self.config.router_file):
             return
-        router, _ = await self._opened()
+        opened = await self._open()
         known = {endpoint.index for endpoint in self.directory.all()}
         try:
-            found = await router.work.run(box_links)
+            found = await opened.router.work.run(box_links)
         except OSError as error:
             raise EngineFailure("the sandboxes' interfaces cannot be listed", internal=str(error)) from error
         for index in sorted(found.keys() - known):
             self.directory.mark(index)
-            await self._close(index)
+            await self._close(opened, Endpoint(box="", address=self.config.address(index), index=index))
 
     async def release(self) -> None:
         """Take everything away, the machine's own settings included. No box is left. Raises: EngineFailure."""
-        places = self._router.places if self._router is not None else None
         try:
-            if places is not None:
-                await places.outside.run(lambda: uplink.remove(self.config))
+            if self._opened is not None:
+                await self._opened.router.places.outside.run(lambda: uplink.remove(self.config))
             elif self._claims.held():
-                await _outside_once(self.config, uplink.remove)
+                await _outside_once(self.config, lambda: uplink.remove(self.config))
         except OSError as error:
             raise EngineFailure("a part of the network could not be taken away", internal=str(error)) from error
         finally:
-            await self.aclose()
+            self._missing = ("the network was taken away",)
+            self._closing.set()
             netns.forget(self.config.router_file)
             self._claims.give_back_all()
 
-    async def aclose(self) -> None:
-        """Stop what listens and end all threads; interfaces and rules stay."""
-        await self._stack.aclose()
-        self._router = self._rules = self._plugs = None
+    # How it is made. One task holds it all, from the first box on: whoever asks for it may be gone before it ends.
 
-    # How it is made.
+    async def _open(self) -> _Opened:
+        if self._opened is not None:
+            return self._opened
+        if self._closing.is_set():
+            raise EngineFailure("the sandboxes' network has ended")
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_future()
+            self._wanted.set()
+        return await asyncio.shield(self._opening)
 
-    async def _opened(self) -> tuple[Router, Plugs]:
-        if self._router is None or self._plugs is None:
-            async with self._opening:
-                if self._router is None or self._plugs is None:
-                    await self._open()
-        assert self._router is not None  # noqa: S101 - `_open` raises or makes both
-        assert self._plugs is not None  # noqa: S101
-        return self._router, self._plugs
-
-    async def _open(self) -> None:
-        async with AsyncExitStack() as stack:
+    async def keep(self) -> None:
+        """Make it when it is first wanted, and hold it until `close`. A failure is told to who waits; then again."""
+        while not self._closing.is_set():
+            await self._wanted.wait()
+            self._wanted.clear()
+            if self._closing.is_set():
+                return
+            assert self._opening is not None  # noqa: S101 - who wants it makes the future first
             try:
-                router = await asyncio.to_thread(open_router, self.config)
-                stack.callback(router.close)
-                await router.places.router.run(settle)
-                plugs = await router.work.run(lambda: Plugs(self.config, router.foreign))
-                stack.callback(plugs.close)
-                for index in await router.work.run(box_links):
-                    self.directory.mark(index)
-                assert self._open_rules is not None  # noqa: S101 - without rules the network is `missing`
-                self._rules = await self._open_rules(self, router.places, stack)
-            except OSError as error:
-                raise EngineFailure("the sandboxes' network cannot be made", internal=str(error)) from error
-            self._stack = stack.pop_all()
-            self._router, self._plugs = router, plugs
+                async with self._making() as opened:
+                    self._opened = opened
+                    self._opening.set_result(opened)
+                    await self._closing.wait()
+            except Exception as error:  # the keeper's outermost frame: nobody else would make it again
+                log.exception("the sandboxes' network failed")
+                await self._failed(error)
+            finally:
+                self._opened = None
 
-    async def _lead_out(self) -> None:
+    async def _failed(self, error: Exception) -> None:
+        """Tell who waits. If it had been made, sandboxes live by it: it is made again at once."""
+        opening, self._opening = self._opening, None
+        if opening is not None and not opening.done():
+            internal = f"{error!r} {getattr(error, 'internal', '')}"
+            opening.set_exception(EngineFailure("the sandboxes' network cannot be made", internal=internal))
+            opening.exception()  # seen, should nobody wait any more
+            return
+        await asyncio.sleep(_AGAIN_S)
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_future()
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Stop what listens and end all threads; interfaces and rules stay."""
+        self._closing.set()
+        self._wanted.set()
+
+    @asynccontextmanager
+    async def _making(self) -> AsyncGenerator[_Opened]:
+        async with AsyncExitStack() as stack:
+            router = await asyncio.to_thread(open_router, self.config)
+            stack.callback(router.close)
+            await router.places.router.run(settle)
+            plugs = await router.work.run(lambda: Plugs(self.config, router.foreign))
+            stack.callback(plugs.close)
+            there = {index: self.config.address(index) for index in await router.work.run(box_links)}
+            for index in there:
+                self.directory.mark(index)
+            assert self._open_parts is not None  # noqa: S101 - it is `missing` then
+            parts = await stack.enter_async_context(
+                self._open_parts(self.config, router.places, self.directory, there, self._refused)
+            )
+            for hook in self.on_open:
+                await hook(router.places)
+            yield _Opened(router, plugs, parts)
+
+    async def _lead_out(self, opened: _Opened) -> None:
         if self._has_uplink:
             return
-        async with self._opening:
+        async with self._leading_out:
             if self._has_uplink:
                 return
-            assert self._router is not None  # noqa: S101 - a joined box has opened it
-            places = self._router.places
+            places = opened.router.places
             held = self._claims.held()
             number = held[0] if held else self._claims.take()
             try:
-                if not await places.outside.run(lambda: uplink.is_made(self.config, number)):
-                    await self._make_uplink(places, number)
-                else:
-                    await places.outside.run(lambda: uplink.finish_outside(self.config, number))
+                is_made = await places.outside.run(lambda: uplink.is_made(self.config, number))
+                if not is_made or not await places.router.run(uplink.has_end):
+                    await self._make_pair(places, number)
+                await places.outside.run(lambda: uplink.finish_outside(self.config, number))
+                await places.router.run(lambda: uplink.finish_router(number))
             except OSError as error:
                 raise EngineFailure("the sandboxes' way out cannot be made", internal=str(error)) from error
             self._has_uplink = True
 
-    async def _make_uplink(self, places: Places, number: int) -> None:
+    async def _make_pair(self, places: Places, number: int) -> None:
         fd = await places.outside.run(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         try:
+            await places.outside.run(lambda: uplink.clear(self.config))
             await places.router.run(lambda: uplink.make_pair(self.config, fd, number))
         finally:
             os.close(fd)
-        await places.outside.run(lambda: uplink.finish_outside(self.config, number))
-        await places.router.run(lambda: uplink.finish_router(number))
 
-    async def _limit(self, box: str, bytes_per_s: int | None) -> None:
+    async def _limit(self, opened: _Opened, endpoint: Endpoint, bytes_per_s: int | None) -> None:
         """Set the bandwidth where it is another, or not known (after a restart)."""
-        endpoint, process, router, plugs = (
-            self.directory.by_box(box), self.directory.process(box), self._router, self._plugs,
-        )  # fmt: skip
-        is_set = box in self._limited and self._limited[box] == bytes_per_s
-        if is_set or endpoint is None or process is None:
+        box = endpoint.box
+        process = self.directory.process(box)
+        if process is None or (box in self._limited and self._limited[box] == bytes_per_s):
             return
-        assert router is not None  # noqa: S101 - a joined box has opened it
-        assert plugs is not None  # noqa: S101
         try:
-            await router.work.run(lambda: plugs.limit(endpoint.index, process.pid, process.start, bytes_per_s))
+            await opened.router.work.run(
+                lambda: opened.plugs.limit(endpoint.index, process.pid, process.start, bytes_per_s)
+            )
         except OSError as error:
             raise EngineFailure("the machine refused the bandwidth", internal=str(error)) from error
         self._limited[box] = bytes_per_s
 
-    async def _close(self, index: int) -> None:
-        router, rules = self._router, self._rules
-        if router is None or rules is None:
-            return
+    async def _close(self, opened: _Opened, endpoint: Endpoint) -> None:
         try:
-            await rules.forget(index)
+            await opened.parts.forget(endpoint)
         except CoveError as error:
             # Its number stays taken, so it is nobody else's while anything of it may be left.
-            log.warning("the rules of interface %d stay until the next start: %s %s", index, error, error.internal)
+            log.warning("the rules of %s stay until the next start: %s %s", endpoint.address, error, error.internal)
             return
-        self._ended.put_nowait(index)
+        self._ended.put_nowait(endpoint.index)
 
     async def unplug_forever(self) -> None:
         """Take away the interfaces of boxes that left, in the background: one and many cost 20 ms."""
@@ -275,16 +366,23 @@ class SandboxNetwork:
             indexes = [await self._ended.get()]
             while not self._ended.empty():
                 indexes.append(self._ended.get_nowait())
-            router = self._router
-            if router is None:
+            opened = self._opened
+            if opened is None:
                 continue
             try:
-                await router.slow.run(partial(veth.unplug, indexes))
+                await opened.router.slow.run(partial(veth.unplug, indexes))
             except (OSError, CoveError) as error:
                 log.warning("interfaces %s stay until the next start: %s", indexes, error)
                 continue
             for index in indexes:
                 self.directory.give_back(index)
+
+    def _tell(self, box: str) -> None:
+        for listener in self.on_applied:
+            listener(box)
+
+    def _refused(self, refusal: Refusal) -> None:
+        self.on_refusal(refusal)
 
 
 def _unheard(refusal: Refusal) -> None:
@@ -292,24 +390,36 @@ def _unheard(refusal: Refusal) -> None:
 
 
 @asynccontextmanager
-async def open_network(config: NetworkConfig, open_rules: OpenRules | None = None) -> AsyncGenerator[SandboxNetwork]:
+async def open_network(config: NetworkConfig, open_parts: OpenParts | None) -> AsyncGenerator[SandboxNetwork]:
     """The network of this server. Leaving it leaves interfaces and rules as they are. Never fails: see `missing`."""
     missing = await asyncio.to_thread(probe, config)
-    if open_rules is None:
+    if open_parts is None:
         missing = (*missing, "this build of Cove has no packet rules")
-    network = SandboxNetwork(config, missing, open_rules)
+    try:
+        closed = await _outside_once(config, lambda: closed_ranges(config))
+    except (OSError, EngineFailure) as error:
+        missing = (*missing, f"the machine's own addresses cannot be read: {error}")
+        closed = ClosedRanges(config.opened)
+    network = SandboxNetwork(config, missing, closed, open_parts)
     async with asyncio.TaskGroup() as tasks:
         worker = tasks.create_task(network.unplug_forever())
+        keeper = tasks.create_task(network.keep())
         try:
             yield network
         finally:
+            network.close()
+            await asyncio.wait([keeper])
             worker.cancel()
-            await network.aclose()
 
 
-async def _outside_once(config: NetworkConfig, work: Callable[[NetworkConfig], None]) -> None:
+async def _outside_once(config: NetworkConfig, work: Callable[[], T]) -> T:
     space = netns.NetNs(config.outside, "outside")
     try:
-        await space.run(lambda: work(config))
+        return await space.run(work)
     finally:
         space.close()
+
+
+def closed_ranges(config: NetworkConfig) -> ClosedRanges:
+    """What is closed, with the addresses that the namespace of the calling thread has. Raises: OSError."""
+    return ClosedRanges(config.opened, own=own_addresses(), inside=(str(config.subnet), str(TRANSIT)))

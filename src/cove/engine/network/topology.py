@@ -37,13 +37,15 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
     """Where the network of a server is.
 
     `subnet`: of the boxes' addresses. `outside`: the namespace that packets leave by, None: the server's own.
-    `opened`: what the operator opened of what is closed. `is_off`: the operator wants none of it.
+    `resolvers`: the name servers to ask, none: those of the outside. `opened`: what the operator opened of what is
+    closed. `is_off`: the operator wants none of it.
     """
 
     instance: str
     run_dir: Path
     subnet: IPv4Network = DEFAULT_RANGE
     outside: Path | None = None
+    resolvers: tuple[str, ...] = ()
     opened: tuple[Opening, ...] = ()
     is_off: bool = False
 

@@ -89,7 +89,10 @@ def make_pair(config: NetworkConfig, outside: int, number: int) -> None:
 
 
 def finish_router(number: int) -> None:
-    """Let packets leave the router by the uplink, once its other end is up. In the router. Raises: OSError."""
+    """Let packets leave the router by the uplink, once its other end is up. In the router. Again: the same.
+
+    Raises: OSError.
+    """
     away, _ = transit(number)
     with RtNetlink() as kernel:
         kernel.change(rt.set_up(_LINK), rt.new_route(_LINK, None, away))
@@ -100,6 +103,20 @@ def is_made(config: NetworkConfig, number: int) -> bool:
     with RtNetlink() as kernel:
         link = kernel.link(name=config.outside_link)
         return link is not None and (link.index, transit(number)[0]) in kernel.addresses()
+
+
+def has_end() -> bool:
+    """Whether the router, which is the calling thread's namespace, has its end. Raises: OSError."""
+    with RtNetlink() as kernel:
+        return kernel.link(name=UPLINK) is not None
+
+
+def clear(config: NetworkConfig) -> None:
+    """Take away what has the name of the uplink's other end. In the outside namespace. Raises: OSError."""
+    with RtNetlink() as kernel:
+        link = kernel.link(name=config.outside_link)
+        if link is not None:
+            kernel.change(rt.delete_link(link.index), ignore=(errno.ENODEV,))
 
 
 def finish_outside(config: NetworkConfig, number: int) -> None:
@@ -141,10 +158,8 @@ def remove(config: NetworkConfig) -> None:
 
     In the outside namespace. Raises: OSError.
     """
+    clear(config)
     with RtNetlink() as kernel:
-        link = kernel.link(name=config.outside_link)
-        if link is not None:
-            kernel.change(rt.delete_link(link.index), ignore=(errno.ENODEV,))
         tables = nft.run_once("list tables ip").split()
         if table_name(config) in tables:
             nft.run_once(f"delete table ip {table_name(config)}")
@@ -154,12 +169,6 @@ def remove(config: NetworkConfig) -> None:
                 _FORWARD.write_text("0")
                 with contextlib.suppress(OSError):
                     nft.run_once(f"delete table ip {_SHARED_TABLE}")
-
-
-def addresses() -> frozenset[str]:
-    """The machine's own, as the namespace of the calling thread has them. Raises: OSError."""
-    with RtNetlink() as kernel:
-        return frozenset(address for _, address in kernel.addresses())
 
 
 @contextmanager

@@ -62,9 +62,10 @@ class World:
         rcode = Rcode.NXDOMAIN if records is None else Rcode.NOERROR
         return Answer(rcode=rcode, is_truncated=False, records=tuple(records or ()))
 
-    def learn(self, index: int, name: str, address: str, seconds: float) -> None:
+    async def learn(self, index: int, name: str, address: str, seconds: float) -> bool:
         assert index == 7
         self.learned.append((name, address, seconds))
+        return True
 
     async def __call__(
         self, policy: NetworkPolicy, name: str, kind: str = "A", links: dict[str, str] | None = None

@@ -79,10 +79,11 @@ class Message(Struct, frozen=True):
     body: bytes
     flags: int = 0
     family: int = FAMILY
+    resource: int = 0
 
     def pack(self, subsystem: int, sequence: int, extra: int = 0) -> bytes:
         """As bytes for the kernel."""
-        content = _GENERIC.pack(self.family, 0, 0) + self.body
+        content = _GENERIC.pack(self.family, 0, self.resource) + self.body
         kind = subsystem << 8 | self.kind
         return _HEADER.pack(16 + len(content), kind, _REQUEST | self.flags | extra, sequence, 0) + content
 
@@ -293,10 +294,14 @@ def dump(channel: socket.socket, subsystem: int, request: Message) -> list[bytes
 def ask(channel: socket.socket, subsystem: int, request: Message) -> None:
     """One request outside a transaction (connection tracking, log). Raises: OSError with the refusal's number."""
     channel.sendto(request.pack(subsystem, 1, _ACK), (0, 0))
-    for _, message in messages(channel.recv(_RECEIVE_BUFFER)):
-        code = -int(struct.unpack_from("=i", message.body)[0]) if message.kind == _ERROR else 0
-        if code:
-            raise OSError(code, f"netfilter: {os.strerror(code)}")
+    while True:
+        for _, message in messages(channel.recv(_RECEIVE_BUFFER)):
+            if message.kind != _ERROR:
+                continue  # of a log that is on already
+            code = -int(struct.unpack_from("=i", message.body)[0])
+            if code:
+                raise OSError(code, f"netfilter: {os.strerror(code)}")
+            return
 
 
 def _collect(channel: socket.socket) -> tuple[list[bytes], bool]:

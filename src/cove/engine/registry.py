@@ -96,7 +96,7 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
         network: SandboxNetwork | None = None
         if needs_mounts(config):
             ground = await stack.enter_async_context(open_ground(config))
-            network = await stack.enter_async_context(open_network(config.network, None))
+            network = await stack.enter_async_context(open_network(config.network))
             ground.network = network
         drivers: dict[str, Driver] = {}
         status: list[DriverStatus] = []

@@ -89,7 +89,7 @@ def settle() -> None:
         write_sysctl(name, value)
     with RtNetlink() as kernel:
         # On the loopback too, so that what listens may start before there is any box.
-        kernel.change(rtnetlink.set_up(1), rtnetlink.new_address(1, ROUTER_ADDRESS))
+        kernel.change(rtnetlink.set_up(1), rtnetlink.new_address(1, ROUTER_ADDRESS, is_link=True))
 
 
 def write_sysctl(name: str, value: str) -> None:

@@ -203,10 +203,10 @@ def delete_group(group: int) -> Request:
     return Request(DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + attribute(_IFLA_GROUP, struct.pack("=I", group)))
 
 
-def new_address(link: int, address: str, prefix: int = 32) -> Request:
-    """Give an interface an address."""
+def new_address(link: int, address: str, prefix: int = 32, *, is_link: bool = False) -> Request:
+    """Give an interface an address. `is_link`: it counts there only, so no packet that is passed on gets it."""
     raw = IPv4Address(address).packed
-    scope = _SCOPE_LINK if IPv4Address(address).is_link_local else _SCOPE_UNIVERSE
+    scope = _SCOPE_LINK if is_link else _SCOPE_UNIVERSE
     body = _IFADDR.pack(socket.AF_INET, prefix, 0, scope, link)
     return Request(NEWADDR, _CREATE | _REPLACE, body + attribute(_IFA_LOCAL, raw) + attribute(_IFA_ADDRESS, raw))
 

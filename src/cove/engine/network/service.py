@@ -13,21 +13,21 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from cove.engine import kernel
 from cove.engine.claims import Claims
 from cove.engine.network import netns, uplink, veth
+from cove.engine.network.assembly import Parts, closed_ranges, open_parts
 from cove.engine.network.endpoints import Directory, Process
 from cove.engine.network.netns import Places
-from cove.engine.network.ownaddresses import own_addresses
-from cove.engine.network.port import Endpoint, Endpoints
+from cove.engine.network.port import Endpoint
 from cove.engine.network.probe import probe
 from cove.engine.network.router import Router, box_links, open_router, settle
-from cove.engine.network.topology import TRANSIT, TRANSITS, NetworkConfig
+from cove.engine.network.topology import TRANSITS, NetworkConfig
 from cove.engine.network.veth import Plugs
 from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError, EngineFailure, SandboxGone, Unsupported
@@ -37,34 +37,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _AGAIN_S: Final = 1.0
-
-
-class Parts(Protocol):
-    """What works in the router: the packet rules and what listens. Implemented by `assembly.Parts`."""
-
-    @property
-    def closed(self) -> ClosedRanges:
-        """What is closed to every sandbox, now."""
-        ...
-
-    async def apply(self, endpoint: Endpoint) -> None:
-        """Make an endpoint's policy and links hold, in one step; flows that they refuse are cut. Raises: CoveError."""
-        ...
-
-    async def forget(self, endpoint: Endpoint) -> None:
-        """Close everything to a box and forget it. Idempotent. Raises: EngineFailure."""
-        ...
-
-    async def resolve(self, name: str) -> list[str]:
-        """The addresses of a name, for the server itself: no policy is asked. Raises: OSError."""
-        ...
-
-
-OpenParts = Callable[
-    [NetworkConfig, Places, Endpoints, Mapping[int, str], Callable[[Refusal], None]],
-    AbstractAsyncContextManager[Parts],
-]
-"""The numbers and addresses are those of boxes that are in the router already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +53,7 @@ class SandboxNetwork:
     called with the id of a box after its policy has changed, and after it has left.
     """
 
-    def __init__(
-        self, config: NetworkConfig, missing: tuple[str, ...], closed: ClosedRanges, open_parts: OpenParts | None
-    ) -> None:
+    def __init__(self, config: NetworkConfig, missing: tuple[str, ...], closed: ClosedRanges) -> None:
         self.config = config
         self.directory = Directory(config)
         self.on_refusal: Callable[[Refusal], None] = _unheard
@@ -91,7 +61,6 @@ class SandboxNetwork:
         self.on_applied: list[Callable[[str], None]] = []
         self._missing = missing
         self._closed = closed
-        self._open_parts = open_parts
         self._opened: _Opened | None = None
         self._opening: asyncio.Future[_Opened] | None = None
         self._wanted = asyncio.Event()
@@ -302,9 +271,8 @@ class SandboxNetwork:
             there = {index: self.config.address(index) for index in await router.work.run(box_links)}
             for index in there:
                 self.directory.mark(index)
-            assert self._open_parts is not None  # noqa: S101 - it is `missing` then
             parts = await stack.enter_async_context(
-                self._open_parts(self.config, router.places, self.directory, there, self._refused)
+                open_parts(self.config, router.places, self.directory, there, self._refused)
             )
             for hook in self.on_open:
                 await hook(router.places)
@@ -390,17 +358,15 @@ def _unheard(refusal: Refusal) -> None:
 
 
 @asynccontextmanager
-async def open_network(config: NetworkConfig, open_parts: OpenParts | None) -> AsyncGenerator[SandboxNetwork]:
+async def open_network(config: NetworkConfig) -> AsyncGenerator[SandboxNetwork]:
     """The network of this server. Leaving it leaves interfaces and rules as they are. Never fails: see `missing`."""
     missing = await asyncio.to_thread(probe, config)
-    if open_parts is None:
-        missing = (*missing, "this build of Cove has no packet rules")
     try:
         closed = await _outside_once(config, lambda: closed_ranges(config))
     except (OSError, EngineFailure) as error:
         missing = (*missing, f"the machine's own addresses cannot be read: {error}")
         closed = ClosedRanges(config.opened)
-    network = SandboxNetwork(config, missing, closed, open_parts)
+    network = SandboxNetwork(config, missing, closed)
     async with asyncio.TaskGroup() as tasks:
         worker = tasks.create_task(network.unplug_forever())
         keeper = tasks.create_task(network.keep())
@@ -418,8 +384,3 @@ async def _outside_once(config: NetworkConfig, work: Callable[[], T]) -> T:
         return await space.run(work)
     finally:
         space.close()
-
-
-def closed_ranges(config: NetworkConfig) -> ClosedRanges:
-    """What is closed, with the addresses that the namespace of the calling thread has. Raises: OSError."""
-    return ClosedRanges(config.opened, own=own_addresses(), inside=(str(config.subnet), str(TRANSIT)))

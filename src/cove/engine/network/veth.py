@@ -72,7 +72,7 @@ class Plugs:
                         End(name=link_name(index), index=link, mac=router_mac(index)),
                         End(name=INSIDE, index=link, mac=box_mac(index), namespace=box, is_up=False),
                     ),
-                    rt.new_address(link, ROUTER_ADDRESS),
+                    rt.new_address(link, ROUTER_ADDRESS, is_link=True),
                     rt.new_route(link, address),
                     rt.new_neighbour(link, address, box_mac(index)),
                 )

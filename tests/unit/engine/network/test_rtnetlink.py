@@ -22,8 +22,9 @@ def test_an_address_is_asked_for_as_iproute2_does() -> None:
     )
 
 
-def test_the_router_address_is_of_link_scope() -> None:
-    assert rt.new_address(2, "169.254.1.1").body[3] == 253
+def test_an_address_of_the_link_is_told_from_one_of_the_world() -> None:
+    assert rt.new_address(2, "169.254.1.1", is_link=True).body[3] == 253
+    assert rt.new_address(2, "169.254.64.1").body[3] == 0
 
 
 def test_a_default_route_has_a_gateway_and_no_target() -> None:

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 HELD_BYTES: Final = 64 * 1024
 IDLE_S: Final = 3600.0
@@ -23,6 +23,17 @@ STALL_S: Final = 300.0
 
 _LOOK_S: Final = 30.0
 _RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Check(Protocol):
+    """Looks at the first bytes that pass, and holds back what it has not seen enough of."""
+
+    is_over: bool
+    """It has seen enough: all passes from here on."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may pass now. Raises: whatever ends the connection."""
+        ...
 
 
 class Wire(asyncio.Protocol):
@@ -39,6 +50,9 @@ class Wire(asyncio.Protocol):
         self._changed: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._onward: Wire | None = None
+        self._check: Check | None = None
+        self.breach: Exception | None = None
+        """What the check of joined bytes raised; both sides are cut then."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is ours."""
@@ -49,7 +63,7 @@ class Wire(asyncio.Protocol):
         """Bytes of this side."""
         self.heard_at = time.monotonic()
         if self._onward is not None:
-            self._onward.send(data)
+            self._pass(data, self._onward)
             return
         self._held += data
         if len(self._held) >= HELD_BYTES:
@@ -175,12 +189,14 @@ class Wire(asyncio.Protocol):
             self._changed = asyncio.get_running_loop().create_future()
             await self._changed
 
-    def begin(self, onward: Wire) -> None:
-        """From here on what arrives goes to `onward`, what is held first."""
+    def begin(self, onward: Wire, check: Check | None = None) -> None:
+        """From here on what arrives goes to `onward`, what is held first, as far as `check` lets it."""
         self._onward = onward
+        self._check = check
         if self._held:
-            onward.send(bytes(self._held))
+            data = bytes(self._held)
             self._held.clear()
+            self._pass(data, onward)
         if self.has_ended:
             onward.send_eof()
         elif not self.is_lost and onward.keeps_up:
@@ -190,6 +206,20 @@ class Wire(asyncio.Protocol):
     def keeps_up(self) -> bool:
         """Whether this side takes what is sent to it."""
         return self._writable is None
+
+    def _pass(self, data: bytes, onward: Wire) -> None:
+        if self._check is not None:
+            try:
+                data = self._check.feed(data)
+            except Exception as error:  # noqa: BLE001 - whatever it is: nothing more passes, and `join` raises it
+                self.breach = error
+                onward.reset()
+                self.reset()
+                return
+            if self._check.is_over:
+                self._check = None
+        if data:
+            onward.send(data)
 
     def _end(self) -> None:
         if not self.ended.done():
@@ -201,12 +231,14 @@ class Wire(asyncio.Protocol):
         self._changed = None
 
 
-async def join(near: Wire, far: Wire, *, clock: Callable[[], float] = time.monotonic) -> None:
+async def join(
+    near: Wire, far: Wire, check: Check | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> None:
     """Carry bytes both ways until both sides have ended, one is cut, or both are silent too long: both are over then.
 
-    Cancelling cuts both.
+    Cancelling cuts both. Raises: what `check` raises.
     """
-    near.begin(far)
+    near.begin(far, check)
     far.begin(near)
     try:
         while True:
@@ -224,3 +256,5 @@ async def join(near: Wire, far: Wire, *, clock: Callable[[], float] = time.monot
     finally:
         near.reset()
         far.reset()
+    if near.breach is not None:
+        raise near.breach

@@ -18,6 +18,8 @@ _HANDSHAKE: Final = 0x16
 _RECORD_HEAD: Final = 5
 _RECORD_BYTES: Final = 1 << 14
 _CLIENT_HELLO: Final = 1
+_CHANGE_CIPHER: Final = 0x14
+_PERHAPS_HELLO: Final = (b"", bytes([_CLIENT_HELLO]))
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
 _SESSION_BYTES: Final = 32
@@ -28,9 +30,10 @@ class NotHello(Exception):
 
 
 class Hello(Struct, frozen=True):
-    """What a ClientHello says. `name` as it stands there, None: none."""
+    """What a ClientHello says. `name` as it stands there, None: none. `size`: bytes of its records."""
 
     name: str | None
+    size: int
 
 
 def is_tls(data: bytes) -> bool:
@@ -50,12 +53,55 @@ def read_hello(data: bytes) -> Hello | None:
         length = int.from_bytes(head[3:], "big")
         body += data[offset + _RECORD_HEAD : offset + _RECORD_HEAD + length]
         size = _size(body)
-        if size is not None and len(body) >= size:
-            return _read(bytes(body[4:size]))
         offset += _RECORD_HEAD + length
         if offset > len(data):
             return None
+        if size is not None and len(body) >= size:
+            if len(body) > size:
+                raise NotHello("a TLS greeting with something behind its end")
+            return Hello(_read(bytes(body[4:])), offset)
     raise NotHello("a TLS greeting in too many pieces")
+
+
+class Repeated:
+    """What a client says after its ClientHello, until it is certain that no other ClientHello comes.
+
+    A server may ask for a second one (RFC 8446 section 4.1.4), which passes in the clear and has to name the same
+    server.
+    """
+
+    def __init__(self, first: Hello) -> None:
+        self._name = first.name
+        self._skip = first.size
+        self._held = b""
+        self.is_over = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What of all that came so far, and was not returned before, may go on. Raises: NotHello."""
+        if self._skip:
+            first, data = data[: self._skip], data[self._skip :]
+            self._skip -= len(first)
+            return first + (self.feed(data) if data else b"")
+        self._held += data
+        end = 0
+        while not self.is_over and len(self._held) - end >= _RECORD_HEAD:
+            kind, length = self._held[end], int.from_bytes(self._held[end + 3 : end + 5], "big")
+            if kind == _CHANGE_CIPHER and length == 1:
+                if len(self._held) < end + _RECORD_HEAD + length:
+                    break
+                end += _RECORD_HEAD + length
+                continue
+            if kind == _HANDSHAKE and self._held[end + _RECORD_HEAD : end + _RECORD_HEAD + 1] in _PERHAPS_HELLO:
+                again = read_hello(self._held[end:])
+                if again is None:
+                    break
+                if again.name != self._name:
+                    raise NotHello("a second TLS greeting with another server name")
+            self.is_over = True
+        if self.is_over:
+            end = len(self._held)
+        passed, self._held = self._held[:end], self._held[end:]
+        return passed
 
 
 def _check_head(head: bytes) -> None:
@@ -110,7 +156,8 @@ class _Reader:
             raise NotHello("a TLS greeting with something behind its end")
 
 
-def _read(message: bytes) -> Hello:
+def _read(message: bytes) -> str | None:
+    """The server name in a ClientHello without its head. Raises: NotHello."""
     reader = _Reader(message)
     reader.take(2 + 32)  # the version of old and the random bytes
     if reader.number(1) > _SESSION_BYTES:
@@ -120,7 +167,7 @@ def _read(message: bytes) -> Hello:
     reader.vector(2)  # cipher suites
     reader.vector(1)  # compression
     if reader.is_empty:
-        return Hello(None)
+        return None
     extensions = reader.vector(2)
     reader.end()
     names: list[str] = []
@@ -131,7 +178,7 @@ def _read(message: bytes) -> Hello:
             names.append(_server_name(content))
     if len(names) > 1:
         raise NotHello("a TLS greeting with two server names")
-    return Hello(names[0] if names else None)
+    return names[0] if names else None
 
 
 def _server_name(content: _Reader) -> str:

@@ -13,7 +13,7 @@ from cove.engine.network.exits import Asked, Exits, Flow, Refused
 from cove.engine.network.httpflow import HttpFlow
 from cove.engine.network.httphead import could_be_http, read_direct
 from cove.engine.network.relay import Wire, join
-from cove.engine.network.sni import NotHello, is_tls, read_hello
+from cove.engine.network.sni import Hello, NotHello, Repeated, is_tls, read_hello
 from cove.model.hostname import canonical_host
 
 GREETING_S: Final = 15.0
@@ -30,8 +30,9 @@ async def serve_direct(exits: Exits, box: str, flow: Flow, address: str, port: i
     match await _spoken(near):
         case "tls":
             try:
-                name = await _server_name(near)
-                far = await exits.dial(box, flow, await exits.route(box, Asked(name=name, address=address, port=port)))
+                hello = await _hello(near)
+                named = Asked(name=_name_of(hello), address=address, port=port)
+                far = await exits.dial(box, flow, await exits.route(box, named))
             except (NotHello, ValueError) as error:
                 exits.refuse(box, asked, f"names: {error}")
                 await _deny(near)
@@ -39,7 +40,7 @@ async def serve_direct(exits: Exits, box: str, flow: Flow, address: str, port: i
             except Refused:
                 await _deny(near)
                 return
-            await join(near, far)
+            await _join_tls(exits, box, (near, far), hello, named)
         case "http":
             await HttpFlow(exits, box, flow, partial(read_direct, address=address, port=port)).run()
         case _:
@@ -57,12 +58,15 @@ async def serve_tunnel(exits: Exits, box: str, flow: Flow, far: Wire, asked: Ask
     spoken = await _spoken(near, far)
     if spoken == "tls":
         try:
-            name = await _server_name(near)
+            hello = await _hello(near)
+            name = _name_of(hello)
         except (NotHello, ValueError) as error:
             raise exits.refuse(box, asked, f"names: {error}") from error
         if name is not None and name != asked.name:
             exits.check_name(box, name, flow)
-    elif spoken == "http":
+        await _join_tls(exits, box, (near, far), hello, asked)
+        return
+    if spoken == "http":
         address = flow.destinations[0].address or ""
         far.reset()
         await HttpFlow(exits, box, flow, partial(read_direct, address=address, port=asked.port)).run()
@@ -101,10 +105,22 @@ async def _wait_more(near: Wire, far: Wire | None, held: int) -> bool:
     return len(near.held) > held
 
 
-async def _server_name(near: Wire) -> str | None:
-    """The canonical server name of a TLS client. Raises: NotHello, ValueError, TimeoutError, Unreachable."""
+async def _join_tls(exits: Exits, box: str, sides: tuple[Wire, Wire], hello: Hello, asked: Asked) -> None:
+    try:
+        await join(*sides, Repeated(hello))
+    except NotHello as error:
+        raise exits.refuse(box, asked, f"names: {error}") from error
+
+
+async def _hello(near: Wire) -> Hello:
+    """What a TLS client says first. Raises: NotHello, TimeoutError."""
     async with asyncio.timeout(GREETING_S):
         while (hello := read_hello(near.held)) is None:
             if not await near.wait_more(len(near.held)):
                 raise NotHello("a TLS greeting that breaks off")
+    return hello
+
+
+def _name_of(hello: Hello) -> str | None:
+    """Its canonical server name. Raises: ValueError."""
     return None if hello.name is None else canonical_host(hello.name)

@@ -207,6 +207,21 @@ async def test_a_broken_greeting_is_refused() -> None:
         assert world.refusals[-1].rule == "names: no TLS greeting"
 
 
+async def test_a_second_greeting_with_another_name_is_cut() -> None:
+    async with world_of() as world:
+        world.policy = policy("good.example")
+        reader, writer = await world.client(hello_of("good.example"))
+        await reader.readexactly(15)
+        writer.write(b"\x14\x03\x03\0\x01\x01" + hello_of("evil.example"))
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        while not world.refusals:
+            await asyncio.sleep(0)
+        assert "second TLS greeting" in world.refusals[-1].rule
+        assert b"evil" not in b"".join(data for _, data in world.served)
+
+
 # HTTP.
 
 

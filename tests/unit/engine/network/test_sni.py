@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cove.engine.network.sni import Hello, NotHello, is_tls, read_hello
+from cove.engine.network.sni import Hello, NotHello, Repeated, is_tls, read_hello
 from hello_support import hello_of
 
 REAL = hello_of("api.example")
+
+
+def name_of(data: bytes) -> str | None:
+    hello = read_hello(data)
+    assert hello is not None
+    return hello.name
 
 
 def in_records(hello: bytes, size: int) -> bytes:
@@ -38,9 +44,9 @@ def server_name(name: bytes, *, kind: int = 0, more: bytes = b"") -> tuple[int, 
 
 def test_a_real_greeting_says_its_name() -> None:
     assert is_tls(REAL)
-    assert read_hello(REAL) == Hello("api.example")
-    assert read_hello(REAL + b"what follows") == Hello("api.example")
-    assert read_hello(hello_of(None)) == Hello(None)
+    assert read_hello(REAL) == Hello("api.example", len(REAL))
+    assert read_hello(REAL + b"what follows") == Hello("api.example", len(REAL))
+    assert name_of(hello_of(None)) is None
 
 
 @given(st.integers(0, len(REAL) - 1))
@@ -51,7 +57,7 @@ def test_a_part_of_a_greeting_needs_more(size: int) -> None:
 @pytest.mark.parametrize("size", [9, 10, 33, 100, 511])
 def test_a_greeting_in_many_records_is_put_together(size: int) -> None:
     whole = in_records(REAL, size)
-    assert read_hello(whole) == Hello("api.example")
+    assert read_hello(whole) == Hello("api.example", len(whole))
     assert read_hello(whole[: len(whole) - 1]) is None
 
 
@@ -62,7 +68,7 @@ def test_a_greeting_in_too_many_records_is_refused() -> None:
 
 def test_unknown_extensions_are_skipped() -> None:
     grease, ech = (0x0A0A, b""), (0xFE0D, b"\0" * 100)
-    assert read_hello(built(grease, server_name(b"outer.example"), ech, session=b"s" * 32)) == Hello("outer.example")
+    assert name_of(built(grease, server_name(b"outer.example"), ech, session=b"s" * 32)) == "outer.example"
 
 
 @pytest.mark.parametrize(
@@ -98,3 +104,33 @@ def test_noise_is_refused_and_nothing_else(noise: bytes) -> None:
 def test_a_changed_byte_never_ends_in_another_error(at: int, value: int) -> None:
     with contextlib.suppress(NotHello):
         read_hello(REAL[:at] + bytes([value]) + REAL[at + 1 :])
+
+
+CHANGE_CIPHER = b"\x14\x03\x03\0\x01\x01"
+ENCRYPTED = b"\x17\x03\x03\0\x04data"
+SECOND = [b"", CHANGE_CIPHER]
+
+
+def fed(stream: bytes, size: int) -> bytes:
+    """What passes of a client's stream that arrives in pieces of `size`."""
+    first = read_hello(stream)
+    assert first is not None
+    repeated = Repeated(first)
+    return b"".join(repeated.feed(stream[at : at + size]) for at in range(0, len(stream), size))
+
+
+@pytest.mark.parametrize("before", SECOND)
+@pytest.mark.parametrize("size", [1, 7, 100, 10000])
+def test_a_second_greeting_has_to_name_the_same_server(before: bytes, size: int) -> None:
+    same, other = built(server_name(b"api.example")), built(server_name(b"evil.example"))
+    assert fed(REAL + before + same + ENCRYPTED, size) == REAL + before + same + ENCRYPTED
+    for second in (other, in_records(other, 20), built()):
+        with pytest.raises(NotHello, match="second"):
+            fed(REAL + before + second + ENCRYPTED, size)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10000])
+def test_what_is_no_second_greeting_passes_at_once(size: int) -> None:
+    key_exchange = b"\x16\x03\x03\0\x04\x10\0\0\0"
+    for rest in (ENCRYPTED, CHANGE_CIPHER + ENCRYPTED, key_exchange + REAL, ENCRYPTED + REAL.replace(b"api", b"xyz")):
+        assert fed(REAL + rest, size) == REAL + rest

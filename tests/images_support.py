@@ -70,6 +70,7 @@ async def open_bench(directory: Path, settings: ImageSettings) -> AsyncGenerator
             clock=SystemClock(),
             tasks=tasks,
             use=ImageUse(sandboxes=lambda: sandboxes, digests=lambda: used),
+            note=lambda *_: None,
         )
         sweep = tasks.create_task(images.collect_forever())
         try:

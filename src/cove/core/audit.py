@@ -22,7 +22,7 @@ from typing import Final
 from cove.engine.clock import Clock, sleep
 from cove.model.access import Principal
 from cove.model.audit import SERVER_PROJECT, AuditActor, AuditDraft, AuditEntry, AuditLink, AuditValue
-from cove.model.auditchain import project_key, seal
+from cove.model.auditchain import anchor_line, key_fingerprint, project_key, seal
 from cove.model.errors import CapacityExceeded, CoveError
 from cove.model.origin import current_origin
 from cove.model.sandbox import Sandbox
@@ -42,10 +42,11 @@ BACKLOG: Final = 16384
 """Lines that wait while none can be written. Operations are refused long before; past it they are only counted."""
 
 RETRY_S: Final = 1.0
+_KEY_META: Final = "audit_key"
 RETRY_AFTER_S: Final = 5
 
-FLOOD_EVENTS: Final = frozenset({"network.blocked", "credential.proxied"})
-"""What a program in a sandbox causes as often as it likes."""
+FLOOD_EVENTS: Final = frozenset({"network.blocked", "credential.proxied", "port.dialed", "key.refused"})
+"""What a program in a sandbox, or somebody without a key, causes as often as they like."""
 
 FLOOD_PER_MINUTE: Final = 600
 
@@ -82,8 +83,8 @@ class Audit:
 
         `data` holds no output, no environment and no secret; texts are cut at 4 KiB.
         """
-        if event in FLOOD_EVENTS and sandbox is not None:
-            suppressed = self._suppressed(sandbox)
+        if event in FLOOD_EVENTS:
+            suppressed = self._suppressed(f"{sandbox or project} {event}")
             if suppressed is None:
                 return 0
             data = {**data, "suppressed": suppressed} if suppressed else data
@@ -144,6 +145,25 @@ class Audit:
     async def news(self) -> None:
         """Return when lines were added after this call."""
         await asyncio.shield(self._news)
+
+    async def adopt_key(self, store: Store) -> None:
+        """Before anything is written: if another key signed what is there, a verifier begins at the first new line."""
+        fingerprint = key_fingerprint(self._master)
+        known = store.meta(_KEY_META)
+        if known == fingerprint:
+            return
+        if known is not None:
+            log.error("the key of the audit trail is another one than before: older lines verify only with the old key")
+            await self._rows.begin_anew(self.sign)
+            self.note("audit.key_changed", project=SERVER_PROJECT, sandbox=None, data={})
+        await store.set_meta(_KEY_META, fingerprint)
+
+    def sign(self, project: str, sandbox: str | None, link: AuditLink, reason: str) -> str:
+        """The signed line that a chain begins at `link`. Also called in the writer's thread."""
+        line = anchor_line(
+            self.key_of(project), project=project, sandbox=sandbox, link=link, reason=reason, at=self._clock.now()
+        )
+        return line.decode()
 
     def _draft(  # noqa: PLR0913, PLR0917 - one parameter per field of a line
         self,
@@ -246,23 +266,24 @@ class Audit:
             if not future.done():
                 future.set_result(None)
 
-    def _suppressed(self, sandbox: str) -> int | None:
+    def _suppressed(self, cause: str) -> int | None:
         """How many lines of a flood were left out before this one; None: leave this one out too."""
         minute = int(self._clock.monotonic() // 60)
-        flood = self._floods.get(sandbox)
+        flood = self._floods.get(cause)
         if flood is None:
-            flood = self._floods[sandbox] = _Flood(minute)
+            flood = self._floods[cause] = _Flood(minute)
         return flood.take(minute)
 
     def forget(self, sandbox: str) -> None:
         """The sandbox has ended."""
-        flood = self._floods.pop(sandbox, None)
-        if flood is not None and flood.suppressed:
-            log.info("sandbox %s: %d audit lines of a flood were left out", sandbox, flood.suppressed)
+        for event in FLOOD_EVENTS:
+            flood = self._floods.pop(f"{sandbox} {event}", None)
+            if flood is not None and flood.suppressed:
+                log.info("sandbox %s: %d audit lines %s were left out", sandbox, flood.suppressed, event)
 
 
 class _Flood:
-    """The lines that one sandbox causes by itself in a minute."""
+    """The lines of one kind that one sandbox causes by itself in a minute."""
 
     def __init__(self, minute: int) -> None:
         self._minute = minute

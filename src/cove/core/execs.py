@@ -15,6 +15,8 @@ from msgspec.structs import replace
 
 from cove.agentlink.room import OutputRoom, Share
 from cove.core.access import require
+from cove.core.audit import command_text
+from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.feeds import Feeds
 from cove.core.sessions import SIGNALS, Session
@@ -38,8 +40,9 @@ OUTPUT_ROOM_BYTES: Final = 256 * 1024 * 1024
 class Execs:
     """Every operation on commands. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, directory: Directory, tasks: asyncio.TaskGroup, notes: CommandNotes) -> None:
         self._directory = directory
+        self._notes = notes
         self._feeds = Feeds(tasks)
         self._room = OutputRoom(OUTPUT_ROOM_BYTES)
 
@@ -55,17 +58,23 @@ class Execs:
         """
         require(who, Scope.EXEC)
         check_exec(spec)
+        self._notes.audit.check()
         own = self._room.share()
-        async with self._directory.live(who, ref).lease() as box:
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             before = box.oom_kills()
-            try:
-                with span("agent.exec"):
-                    result = await box.agent.exec(spec, share or own)
-            except SandboxGone:
-                return ExecResult(exit=GONE, stdout=b"", stderr=b"")
-            finally:
-                own.release()
-            return replace(result, exit=judged_exit(result.exit, box, before))
+            with self._notes.command(who, supervisor.sandbox, _text(spec)) as note:
+                try:
+                    with span("agent.exec"):
+                        result = await box.agent.exec(spec, share or own)
+                    result = replace(result, exit=judged_exit(result.exit, box, before))
+                except SandboxGone:
+                    result = ExecResult(exit=GONE, stdout=b"", stderr=b"")
+                finally:
+                    own.release()
+                note.ended(result.exit)
+                await note.kept()
+                return result
 
     @asynccontextmanager
     async def stream(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[AsyncIterator[ExecEvent]]:
@@ -75,10 +84,13 @@ class Execs:
         """
         require(who, Scope.EXEC)
         check_exec(spec)
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             before = box.oom_kills()
-            async with box.agent.exec_stream(spec) as events:
-                yield judged_events(events, box, before)
+            with self._notes.command(who, supervisor.sandbox, _text(spec)) as note:
+                async with box.agent.exec_stream(spec) as events:
+                    yield note.told(judged_events(events, box, before))
 
     @asynccontextmanager
     async def session(self, who: Principal, ref: str, spec: ExecSpec) -> AsyncGenerator[Session]:
@@ -88,12 +100,15 @@ class Execs:
         """
         require(who, Scope.EXEC)
         check_exec(spec)
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             before = box.oom_kills()
             if spec.tool and "tools" not in box.agent.hello.features:
                 raise Unsupported("this sandbox was made by an older Cove, which brought no such program: make it anew")
-            async with box.agent.exec_session(spec) as command:
-                yield Session(command, judged_events(command, box, before))
+            with self._notes.command(who, supervisor.sandbox, _text(spec)) as note:
+                async with box.agent.exec_session(spec) as command:
+                    yield Session(command, note.told(judged_events(command, box, before)))
 
     async def start(
         self, who: Principal, ref: str, spec: ExecSpec, *, keep_bytes: int = KEPT_OUTPUT_BYTES, stdin_open: bool = False
@@ -107,10 +122,19 @@ class Execs:
         check_exec(spec)
         check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
         self._feeds.check_room(spec.stdin)
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             has_stdin = stdin_open or spec.stdin is not None
             command_id = f"c{new_core_id()[:12]}"
-            started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
+            note = self._notes.begin(who, supervisor.sandbox, _text(spec), exec_id=command_id, background=True)
+            try:
+                started = await box.agent.start(command_id, spec, keep_bytes=keep_bytes, stdin_open=has_stdin)
+            except BaseException:
+                note.left()
+                raise
+            self._notes.watch(note, lambda: box.agent.wait(command_id, None))
+            await note.kept()
             if spec.stdin is not None:
                 # The command may read it late or never; the answer does not wait for that, nor does a lease.
                 self._feeds.feed(box, started.id, spec.stdin, close=not stdin_open)
@@ -198,3 +222,7 @@ class Execs:
         check_command_id(command_id)
         async with self._directory.live(who, ref).lease() as box:
             await box.agent.forget(command_id)
+
+
+def _text(spec: ExecSpec) -> str:
+    return command_text(spec.argv, spec.shell)

@@ -16,7 +16,9 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.directory import Directory
+from cove.core.filenotes import FileNotes
 from cove.core.hostports import HostPorts, Wish
 from cove.core.ports import PORTS
 from cove.core.quotas import Quotas
@@ -41,11 +43,19 @@ _FINDER: Final = Principal(key_id="", name="", project=DEFAULT_PROJECT, scopes=F
 class Exposures:
     """Every operation on how ports are reached. All raise Forbidden, NotFound (sandbox), Gone beside what they name."""
 
-    def __init__(
-        self, directory: Directory, store: Store, clock: Clock, *, host_ports: HostPorts, quotas: Quotas
+    def __init__(  # noqa: PLR0913 - made once, by the facade
+        self,
+        directory: Directory,
+        store: Store,
+        clock: Clock,
+        *,
+        host_ports: HostPorts,
+        quotas: Quotas,
+        audit: Audit,
     ) -> None:
         self._directory = directory
         self._quotas = quotas
+        self._notes = FileNotes(audit)
         self._host_ports = host_ports
         self._store = store
         self._clock = clock
@@ -101,6 +111,7 @@ class Exposures:
         """
         require(who, Scope.CREATE)
         check_count(port, PORTS, "port")
+        self._notes.check()
         token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES) if access is Access.TOKEN else None
         async with self._host_ports.lock:
             sandbox = self._directory.live(who, ref).sandbox
@@ -116,6 +127,8 @@ class Exposures:
                 if not await self._store.exposures.save(row):
                     self._directory.live(who, ref)  # raises Gone where it has ended in between
                     raise NotFound("no such sandbox")
+        data = {"port": port, "access": row.access.value, "host_port": row.host_port}
+        await self._notes.kept("port.exposed", who, sandbox, **data)
         return row, token
 
     async def look(self, who: Principal, ref: str, port: int) -> PortState:
@@ -133,11 +146,14 @@ class Exposures:
         require(who, Scope.CREATE)
         check_count(port, PORTS, "port")
         async with self._host_ports.lock:
-            sandbox_id = self._directory.known(who, ref).id
+            sandbox = self._directory.known(who, ref)
+            sandbox_id = sandbox.id
             row = self._store.exposures.get(sandbox_id, port)
             await self._store.exposures.remove(sandbox_id, port)
             if row is not None and row.host_port is not None:
                 self._host_ports.close(row.host_port)
+        if row is not None:
+            await self._notes.kept("port.closed", who, sandbox, port=port)
 
     async def list(self, who: Principal, ref: str) -> list[PortState]:
         """The ports with a row and those on which something listens now. A paused sandbox is not woken for it."""

@@ -15,28 +15,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from msgspec.structs import replace
-
 from cove.core.access import require
 from cove.core.accounts import Accounts, make_accounts
 from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
 from cove.core.audit import Audit
 from cove.core.building import Building
-from cove.core.creation import IDEMPOTENCY_S, Creation
+from cove.core.commandnotes import CommandNotes
+from cove.core.creation import Creation
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.execs import Execs
 from cove.core.exposures import Exposures
 from cove.core.files import Files
 from cove.core.hostports import HostPorts
-from cove.core.images import Images, ImageUse
+from cove.core.images import Images
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.links import Links
 from cove.core.networkprofiles import NetworkProfiles
 from cove.core.networks import Networks
+from cove.core.parts import image_use, project_images, purge_forever, sized_pool
 from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.quotas import Quotas
@@ -49,31 +49,27 @@ from cove.core.services.catalogue import Services
 from cove.core.shells import Shells
 from cove.core.sshkeys import SshKeys
 from cove.core.terminals import Terminals
+from cove.core.trail import Trail
 from cove.core.trees import Trees
 from cove.core.usage import Usages
 from cove.core.watches import Watches
 from cove.core.workbench import Tools
-from cove.engine.agentbin import agent_build
-from cove.engine.clock import Clock, SystemClock, sleep
+from cove.engine.clock import Clock, SystemClock
 from cove.engine.driver import Box, Driver
 from cove.engine.images.store import ImageStore
 from cove.engine.network.port import Network
-from cove.engine.pool import Pool, PoolConfig, open_pool, pool_size
+from cove.engine.pool import Pool, open_pool
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
 from cove.model.access import Principal, Scope
 from cove.model.auditchain import KEY_BYTES
 from cove.model.closed import ClosedRanges
-from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox, Source
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
 
 _NO_NETWORK: Final = ("it has no network for them",)
-
-PURGE_S: Final = 600.0
-"""How often ended sandboxes and idempotency keys that are past their time are forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +98,7 @@ class Core:
     quotas: Quotas
     usage: Usages
     rate_limits: RateLimits
+    trail: Trail
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -118,6 +115,7 @@ class _Parts:
     store: Store
     clock: Clock
     audit: Audit
+    trail: Trail
     admission: Admission
     accounts: Accounts
     pool: Pool
@@ -169,7 +167,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     async with (
         asyncio.TaskGroup() as tasks,
-        open_pool(drivers, images, _sized(settings.pool, drivers, admission), clock=clock) as pool,
+        open_pool(drivers, images, sized_pool(settings.pool, drivers, admission), clock=clock) as pool,
         open_supervisors(
             journal,
             pool,
@@ -181,7 +179,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
-        ports = Ports(directory)
+        ports = Ports(directory, audit)
         host_ports = HostPorts(settings.host_ports, ports)
         networks = _networks(directory, supervisors, store, clock, audit, network)
         credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
@@ -189,10 +187,13 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             settings=settings,
             drivers=drivers,
             missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
-            images=_images(images, image_store, settings, clock, tasks, _image_use(supervisors, pool, store)),
+            images=project_images(
+                images, image_store, settings, clock, tasks, image_use(supervisors, pool, store), audit
+            ),
             store=store,
             clock=clock,
             audit=audit,
+            trail=Trail(audit, store, directory, clock),
             admission=admission,
             accounts=accounts,
             pool=pool,
@@ -277,17 +278,6 @@ def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
     )
 
 
-def _images(  # noqa: PLR0913, PLR0917 - what they stand on
-    images: ImageSource,
-    image_store: ImageStore | None,
-    settings: CoreSettings,
-    clock: Clock,
-    tasks: asyncio.TaskGroup,
-    use: ImageUse,
-) -> Images:
-    return Images(images, store=image_store, settings=settings.images, clock=clock, tasks=tasks, use=use)
-
-
 def _placement(settings: CoreSettings, drivers: Mapping[str, Driver]) -> Placement:
     return Placement(
         drivers=drivers, default_driver=settings.default_driver, untrusted_drivers=settings.untrusted_drivers
@@ -313,6 +303,7 @@ def _creation(parts: _Parts) -> Creation:
 
 async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     """Make store and machine agree, then begin."""
+    await parts.audit.adopt_key(parts.store)
     found = await _reconciled(parts)
     await parts.networks.reconnect(parts.supervisors.all())
     creation = _creation(parts)
@@ -329,7 +320,8 @@ def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
     return (
         parts.journal.retry_forever(),
         parts.audit.retry_forever(),
-        _purge_forever(parts.store, parts.clock, parts.settings.history_s),
+        parts.trail.retain_forever(parts.settings.audit_retention_s),
+        purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
         parts.accounts.work(parts.supervisors),
         parts.images.collect_forever(),
@@ -356,25 +348,31 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         store=parts.store,
         clock=parts.clock,
     )
-    execs, files = Execs(parts.directory, tasks), Files(parts.directory)
+    notes = CommandNotes(parts.audit, tasks)
+    execs, files = Execs(parts.directory, tasks, notes), Files(parts.directory, parts.audit)
     tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
     slots = asyncio.Semaphore(parts.settings.images.pulls)
     return Core(
         sandboxes=sandboxes,
         execs=execs,
-        shells=Shells(parts.directory, execs.output_share),
+        shells=Shells(parts.directory, execs.output_share, notes),
         files=files,
-        trees=Trees(parts.directory),
+        trees=Trees(parts.directory, parts.audit),
         ports=parts.ports,
-        terminals=Terminals(parts.directory),
+        terminals=Terminals(parts.directory, notes),
         watches=Watches(parts.directory),
         exposures=Exposures(
-            parts.directory, parts.store, parts.clock, host_ports=parts.host_ports, quotas=parts.accounts.quotas
+            parts.directory,
+            parts.store,
+            parts.clock,
+            host_ports=parts.host_ports,
+            quotas=parts.accounts.quotas,
+            audit=parts.audit,
         ),
         networks=parts.networks,
-        keys=Keys(parts.store, parts.clock, tasks, parts.accounts.quotas),
-        projects=Projects(parts.store, parts.clock, parts.missing),
-        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks),
+        keys=Keys(parts.store, parts.clock, tasks, quotas=parts.accounts.quotas, audit=parts.audit),
+        projects=Projects(parts.store, parts.clock, parts.audit, parts.missing),
+        ssh_keys=SshKeys(parts.store, parts.directory, parts.clock, tasks, parts.audit),
         images=parts.images,
         archives=Archives(parts.images, parts.settings.images, slots),
         building=Building(parts.images, tools, parts.settings.images, slots),
@@ -384,19 +382,11 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         quotas=parts.accounts.quotas,
         usage=Usages(parts.directory, parts.accounts.metering, parts.store),
         rate_limits=parts.accounts.rate_limits,
+        trail=parts.trail,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts, creation),
     )
-
-
-def _image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
-    def digests() -> set[str]:
-        # Rows too: a sandbox whose driver is not loaded now has no supervisor, and may live.
-        rows = {sandbox.image_digest for sandbox in store.sandboxes.unended()}
-        return rows | {one.sandbox.image_digest for one in supervisors.all()} | pool.digests()
-
-    return ImageUse(sandboxes=lambda: [one.sandbox for one in supervisors.all()], digests=digests)
 
 
 async def _reconciled(parts: _Parts) -> Reconciled:
@@ -421,22 +411,6 @@ async def _reconciled(parts: _Parts) -> Reconciled:
     found = await reconcile(parts.store.sandboxes.unended(), machine)
     log.info("start: %s", found)
     return found
-
-
-def _sized(pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission) -> PoolConfig:
-    """The pool that this machine can keep: only drivers that work, and no more boxes than fit into its memory."""
-    free = max(admission.memory().available - admission.keep_free_bytes(), 0)
-    targets = tuple(
-        replace(target, size=pool_size(target.size, free)) for target in pool.targets if target.driver in drivers
-    )
-    return replace(pool, targets=targets, agent_build=pool.agent_build or _agent_build())
-
-
-def _agent_build() -> str:
-    try:
-        return agent_build()
-    except CoveError:
-        return ""  # not built here; the driver says so where it matters
 
 
 def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
@@ -471,15 +445,3 @@ def _stats(parts: _Parts, creation: Creation) -> CoreStats:
         images=parts.images.stats(),
         accounts=parts.accounts.stats(),
     )
-
-
-async def _purge_forever(store: Store, clock: Clock, history_s: float) -> None:
-    """Forget what is past its time, until cancelled."""
-    while True:
-        await sleep(clock, PURGE_S)
-        try:
-            while await store.sandboxes.purge(ended_before=clock.now() - history_s):
-                await sleep(clock, 1.0)
-            await store.idempotency.purge(before=clock.now() - IDEMPOTENCY_S)
-        except CoveError as error:
-            log.warning("old records could not be purged: %s %s", error, error.internal)

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 from cove.agentlink.client import FileReader
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.directory import Directory
+from cove.core.filenotes import FileNotes
 from cove.core.validation import check_count, check_mode, check_owner, check_page, check_path, check_principal
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest
@@ -19,8 +21,9 @@ OFFSETS = (0, 2**63 - 1)
 class Files:
     """Every operation on files. All raise Forbidden, NotFound (sandbox), Gone, BadRequest, FileError, SandboxError."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, audit: Audit) -> None:
         self._directory = directory
+        self._notes = FileNotes(audit)
 
     async def stat(self, who: Principal, ref: str, path: str, *, follow: bool = False) -> FileInfo:
         """One entry; links are reported, and followed only if asked."""
@@ -51,8 +54,12 @@ class Files:
         check_path(path)
         check_count(offset, OFFSETS, "offset")
         check_count(length, (-1, OFFSETS[1]), "length")
-        async with self._directory.live(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the reader
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:  # noqa: SIM117 - the lease outlives the reader
             async with box.agent.read(path, offset=offset, length=length) as reader:
+                size = reader.info.size
+                await self._notes.kept("file.downloaded", who, supervisor.sandbox, path=path, size_bytes=size)
                 yield reader
 
     async def write(  # noqa: PLR0913 - one parameter per attribute of a write, all but the first by name
@@ -81,8 +88,10 @@ class Files:
         check_owner(uid, "uid")
         check_owner(gid, "gid")
         check_count(offset, (-1, OFFSETS[1]), "offset")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.write(
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            written = await box.agent.write(
                 path,
                 chunks,
                 mode=mode,
@@ -94,29 +103,43 @@ class Files:
                 gid=gid,
                 sync=sync,
             )
+            await self._notes.kept("file.uploaded", who, supervisor.sandbox, path=path, size_bytes=written.size)
+            return written
 
     async def mkdir(self, who: Principal, ref: str, path: str, *, mode: int = 0o755, parents: bool = False) -> FileInfo:
         """Make a directory, with `parents` also those above it."""
         require(who, Scope.FILES)
         check_path(path)
         check_mode(mode)
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.mkdir(path, mode=mode, parents=parents)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            made = await box.agent.mkdir(path, mode=mode, parents=parents)
+            await self._notes.kept("file.directory_made", who, supervisor.sandbox, path=path)
+            return made
 
     async def move(self, who: Principal, ref: str, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
         """Rename within the sandbox."""
         require(who, Scope.FILES)
         check_path(source, "from")
         check_path(target, "to")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.move(source, target, overwrite=overwrite)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            moved = await box.agent.move(source, target, overwrite=overwrite)
+            await self._notes.kept("file.moved", who, supervisor.sandbox, path=source, to=target)
+            return moved
 
     async def remove(self, who: Principal, ref: str, path: str, *, recursive: bool = False) -> int:
         """Remove a file or directory; returns how many entries that were."""
         require(who, Scope.FILES)
         check_path(path)
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.remove(path, recursive=recursive)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            entries = await box.agent.remove(path, recursive=recursive)
+            await self._notes.kept("file.removed", who, supervisor.sandbox, path=path, entries=entries)
+            return entries
 
     async def set_attributes(self, who: Principal, ref: str, path: str, change: Attributes) -> FileInfo:
         """Change permission bits or owners, with `recursive` of a whole tree. Cancelling leaves some changed."""
@@ -132,5 +155,9 @@ class Files:
             raise BadRequest("owner excludes uid, and group gid", field="owner")
         if change.directory_mode >= 0 and not change.recursive:
             raise BadRequest("directory_mode goes with recursive", field="directory_mode")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.set_attributes(path, change)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            changed = await box.agent.set_attributes(path, change)
+            await self._notes.kept("file.changed", who, supervisor.sandbox, path=path, recursive=change.recursive)
+            return changed

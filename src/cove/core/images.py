@@ -19,7 +19,7 @@ from typing import Final
 from msgspec import Struct
 
 from cove.core.access import require
-from cove.core.pulls import Pulls, PullStats
+from cove.core.pulls import ImageNote, Pulls, PullStats
 from cove.engine.clock import Clock, sleep
 from cove.engine.driver import BoxImage
 from cove.engine.images.addresses import RegistryRules
@@ -30,6 +30,7 @@ from cove.engine.images.store import ImageStore, verified
 from cove.engine.images.unpack import LayerFile
 from cove.engine.ports import ImageSource
 from cove.model.access import Principal, Scope
+from cove.model.audit import AuditValue
 from cove.model.errors import BadRequest, Conflict, NotFound, RegistryUnreachable, Unsupported
 from cove.model.image import Credentials, ImageConfig, ImageEvent, ImageInfo, ImageOrigin
 from cove.model.reference import Reference, parse_local, parse_reference
@@ -72,6 +73,7 @@ class Images:
         clock: Clock,
         tasks: asyncio.TaskGroup,
         use: ImageUse,
+        note: ImageNote,
     ) -> None:
         self._source = source
         self._store = store
@@ -79,7 +81,8 @@ class Images:
         self._clock = clock
         self._tasks = tasks
         self._use = use
-        self._pulls = None if store is None else Pulls(store, settings, clock, tasks)
+        self._note = note
+        self._pulls = None if store is None else Pulls(store, settings, clock, tasks, note)
         self._collect_soon = asyncio.Event()
 
     def list(self, who: Principal) -> list[ImageInfo]:
@@ -134,6 +137,7 @@ class Images:
             count = "1 sandbox runs" if len(users) == 1 else f"{len(users)} sandboxes run"
             raise Conflict(f"{count} on {image.name}: end them first", field="image")
         await store.forget(image)
+        self._note("image.removed", image.project, {"image": image.name, "digest": image.digest})
         self._collect_soon.set()
 
     async def verify(self, who: Principal, name: str) -> ImageInfo:
@@ -218,6 +222,8 @@ class Images:
         settings = self._settings
         stored = await store.add(image, layers, settings.limits, timeout_s=settings.pull_s, progress=progress)
         self._collect_soon.set()
+        facts: dict[str, AuditValue] = {"image": stored.name, "digest": stored.digest, "size_bytes": stored.size_bytes}
+        self._note(f"image.{origin.value}", stored.project, facts)
         return stored.info
 
     @asynccontextmanager

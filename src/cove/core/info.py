@@ -26,6 +26,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     history_s: float = 30 * 86400.0
+    audit_retention_s: float = 400 * 86400.0
     host_ports: HostPortSettings | None = None
     accounts: AccountSettings = AccountSettings()
 

@@ -12,17 +12,19 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.quotas import Quotas
 from cove.core.validation import check_label, check_name, check_timeout
 from cove.engine.clock import Clock
 from cove.model.access import DEFAULT_PROJECT, FULL, Key, Principal, Project, Scope
+from cove.model.audit import SERVER_PROJECT, AuditValue
 from cove.model.errors import BadRequest, Conflict, CoveError, Forbidden, NotFound, Unauthorized
 from cove.model.quota import Quota
 from cove.store.store import Store
@@ -39,9 +41,10 @@ KEY_LIMIT: Final = 1024
 class Keys:
     """Every operation on keys."""
 
-    def __init__(self, store: Store, clock: Clock, tasks: asyncio.TaskGroup, quotas: Quotas) -> None:
+    def __init__(self, store: Store, clock: Clock, tasks: asyncio.TaskGroup, *, quotas: Quotas, audit: Audit) -> None:
         self._store = store
         self._quotas = quotas
+        self._audit = audit
         self._clock = clock
         self._tasks = tasks
         self._touched: dict[str, float] = {}
@@ -52,8 +55,10 @@ class Keys:
         key = self._store.keys.by_digest(digest)
         is_known = key is not None and hmac.compare_digest(key.digest, digest)
         if key is None or not is_known or key.revoked_at is not None:
+            self._refused(key, "revoked" if is_known else "unknown")
             raise Unauthorized("this key is not known here, or was revoked")
         if key.expires_at is not None and key.expires_at <= self._clock.now():
+            self._refused(key, "expired")
             raise Unauthorized("this key has expired")
         self._touch(key.id)
         return Principal(
@@ -83,6 +88,7 @@ class Keys:
         Nobody gives what they do not have. Raises: Forbidden, BadRequest, NotFound (project).
         """
         require(who, Scope.KEYS)
+        self._audit.check()
         check_label(name, "name")
         check_timeout(timeout_s, "timeout_s")
         if dialect is not None:
@@ -110,6 +116,14 @@ class Keys:
         )
         await self._quotas.add_key(who, key_id, quota)  # first: a key must not work before its limits hold
         await self._store.keys.add(key)
+        scopes_text = " ".join(sorted(wanted))
+        facts: dict[str, AuditValue] = {
+            "key": key.id,
+            "name": key.name,
+            "scopes": scopes_text,
+            "expires_at": key.expires_at,
+        }
+        await self._noted("key.created", who, key.project, facts)
         return key, plaintext
 
     def list(self, who: Principal) -> list[Key]:
@@ -126,6 +140,7 @@ class Keys:
         if not who.can(Scope.ADMIN) and not key.scopes <= who.scopes:
             raise Forbidden("that key has scopes which this one lacks")
         await self._store.keys.revoke(key.id, at=self._clock.now())
+        await self._noted("key.revoked", who, key.project, {"key": key.id, "name": key.name})
 
     async def bootstrap(self, plaintexts: Iterable[str]) -> int:
         """Accept keys of any form as full-rights keys of the default project; known ones stay as they are.
@@ -162,6 +177,14 @@ class Keys:
         if not scopes <= who.scopes:
             raise Forbidden("a key cannot give scopes that it lacks")
 
+    async def _noted(self, event: str, who: Principal, project: str, data: Mapping[str, AuditValue]) -> None:
+        await self._audit.kept(self._audit.note(event, project=project, sandbox=None, data=data, who=who))
+
+    def _refused(self, key: Key | None, why: str) -> None:
+        """Somebody tried a key that opens nothing. Of one that nobody knows, not even a part is told."""
+        data = {"why": why} if key is None else {"why": why, "key": key.id, "name": key.name}
+        self._audit.note("key.refused", project=SERVER_PROJECT if key is None else key.project, sandbox=None, data=data)
+
     def _touch(self, key_id: str) -> None:
         now = self._clock.monotonic()
         if now - self._touched.get(key_id, float("-inf")) >= TOUCH_S:
@@ -178,8 +201,9 @@ class Keys:
 class Projects:
     """Every operation on projects."""
 
-    def __init__(self, store: Store, clock: Clock, drivers: Collection[str] = ()) -> None:
+    def __init__(self, store: Store, clock: Clock, audit: Audit, drivers: Collection[str] = ()) -> None:
         self._store = store
+        self._audit = audit
         self._clock = clock
         self._drivers = drivers
 
@@ -196,6 +220,7 @@ class Projects:
         if self._store.projects.get(project_id) is not None:
             raise Conflict(f"a project {project_id} exists", field="id")
         await self._store.projects.add(project)
+        await self._noted("project.created", who, project)
         return project
 
     async def update(
@@ -217,7 +242,12 @@ class Projects:
             project = replace(project, drivers=tuple(drivers))
         self._check_drivers(project)
         await self._store.projects.change(project)
+        await self._noted("project.changed", who, project)
         return project
+
+    async def _noted(self, event: str, who: Principal, project: Project) -> None:
+        data = {"drivers": " ".join(project.drivers), "default_driver": project.default_driver}
+        await self._audit.kept(self._audit.note(event, project=project.id, sandbox=None, data=data, who=who))
 
     def _check_drivers(self, project: Project) -> None:
         """Names that this server knows: whether they can be used here is told at each create."""

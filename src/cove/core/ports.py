@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from cove.agentlink.client import DialStream
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.directory import Directory
 from cove.core.validation import check_count
 from cove.engine.driver import Box
@@ -44,8 +45,9 @@ class PortLink:
 class Ports:
     """Every operation on ports. All raise Forbidden, NotFound (sandbox), Gone, SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, audit: Audit) -> None:
         self._directory = directory
+        self._audit = audit
         self._open: Counter[str] = Counter()
         self._idle: dict[str, _Idle] = {}
 
@@ -61,6 +63,10 @@ class Ports:
         supervisor = self._directory.live(who, ref)
         with self._counted(supervisor.sandbox.id):
             async with supervisor.lease() as box, box.agent.dial(port) as stream:
+                sandbox = supervisor.sandbox
+                self._audit.note(
+                    "port.dialed", project=sandbox.project, sandbox=sandbox.id, data={"port": port}, who=who
+                )
                 yield stream
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ from cove.engine.images.settings import ImageSettings
 from cove.engine.images.store import ImageStore
 from cove.engine.images.transfer import Fetched, Resolution, Transfer
 from cove.engine.images.unpack import LayerFile
+from cove.model.audit import AuditValue
 from cove.model.errors import CoveError, EngineFailure, RegistryError, RegistryUnreachable, TooLarge
 from cove.model.image import Credentials, ImageEvent, ImageInfo, ImageOrigin, ImageStage
 from cove.model.reference import Reference
@@ -27,6 +28,10 @@ from cove.model.reference import Reference
 log = logging.getLogger(__name__)
 
 _FINAL = (ImageStage.DONE, ImageStage.FAILED)
+
+
+ImageNote = Callable[[str, str, Mapping[str, AuditValue]], object]
+"""Writes a line of a project's audit trail: event, project, data."""
 
 
 class PullStats(Struct, frozen=True, kw_only=True):
@@ -79,8 +84,11 @@ class Job:
 class Pulls:
     """All jobs. Made by the facade; `tasks` outlives them."""
 
-    def __init__(self, store: ImageStore, settings: ImageSettings, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, store: ImageStore, settings: ImageSettings, clock: Clock, tasks: asyncio.TaskGroup, note: ImageNote
+    ) -> None:
         self._store = store
+        self._note = note
         self._settings = settings
         self._clock = clock
         self._tasks = tasks
@@ -172,6 +180,8 @@ class Pulls:
             self._fail(job, EngineFailure("Cove failed", internal=repr(error)))
         else:
             self._done += 1
+            facts: dict[str, AuditValue] = {"image": image.name, "digest": image.digest, "size_bytes": image.size_bytes}
+            self._note("image.pulled", image.project, facts)
             job.say(ImageEvent(stage=ImageStage.DONE, done_bytes=image.size_bytes, image=image.info))
         finally:
             self._jobs.pop(job.key, None)

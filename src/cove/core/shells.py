@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from cove.agentlink.room import Share
 from cove.core.access import require
+from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.sessions import SIGNALS
 from cove.core.validation import (
@@ -29,14 +30,16 @@ from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, Conflict, SandboxGone, Unsupported
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, ExecEvent, ExecResult
 from cove.model.ids import new_core_id
+from cove.model.sandbox import Sandbox
 from cove.model.shells import Shell, ShellCommand, ShellSpec
 
 
 class Shells:
     """Every operation on shells. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory, output_share: Callable[[], Share]) -> None:
+    def __init__(self, directory: Directory, output_share: Callable[[], Share], notes: CommandNotes) -> None:
         self._directory = directory
+        self._notes = notes
         self._output_share = output_share
 
     async def open(self, who: Principal, ref: str, spec: ShellSpec) -> Shell:
@@ -47,9 +50,13 @@ class Shells:
         """
         require(who, Scope.EXEC)
         check_shell_spec(spec)
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             _require_shells(box)
-            return _judged_shell(await box.agent.open_shell(f"s{new_core_id()[:12]}", spec), box)
+            shell = _judged_shell(await box.agent.open_shell(f"s{new_core_id()[:12]}", spec), box)
+            await self._note("shell.opened", who, supervisor.sandbox, shell.id)
+            return shell
 
     async def list(self, who: Principal, ref: str) -> list[Shell]:
         """The shells that the sandbox still knows, oldest first; an ended one is known until it is closed."""
@@ -70,8 +77,10 @@ class Shells:
         """End a shell and what it started, and forget it. Its commands are known until removed. Raises: NotFound."""
         require(who, Scope.EXEC)
         check_shell_id(shell_id)
-        async with self._directory.live(who, ref).lease() as box:
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             await box.agent.close_shell(shell_id)
+            await self._note("shell.closed", who, supervisor.sandbox, shell_id)
 
     async def run(
         self, who: Principal, ref: str, shell_id: str, command: ShellCommand, *, share: Share | None = None
@@ -84,16 +93,22 @@ class Shells:
         require(who, Scope.EXEC)
         check_shell_id(shell_id)
         check_shell_command(command)
+        self._notes.audit.check()
         own = self._output_share()
-        async with self._directory.live(who, ref).lease() as box:
+        supervisor, command_id = self._directory.live(who, ref), _new_command_id()
+        async with supervisor.lease() as box:
             before = box.oom_kills()
-            try:
-                result = await box.agent.shell_exec(shell_id, _new_command_id(), command, share or own)
-            except SandboxGone:
-                return ExecResult(exit=GONE, stdout=b"", stderr=b"")
-            finally:
-                own.release()
-            return replace(result, exit=judged_exit(result.exit, box, before))
+            with self._notes.command(who, supervisor.sandbox, command.text, exec_id=command_id, shell=shell_id) as note:
+                try:
+                    result = await box.agent.shell_exec(shell_id, command_id, command, share or own)
+                    result = replace(result, exit=judged_exit(result.exit, box, before))
+                except SandboxGone:
+                    result = ExecResult(exit=GONE, stdout=b"", stderr=b"")
+                finally:
+                    own.release()
+                note.ended(result.exit)
+                await note.kept()
+                return result
 
     @asynccontextmanager
     async def stream(
@@ -106,10 +121,13 @@ class Shells:
         require(who, Scope.EXEC)
         check_shell_id(shell_id)
         check_shell_command(command)
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor, command_id = self._directory.live(who, ref), _new_command_id()
+        async with supervisor.lease() as box:
             before = box.oom_kills()
-            async with box.agent.shell_stream(shell_id, _new_command_id(), command) as events:
-                yield judged_events(events, box, before)
+            with self._notes.command(who, supervisor.sandbox, command.text, exec_id=command_id, shell=shell_id) as note:
+                async with box.agent.shell_stream(shell_id, command_id, command) as events:
+                    yield note.told(judged_events(events, box, before))
 
     async def start(
         self,
@@ -125,9 +143,19 @@ class Shells:
         check_shell_id(shell_id)
         check_shell_command(command)
         check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
-        async with self._directory.live(who, ref).lease() as box:
-            command_id = _new_command_id()
-            await box.agent.shell_start(shell_id, command_id, command, keep_bytes=keep_bytes)
+        self._notes.audit.check()
+        supervisor, command_id = self._directory.live(who, ref), _new_command_id()
+        async with supervisor.lease() as box:
+            note = self._notes.begin(
+                who, supervisor.sandbox, command.text, exec_id=command_id, shell=shell_id, background=True
+            )
+            try:
+                await box.agent.shell_start(shell_id, command_id, command, keep_bytes=keep_bytes)
+            except BaseException:
+                note.left()
+                raise
+            self._notes.watch(note, lambda: box.agent.wait(command_id, None))
+            await note.kept()
             return judged_command(await box.agent.command(command_id), box)
 
     async def signal(self, who: Principal, ref: str, shell_id: str, signal: int) -> None:
@@ -141,6 +169,11 @@ class Shells:
             if running is None:
                 raise Conflict("nothing runs in this shell")
             await box.agent.signal(running, signal)
+
+    async def _note(self, event: str, who: Principal, sandbox: Sandbox, shell_id: str) -> None:
+        audit = self._notes.audit
+        data = {"shell": shell_id}
+        await audit.kept(audit.note(event, project=sandbox.project, sandbox=sandbox.id, data=data, who=who))
 
 
 def _new_command_id() -> str:

@@ -9,13 +9,16 @@ import asyncio
 import base64
 import hmac
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from cove.core.access import LOCAL, require
+from cove.core.audit import Audit
 from cove.core.directory import Directory
 from cove.core.validation import check_label
 from cove.engine.clock import Clock
 from cove.model.access import Principal, Scope
+from cove.model.audit import AuditValue
 from cove.model.errors import Conflict, CoveError, NotFound
 from cove.model.ids import new_core_id
 from cove.model.sandbox import Sandbox
@@ -36,8 +39,11 @@ REF_LENGTH: Final = 64
 class SshKeys:
     """Every operation on public keys."""
 
-    def __init__(self, store: Store, directory: Directory, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, store: Store, directory: Directory, clock: Clock, tasks: asyncio.TaskGroup, audit: Audit
+    ) -> None:
         self._store = store
+        self._audit = audit
         self._directory = directory
         self._clock = clock
         self._tasks = tasks
@@ -50,6 +56,7 @@ class SshKeys:
         Raises: Forbidden, BadRequest, NotFound (project), Conflict (the project has it).
         """
         require(who, Scope.KEYS)
+        self._audit.check()
         self._may_give(who, project or who.project)
         key = parse(public_key)
         if name is not None:
@@ -68,6 +75,8 @@ class SshKeys:
         )
         if not await self._store.ssh_keys.add(made):
             raise Conflict("the project has this key already", field="public_key")
+        data = {"ssh_key": made.id, "name": made.name, "fingerprint": made.fingerprint}
+        await self._noted("ssh_key.added", who, of_project, data)
         return made
 
     def list(self, who: Principal) -> list[SshKey]:
@@ -82,6 +91,7 @@ class SshKeys:
         if key is None or (key.project != who.project and not who.can(Scope.ADMIN)):
             raise NotFound("no such SSH key")
         await self._store.ssh_keys.remove(key.id)
+        await self._noted("ssh_key.removed", who, key.project, {"ssh_key": key.id, "name": key.name})
 
     def admit(self, blob: bytes, ref: str) -> tuple[Principal, str] | None:
         """Who the holder of this public key is for the sandbox `ref`, and its id; None: nobody who may log in there.
@@ -109,6 +119,9 @@ class SshKeys:
         if self._store.ssh_keys.by_id(who.key_id.removeprefix("ssh:")) is None:
             return "the key was removed"
         return None
+
+    async def _noted(self, event: str, who: Principal, project: str, data: Mapping[str, AuditValue]) -> None:
+        await self._audit.kept(self._audit.note(event, project=project, sandbox=None, data=data, who=who))
 
     def used(self, who: Principal) -> None:
         """Note that the holder of the key has logged in."""

@@ -12,6 +12,8 @@ from typing import Final
 
 from cove.agentlink.client import TerminalStream
 from cove.core.access import require
+from cove.core.audit import command_text
+from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.execs import LONG_POLL_S, STDIN_STALL_S
 from cove.core.sessions import SIGNALS
@@ -28,6 +30,7 @@ from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest
 from cove.model.execs import KEPT_OUTPUT_BYTES, ExecEvent, ExecSpec
 from cove.model.ids import new_core_id
+from cove.model.sandbox import Sandbox
 from cove.model.terminals import Terminal, TerminalSize
 
 __all__ = ["TerminalStream", "Terminals"]
@@ -38,8 +41,9 @@ _CURSOR: Final = (0, 2**63 - 1)
 class Terminals:
     """Every operation on terminals. All raise Forbidden, NotFound, Gone and SandboxError beside what they name."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, notes: CommandNotes) -> None:
         self._directory = directory
+        self._notes = notes
 
     async def open(
         self, who: Principal, ref: str, spec: ExecSpec, *, size: TerminalSize, keep_bytes: int = KEPT_OUTPUT_BYTES
@@ -52,9 +56,13 @@ class Terminals:
         require(who, Scope.EXEC)
         check_terminal(spec, size)
         check_count(keep_bytes, KEEP_BYTES, "keep_bytes")
-        async with self._directory.live(who, ref).lease() as box:
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             terminal_id = f"t{new_core_id()[:12]}"
+            opened = self._note("terminal.opened", who, supervisor.sandbox, terminal_id, spec)
             await box.agent.start_terminal(terminal_id, spec, size=size, keep_bytes=keep_bytes)
+            await self._notes.audit.kept(opened)
             return judged_command(await box.agent.terminal(terminal_id), box)
 
     async def list(self, who: Principal, ref: str) -> list[Terminal]:
@@ -74,8 +82,10 @@ class Terminals:
         """Hang up if it runs (SIGHUP, a second later SIGKILL to its whole session), and forget its output."""
         require(who, Scope.EXEC)
         check_terminal_id(terminal_id)
-        async with self._directory.live(who, ref).lease() as box:
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
             await box.agent.forget(terminal_id)
+            await self._notes.audit.kept(self._note("terminal.closed", who, supervisor.sandbox, terminal_id))
 
     async def resize(self, who: Principal, ref: str, terminal_id: str, size: TerminalSize) -> None:
         """Change its window. Raises: BadRequest, Conflict (it has ended)."""
@@ -145,8 +155,19 @@ class Terminals:
         check_terminal_id(terminal_id)
         if cursor is not None:
             check_count(cursor, _CURSOR, "cursor")
-        async with (
-            self._directory.live(who, ref).lease() as box,
-            box.agent.attach(terminal_id, cursor=cursor) as stream,
-        ):
-            yield stream.judged(judged_events(stream, box, 0))
+        self._notes.audit.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box, box.agent.attach(terminal_id, cursor=cursor) as stream:
+            await self._notes.audit.kept(self._note("terminal.attached", who, supervisor.sandbox, terminal_id))
+            try:
+                yield stream.judged(judged_events(stream, box, 0))
+            finally:
+                self._note("terminal.detached", who, supervisor.sandbox, terminal_id)
+
+    def _note(
+        self, event: str, who: Principal, sandbox: Sandbox, terminal_id: str, spec: ExecSpec | None = None
+    ) -> int:
+        data = {"terminal": terminal_id}
+        if spec is not None:
+            data["command"] = command_text(spec.argv, spec.shell)
+        return self._notes.audit.note(event, project=sandbox.project, sandbox=sandbox.id, data=data, who=who)

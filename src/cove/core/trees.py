@@ -11,7 +11,9 @@ from typing import Final
 
 from cove.agentlink.client import FileReader
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.directory import Directory
+from cove.core.filenotes import FileNotes
 from cove.core.validation import check_count, check_path, check_principal, check_timeout
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, TooLarge
@@ -37,8 +39,9 @@ _REWRITTEN: Final = (1, 10_000)
 class Trees:
     """Every operation on trees. All raise Forbidden, NotFound (sandbox), Gone, BadRequest, FileError, SandboxError."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, audit: Audit) -> None:
         self._directory = directory
+        self._notes = FileNotes(audit)
 
     @asynccontextmanager
     async def find(  # noqa: PLR0913 - what to list, all by name
@@ -98,8 +101,13 @@ class Trees:
         check_count(limit, _REWRITTEN, "limit")
         if replacement:
             _check_text(replacement, _REPLACEMENT_BYTES, "replacement")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.replace(path, walk, search, replacement, limit=limit, dry_run=dry_run)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            done = await box.agent.replace(path, walk, search, replacement, limit=limit, dry_run=dry_run)
+            if not dry_run:
+                await self._notes.kept("file.replaced", who, supervisor.sandbox, path=path, files=len(done.files))
+            return done
 
     async def usage(self, who: Principal, ref: str, path: str, walk: Walk) -> TreeUsage:
         """What a tree holds, in bytes and entries."""
@@ -123,8 +131,11 @@ class Trees:
         require(who, Scope.FILES)
         _check_walk(path, Walk(exclude=exclude))
         check_count(max_bytes, _ALL, "max_bytes")
-        async with self._directory.live(who, ref).lease() as box:  # noqa: SIM117 - the lease outlives the reader
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:  # noqa: SIM117 - the lease outlives the reader
             async with box.agent.pack(path, exclude=exclude, gzip=gzip, max_bytes=max_bytes) as reader:
+                await self._notes.kept("file.downloaded", who, supervisor.sandbox, path=path, archive=True)
                 yield reader
 
     async def unpack(
@@ -138,8 +149,14 @@ class Trees:
         check_count(unpacking.max_bytes, _ALL, "max_bytes")
         if unpacking.owners and (unpacking.owner or unpacking.group):
             raise BadRequest("owners excludes owner and group", field="owners")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.unpack(path, chunks, unpacking)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            done = await box.agent.unpack(path, chunks, unpacking)
+            await self._notes.kept(
+                "file.uploaded", who, supervisor.sandbox, path=path, archive=True, size_bytes=done.bytes
+            )
+            return done
 
     async def link(  # noqa: PLR0913 - the link's properties, all by name
         self,
@@ -158,8 +175,12 @@ class Trees:
         _check_text(target, 4095, "target")
         if hard:
             check_path(target, "target")
-        async with self._directory.live(who, ref).lease() as box:
-            return await box.agent.link(path, target, hard=hard, overwrite=overwrite, parents=parents)
+        self._notes.check()
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            made = await box.agent.link(path, target, hard=hard, overwrite=overwrite, parents=parents)
+            await self._notes.kept("file.linked", who, supervisor.sandbox, path=path, to=target)
+            return made
 
 
 def _check_walk(path: str, walk: Walk) -> None:

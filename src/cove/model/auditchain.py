@@ -34,6 +34,9 @@ KEY_BYTES: Final = 32
 LINE_BYTES: Final = 64 * 1024
 """Longest line that a verifier looks at; ours are below 10 KiB."""
 
+_FIELDS: Final[frozenset[str]] = frozenset(
+    ("seq", "at", "project", "sandbox", "sandbox_seq", "event", "actor", "data", "sandbox_hmac", "hmac")
+)
 _INFO: Final = b"cove audit 1\0"
 _HASH: Final = "sha256"
 _ENCODE: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
@@ -113,7 +116,7 @@ def rendered(fields: Mapping[str, object]) -> bytes:
 def anchor_line(  # noqa: PLR0913 - what an anchor says, all by name
     key: bytes, *, project: str, sandbox: str | None, link: AuditLink, reason: str, at: float
 ) -> bytes:
-    """The first line of an export whose chain goes on at `link` because what was before is gone: `retention`, `key`."""
+    """The first line of an export that goes on at `link`: all is there (`start`), or not, by `retention` or `key`."""
     return _end_line(key, "anchor", project, sandbox, link, at, {"reason": reason})
 
 
@@ -237,19 +240,21 @@ class _Checker:
 
     def _line(self, fields: dict[str, Any]) -> None:
         is_sandbox = "hmac" not in fields
-        if self.whose is None:
-            self._is_sandbox = is_sandbox
-            self.whose = (fields.get("project", ""), fields.get("sandbox") if is_sandbox else None)
         if is_sandbox is not self._is_sandbox:
-            raise _Bad("is of another kind of export than the lines before it")
+            raise _Bad("is of another kind of export: altered, or the first line of a sandbox's was removed")
+        if self.whose is None:
+            self.whose = (fields.get("project", ""), None)
+        own = fields.get("sandbox_hmac")
+        if {*fields, "hmac"} != _FIELDS or (own is None) != (fields["sandbox"] is None) or own == "":
+            raise _Bad("was altered: it lacks what such a line has, or has more")
         content = {name: value for name, value in fields.items() if name not in {"hmac", "sandbox_hmac"}}
         text = _ENCODE(content)
         seq = fields.get("sandbox_seq") if is_sandbox else fields.get("seq")
         if is_sandbox:
             wanted = _signed(self._key, "sandbox", self._link.last, text)
-            found = fields.get("sandbox_hmac")
+            found = own
         else:
-            wanted = _signed(self._key, "line", self._link.last, fields.get("sandbox_hmac") or "", text)
+            wanted = _signed(self._key, "line", self._link.last, own or "", text)
             found = fields.get("hmac")
         if not _equal(found, wanted):
             raise _Bad(self._why(seq))

@@ -36,6 +36,7 @@ from cove.model.request import PAGE_LIMIT, SandboxFilter
 from cove.server import config, logs
 from cove.server.adminkey import ensure_admin_key
 from cove.server.app import build_app, core_settings, cove_version, edge_limits, engine_config
+from cove.server.auditkey import ensure_audit_key, noted_run
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
@@ -133,6 +134,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             image_store=image_store,
             store=store,
             secrets_at_rest=open_secrets(settings.data_dir),
+            audit_key=ensure_audit_key(settings.data_dir),
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),
             network=engine.network,
@@ -146,7 +148,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         tracer = _tracer(settings, stack)
         app = build_app(core, control, settings, limits=limits, stopping=stopping, ssh=ssh, tracer=tracer)
         servers = listeners(app, settings, limits)
-        with _signals(control):
+        with _signals(control), noted_run(core, settings):
             async with _serving(servers, (tcp_socket, unix_socket), stopping, limits):
                 _settle_memory()
                 announce(settings, key, engine_settings.run_dir)

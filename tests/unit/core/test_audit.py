@@ -32,7 +32,7 @@ async def audit(store, clock) -> Audit:
 
 
 def lines(store, project: str = "p", **wanted):
-    return store.audit.page(project, AuditFilter(**wanted), after=-1, limit=100_000)
+    return store.audit.window(project, AuditFilter(**wanted), first=0, end=10**9, limit=100_000)
 
 
 async def test_lines_stand_in_the_order_of_the_calls_and_are_numbered_without_gaps(store, audit) -> None:

@@ -60,7 +60,9 @@ class Bench:
         self.used: set[str] = set()
         self.clock = ManualClock()
         use = ImageUse(sandboxes=list, digests=lambda: self.used)
-        self.images = Images(Builtin(), store=self.store, settings=settings, clock=self.clock, tasks=tasks, use=use)
+        self.images = Images(
+            Builtin(), store=self.store, settings=settings, clock=self.clock, tasks=tasks, use=use, note=lambda *_: None
+        )
 
 
 @pytest.fixture
@@ -177,7 +179,9 @@ async def test_an_unreachable_registry_is_remembered_for_its_time(tmp_path: Path
 
 async def test_without_a_place_for_images_there_are_the_builtin_ones(tasks: asyncio.TaskGroup) -> None:
     use = ImageUse(sandboxes=list, digests=set)
-    images = Images(Builtin(), store=None, settings=ImageSettings(), clock=ManualClock(), tasks=tasks, use=use)
+    images = Images(
+        Builtin(), store=None, settings=ImageSettings(), clock=ManualClock(), tasks=tasks, use=use, note=lambda *_: None
+    )
     assert (await images.ensure(LOCAL, "base")).image.digest == "d1"
     with pytest.raises(NotFound):
         await images.ensure(LOCAL, "alpine")

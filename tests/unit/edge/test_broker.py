@@ -226,7 +226,9 @@ class Bench:
         return int(head.split(b" ")[1] if head else 0), head, rest
 
     def uses(self) -> list[tuple[object, ...]]:
-        entries = self.core.audit._rows.page("default", AuditFilter(event="credential.proxied"), after=-1, limit=100)
+        entries = self.core.audit._rows.window(
+            "default", AuditFilter(event="credential.proxied"), first=0, end=100, limit=100
+        )
         return [tuple(entry.data[name] for name in ("service", "method", "path", "status")) for entry in entries]
 
 

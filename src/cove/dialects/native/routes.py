@@ -7,6 +7,7 @@ table there, its structs in `wire*.py`, a row in docs/reference/native-api.md.
 from __future__ import annotations
 
 from cove.dialects.native import (
+    audit,
     commands,
     credentials,
     errors,
@@ -47,6 +48,7 @@ def dialect() -> Dialect:
             *server.OPS,
             *sshkeys.OPS,
             *credentials.OPS,
+            *audit.OPS,
         ),
         errors=errors.TABLE,
         key_prefixes=("cove_",),

@@ -1,5 +1,5 @@
 -- The audit trail: one chain per project, and in it one per sandbox. Written only by appending; retention takes from the
--- front. What the HMACs cover is in model/auditchain.py.
+-- front. What the HMACs cover is in model/auditchain.py. Each line's `seq` is one more than that of the line before.
 CREATE TABLE audit (
     project       TEXT NOT NULL,
     seq           BIGINT NOT NULL,
@@ -13,16 +13,17 @@ CREATE TABLE audit (
     hmac          TEXT NOT NULL,
     PRIMARY KEY (project, seq)
 );
-CREATE INDEX audit_by_sandbox ON audit (sandbox, sandbox_seq) WHERE sandbox IS NOT NULL;
+CREATE INDEX audit_by_sandbox ON audit (sandbox, seq) WHERE sandbox IS NOT NULL;
 
 -- Where each chain goes on (`sandbox` empty: the project's own), and, once its beginning is gone, the signed line that
 -- says so.
 CREATE TABLE audit_chains (
-    project  TEXT NOT NULL,
-    sandbox  TEXT NOT NULL DEFAULT '',
-    seq      BIGINT NOT NULL,
-    last     TEXT NOT NULL,
-    anchor   TEXT,
+    project     TEXT NOT NULL,
+    sandbox     TEXT NOT NULL DEFAULT '',
+    seq         BIGINT NOT NULL,
+    last        TEXT NOT NULL,
+    anchor      TEXT,
+    anchor_seq  BIGINT,
     PRIMARY KEY (project, sandbox)
 );
 

@@ -1,0 +1,95 @@
+"""Parts of the core that need nothing but what they are given: `facade.py` puts them in place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from cove.core.admission import Admission
+from cove.core.audit import Audit
+from cove.core.creation import IDEMPOTENCY_S
+from cove.core.images import Images, ImageUse
+from cove.core.info import CoreSettings
+from cove.core.pulls import ImageNote
+from cove.engine.agentbin import agent_build
+from cove.engine.clock import Clock, sleep
+from cove.engine.driver import Driver
+from cove.engine.images.store import ImageStore
+from cove.engine.pool import Pool, PoolConfig, pool_size
+from cove.engine.ports import ImageSource
+from cove.engine.supervisors import Supervisors
+from cove.model.errors import CoveError
+from cove.store.store import Store
+
+log = logging.getLogger(__name__)
+
+PURGE_S: Final = 600.0
+"""How often ended sandboxes and idempotency keys that are past their time are forgotten."""
+
+
+def project_images(  # noqa: PLR0913, PLR0917 - what they stand on
+    images: ImageSource,
+    image_store: ImageStore | None,
+    settings: CoreSettings,
+    clock: Clock,
+    tasks: asyncio.TaskGroup,
+    use: ImageUse,
+    audit: Audit,
+) -> Images:
+    """The images of this server, whose coming and going is a line of the audit trail."""
+    return Images(
+        images,
+        store=image_store,
+        settings=settings.images,
+        clock=clock,
+        tasks=tasks,
+        use=use,
+        note=_image_note(audit),
+    )
+
+
+def _image_note(audit: Audit) -> ImageNote:
+    return lambda event, project, data: audit.note(event, project=project, sandbox=None, data=data)
+
+
+def image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
+    """What says which images are in use."""
+
+    def digests() -> set[str]:
+        # Rows too: a sandbox whose driver is not loaded now has no supervisor, and may live.
+        rows = {sandbox.image_digest for sandbox in store.sandboxes.unended()}
+        return rows | {one.sandbox.image_digest for one in supervisors.all()} | pool.digests()
+
+    return ImageUse(sandboxes=lambda: [one.sandbox for one in supervisors.all()], digests=digests)
+
+
+def sized_pool(pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission) -> PoolConfig:
+    """The pool that this machine can keep: only drivers that work, and no more boxes than fit into its memory."""
+    free = max(admission.memory().available - admission.keep_free_bytes(), 0)
+    targets = tuple(
+        replace(target, size=pool_size(target.size, free)) for target in pool.targets if target.driver in drivers
+    )
+    return replace(pool, targets=targets, agent_build=pool.agent_build or _agent_build())
+
+
+def _agent_build() -> str:
+    try:
+        return agent_build()
+    except CoveError:
+        return ""  # not built here; the driver says so where it matters
+
+
+async def purge_forever(store: Store, clock: Clock, history_s: float) -> None:
+    """Forget what is past its time, until cancelled."""
+    while True:
+        await sleep(clock, PURGE_S)
+        try:
+            while await store.sandboxes.purge(ended_before=clock.now() - history_s):
+                await sleep(clock, 1.0)
+            await store.idempotency.purge(before=clock.now() - IDEMPOTENCY_S)
+        except CoveError as error:
+            log.warning("old records could not be purged: %s %s", error, error.internal)

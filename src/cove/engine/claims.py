@@ -1,8 +1,8 @@
 """What two servers on one machine could both take, claimed machine-wide under /run/cove with a lock.
 
-Today: blocks of uid ranges, and ports of the host. A claim is a file named after the thing, holding the run directory
-of the server that owns it; it is made and freed under one flock. A claim whose run directory is gone is free again. To
-claim another kind (veth names, ...): one more directory name passed to `Claims`.
+Today: blocks of uid ranges, ports of the host, and the addresses between routers and the outside. A claim is a file
+named after the thing, holding the run directory of the server that owns it; it is made and freed under one flock. A
+claim whose run directory is gone is free again. To claim another kind: one more directory name passed to `Claims`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _LAST_RANGE: Final = 0x7FFD
 # 0x70000000-0x7FFDFFFF: below the sign bit, above every range that systemd's "Users, Groups, UIDs and GIDs" page gives
 # to containers (0x80000-0x6FFFFFFF) and below its foreign range (0x7FFE0000); subuid tools start far lower.
 _BLOCK: Final = 64
+_WORDS: Final = {"uid": "uid ranges", "net": "networks of servers"}
 
 
 class Claims:
@@ -50,7 +51,8 @@ class Claims:
                 if number not in owners:
                     (self._dir / str(number)).write_text(self._owner)
                     return number
-        raise CapacityExceeded("all uid ranges of this machine are in use", retry_after_s=30)
+        what = _WORDS.get(self._dir.name, self._dir.name)
+        raise CapacityExceeded(f"all {what} of this machine are in use", retry_after_s=30)
 
     def take_first(self, numbers: Iterable[int]) -> int | None:
         """Claim the first of `numbers` that no other server has; None if there is none. Own ones are own again."""

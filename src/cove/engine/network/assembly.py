@@ -17,6 +17,7 @@ from cove.engine.network.names import Names, open_names
 from cove.engine.network.netns import NetNs, Places
 from cove.engine.network.ownaddresses import own_addresses
 from cove.engine.network.port import Endpoint, Endpoints
+from cove.engine.network.refusals import open_refusals
 from cove.engine.network.resolver import Judges
 from cove.engine.network.ruleset import Ruleset, open_ruleset
 from cove.engine.network.topology import TRANSIT, NetworkConfig
@@ -85,7 +86,8 @@ async def open_parts(
             open_ruleset(places.router, addresses=str(config.subnet), closed=closed)
         )
         await ruleset.reconcile(there)
-        judges = Judges(closed=lambda: ruleset.closed, learner=ruleset, report=report)
+        refusals = await stack.enter_async_context(open_refusals(places.router, ruleset, endpoints, report))
+        judges = Judges(closed=lambda: ruleset.closed, learner=ruleset, report=refusals.note)
         servers = name_servers(config.resolvers, config.outside)
         names = await stack.enter_async_context(open_names(places, endpoints, servers, judges))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

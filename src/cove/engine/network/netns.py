@@ -57,6 +57,10 @@ class NetNs:
         except TimeoutError as error:
             raise EngineFailure("the machine's network did not answer in time") from error
 
+    def call(self, work: Callable[[], T]) -> T:
+        """The same without a loop, blocking."""
+        return self._executor.submit(work).result(_CALL_LIMIT_S)
+
     async def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A non-blocking socket of that namespace. Raises: OSError."""
 

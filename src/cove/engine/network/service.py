@@ -67,7 +67,7 @@ class SandboxNetwork:
         self._closing = asyncio.Event()
         self._leading_out = asyncio.Lock()
         self._has_uplink = False
-        self._claims = Claims("net", config.run_dir, count=TRANSITS, root=config.run_dir.parent)
+        self._claims = Claims("net", config.run_dir, count=TRANSITS)
         self._limited: dict[str, int | None] = {}
         self._ended: asyncio.Queue[int] = asyncio.Queue()
 
@@ -288,6 +288,7 @@ class SandboxNetwork:
             held = self._claims.held()
             number = held[0] if held else self._claims.take()
             try:
+                self.config.outside_note.write_text("" if self.config.outside is None else str(self.config.outside))
                 is_made = await places.outside.run(lambda: uplink.is_made(self.config, number))
                 if not is_made or not await places.router.run(uplink.has_end):
                     await self._make_pair(places, number)

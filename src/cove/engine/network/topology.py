@@ -55,6 +55,11 @@ class NetworkConfig(Struct, frozen=True, kw_only=True):
         return self.run_dir / "router"
 
     @property
+    def outside_note(self) -> Path:
+        """Where is written which namespace the uplink leads to, for who cleans up without these settings."""
+        return self.run_dir / "outside"
+
+    @property
     def outside_link(self) -> str:
         """The uplink's name outside: 15 characters, all that a name may have."""
         return f"{OUTSIDE_PREFIX}{self.instance[:12]}"

@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from cove.engine.config import RUN_ROOT
 from cove.engine.network import nft
 from cove.engine.network import rtnetlink as rt
+from cove.engine.network.netns import NetNs
 from cove.engine.network.router import write_sysctl
 from cove.engine.network.rtnetlink import End, RtNetlink
 from cove.engine.network.topology import OUTSIDE_PREFIX, UPLINK, NetworkConfig, transit
@@ -132,7 +134,7 @@ def finish_outside(config: NetworkConfig, number: int) -> None:
             raise OSError(errno.ENODEV, f"{config.outside_link} is not there")
         write_sysctl(f"ipv6/conf/{config.outside_link}/disable_ipv6", "1")
         kernel.change(rt.new_address(link.index, away, 30), rt.set_up(link.index))
-    with _alone(config):
+    with _alone():
         if _FORWARD.read_text().strip() == "0":
             log.warning(
                 "this machine did not forward packets; it does now, for Cove's sandboxes only "
@@ -153,6 +155,25 @@ def _replace(table: str, text: str) -> None:
     nft.run_once(f"table ip {table}\ndelete table ip {table}\n{text}")
 
 
+def remove_noted(instance: str, run_dir: Path) -> None:
+    """As `remove`, in the namespace that was written down, from any thread but at the cost of one. Raises: OSError."""
+    config = NetworkConfig(instance=instance, run_dir=run_dir)
+    noted = config.outside_note.read_text() if config.outside_note.exists() else ""
+    space = NetNs(Path(noted) if noted else None, "outside")
+    try:
+        space.call(lambda: remove(config))
+    finally:
+        space.close()
+
+
+def traces(instance: str) -> list[str]:
+    """What of an instance is in the namespace of the calling thread. Raises: OSError."""
+    config = NetworkConfig(instance=instance, run_dir=RUN_ROOT)
+    with RtNetlink() as kernel:
+        found = [config.outside_link] if kernel.link(name=config.outside_link) is not None else []
+    return found + [table for table in (table_name(config),) if table in nft.run_once("list tables ip").split()]
+
+
 def remove(config: NetworkConfig) -> None:
     """Take the interface and the rules away, and forwarding if we brought it and are the last. Idempotent.
 
@@ -163,7 +184,7 @@ def remove(config: NetworkConfig) -> None:
         tables = nft.run_once("list tables ip").split()
         if table_name(config) in tables:
             nft.run_once(f"delete table ip {table_name(config)}")
-        with _alone(config):
+        with _alone():
             others = [one.name for one in kernel.links() if one.name.startswith(OUTSIDE_PREFIX)]
             if _SHARED_TABLE in tables and not others:
                 _FORWARD.write_text("0")
@@ -172,9 +193,10 @@ def remove(config: NetworkConfig) -> None:
 
 
 @contextmanager
-def _alone(config: NetworkConfig) -> Generator[None]:
+def _alone() -> Generator[None]:
     """One server of the machine at a time: forwarding is everybody's."""
-    fd = os.open(config.run_dir.parent / "forwarding.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    RUN_ROOT.mkdir(mode=0o711, exist_ok=True)
+    fd = os.open(RUN_ROOT / "forwarding.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

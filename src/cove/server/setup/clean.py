@@ -2,7 +2,8 @@
 
 Either one server's things (its data directory's instance) or every instance's. System packages stay, because others may
 use them by now; they are named. In this order, so that nothing is pulled from under something that lives: server,
-sandboxes, mounts, loop devices, cgroups, directories. A thing that resists is reported at the end; the rest goes on.
+sandboxes, the network, mounts, loop devices, cgroups, directories. A thing that resists is reported at the end; the
+rest goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from msgspec import Struct
 
 from cove.engine import kernel
 from cove.engine.config import RUN_ROOT, instance_of
+from cove.engine.network import uplink
+from cove.model.errors import CoveError
 from cove.server.setup import aptroot
 from cove.server.setup.datadir import is_ours
 from cove.server.setup.packages import read_installed
@@ -52,6 +55,7 @@ class Traces(Struct, frozen=True, kw_only=True):
     mounts: tuple[str, ...]
     loops: tuple[str, ...]
     cgroups: tuple[Path, ...]
+    network: tuple[str, ...]
     paths: tuple[Path, ...]
 
     def lines(self) -> list[str]:
@@ -61,6 +65,7 @@ class Traces(Struct, frozen=True, kw_only=True):
             "mount": self.mounts,
             "loop device": self.loops,
             "cgroup": self.cgroups,
+            "interface or table of rules": self.network,
             "path": self.paths,
         }
         return [f"{kind}: {', '.join(map(str, found))}" for kind, found in kinds.items() if found]
@@ -89,7 +94,9 @@ def clean(settings: SetupSettings, progress: Progress, *, every: bool) -> None:
     if left.lines():
         raise SetupFailed("something of Cove is still there:\n" + _indented(left.lines()), cure="a restart frees it")
     whose = "Cove is left on this machine" if every else f"the server of {settings.data_dir} is left"
-    progress.note(f"Nothing of {whose}: looked for processes, mounts, loop devices, cgroups and files.")
+    progress.note(
+        f"Nothing of {whose}: looked for processes, mounts, loop devices, cgroups, interfaces, rules and files."
+    )
     if kept:
         progress.note(f"Left installed, as others may use them by now: apt-get purge {' '.join(kept)}")
 
@@ -102,6 +109,7 @@ def find_traces(settings: SetupSettings, names: list[str]) -> Traces:
         mounts=tuple(_mounts(settings, names)),
         loops=tuple(device for device, _ in _loops(settings.data_dir)),
         cgroups=tuple(_cgroups(names)),
+        network=tuple(_network(names)),
         paths=tuple(path for path in paths if path.exists()),
     )
 
@@ -203,6 +211,7 @@ def _thaw(names: list[str]) -> None:
 
 def _remove(settings: SetupSettings, names: list[str]) -> None:
     # The engine's mounts lie in a namespace bound at <run_dir>/ns/mnt: without that bind and a process they all go.
+    _remove_network(settings, names)
     _until(lambda: not _unmount_all(settings, names))
     _until(lambda: not _detach_loops(settings.data_dir))
     _until(lambda: not _remove_cgroups(names))
@@ -212,6 +221,22 @@ def _remove(settings: SetupSettings, names: list[str]) -> None:
     # By rm(1): trees of images may be deeper than our interpreter recurses. It stays on this file system.
     subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", settings.data_dir], check=False, timeout=_REMOVE_S)
     aptroot.sweep()
+
+
+def _remove_network(settings: SetupSettings, names: list[str]) -> None:
+    """What lies outside; the router's namespace goes with the mount namespace that it is bound in."""
+    for name in names:
+        # What resists is found again by `find_traces`.
+        with contextlib.suppress(OSError, CoveError):
+            uplink.remove_noted(name, settings.run_dir / name)
+
+
+def _network(names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found += uplink.traces(name)
+    return found
 
 
 def _until(is_done: Callable[[], bool], limit_s: float = 5.0) -> None:
@@ -293,7 +318,8 @@ def _free_claims(run_root: Path, names: list[str]) -> None:
     """Free what the instances had claimed machine-wide, then the root itself when nobody is left in it."""
     # Claims lie in one place whatever the run directory is, and hold the run directory of their owner.
     owners = {str(run_root / name) for name in names}
-    for claim in [*RUN_ROOT.glob("uid/*"), *run_root.glob("uid/*")]:
+    kinds = ("uid", "port", "net")
+    for claim in [found for kind in kinds for root in {RUN_ROOT, run_root} for found in root.glob(f"{kind}/*")]:
         with contextlib.suppress(OSError):
             if claim.read_text() in owners:
                 claim.unlink()

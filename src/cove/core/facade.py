@@ -305,7 +305,6 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     """Make store and machine agree, then begin."""
     await parts.audit.adopt_key(parts.store)
     found = await _reconciled(parts)
-    await parts.networks.reconnect(parts.supervisors.all())
     creation = _creation(parts)
     parts.pool.start_filling()
     core = _core(parts, creation, found, tasks)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
@@ -33,9 +31,6 @@ from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL
 from cove.store.store import Store
 
-log = logging.getLogger(__name__)
-
-AT_ONCE: Final = 16
 INSIDE_SUFFIX: Final = ".cove.internal"
 """Names of links end so, inside."""
 
@@ -91,25 +86,6 @@ class Networks:
         """It does not any more."""
         self._refusals.forget(sandbox)
         self.links.moved(sandbox.project, sandbox.name)
-
-    async def reconnect(self, supervisors: Iterable[Supervisor]) -> None:
-        """After a restart: let hold what was written, whatever the server's last act was. Never raises.
-
-        Until then the rules of before hold, and the resolver and the proxies know nobody: nothing opens in between.
-        """
-        limit = asyncio.Semaphore(AT_ONCE)
-
-        async def connect(supervisor: Supervisor) -> None:
-            async with limit:
-                try:
-                    await supervisor.connect()
-                except CoveError as error:
-                    log.warning("sandbox %s keeps its rules: %s %s", supervisor.sandbox.id, error, error.internal)
-
-        async with asyncio.TaskGroup() as tasks:
-            for supervisor in tuple(supervisors):
-                if supervisor.sandbox.network.is_connected:
-                    tasks.create_task(connect(supervisor))
 
     async def get(self, who: Principal, ref: str) -> NetworkState:
         """A sandbox's network. Raises: Forbidden, NotFound."""

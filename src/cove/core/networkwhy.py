@@ -101,7 +101,7 @@ def _packet(question: Question, address: str | None) -> Step:
         return Step(step="packet", verdict=Verdict.DENY, rule=reason, address=address)
     is_named = question.protocol is Protocol.TCP and question.port in CHECKED_PORTS
     hangs = address is not None and needs_name(question.policy, address, question.port, question.protocol)
-    step = "name" if is_named and hangs else "packet"
+    step = "name" if is_named and hangs and not decision.is_closed else "packet"
     return Step(step=step, verdict=decision.verdict, rule=decision.rule, address=address)
 
 

@@ -29,7 +29,7 @@ from cove.engine.inbox import Action, Inbox, was_seen
 from cove.engine.pool import is_connected
 from cove.engine.records import ended, ended_error, moved, with_network
 from cove.model.errors import CoveError, EngineFailure, Gone
-from cove.model.network import NetworkPolicy, NetworkUse
+from cove.model.network import NetworkUse
 from cove.model.origin import working_for
 from cove.model.sandbox import IdleAction, Sandbox, Source, Usage
 from cove.model.state import FINAL, EndReason, State
@@ -99,12 +99,8 @@ class Supervisor:
         """Bytes over its interface so far."""
         return NetworkUse() if self._box is None else await bounded(self._box.network_use())
 
-    async def connect(self) -> Sandbox:
-        """Apply its network policy again, with the addresses that its links have now. Raises: Gone, EngineFailure."""
-        return await self._ask(lambda: self._connect(self.sandbox.network))
-
     def connect_soon(self) -> None:
-        """The same, without waiting for it."""
+        """Apply its network policy again, with the addresses that its links have now, without waiting for it."""
         self._inbox.post(self._reconnect)
 
     async def end(self, reason: EndReason, detail: str | None = None) -> Sandbox:
@@ -279,15 +275,11 @@ class Supervisor:
             raise
         return replace(changed, isolation=box.isolation)
 
-    async def _connect(self, policy: NetworkPolicy) -> None:
-        if self._box is not None:
-            await bounded(self._box.set_network(policy, self._ports.links(self.sandbox)))
-
     async def _reconnect(self) -> None:
-        if self.sandbox.state in FINAL or not self.sandbox.network.links:
+        if self._box is None or self.sandbox.state in FINAL or not self.sandbox.network.links:
             return
         try:
-            await self._connect(self.sandbox.network)
+            await bounded(self._box.set_network(self.sandbox.network, self._ports.links(self.sandbox)))
         except CoveError as error:
             log.warning("sandbox %s keeps the links it had: %s %s", self.sandbox.id, error, error.internal)
 

@@ -19,6 +19,7 @@ from cove.dialects.native import wire, wire_server
 from cove.dialects.native.times import optional_timestamp, timestamp
 from cove.dialects.native.translate_credentials import wishes_of
 from cove.dialects.native.translate_images import image_view
+from cove.dialects.native.translate_networks import request_from
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Json, ServerFacts
 from cove.edge.sse import event
@@ -72,6 +73,7 @@ def spec_of(body: wire.Create) -> SandboxSpec:
         timeout_s=body.timeout_s,
         idle_timeout_s=body.idle_timeout_s,
         idle_action=IdleAction(body.idle_action),
+        network=request_from(body.network),
         credentials=wishes_of(body.credentials),
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from cove.dialects.native.wire_credentials import Key, Wish
+from cove.dialects.native.wire_networks import Given
 
 TEN_YEARS_S = 315360000
 MAX_MIB = 1048576
@@ -58,6 +59,10 @@ class Create(Request, frozen=True):
     run_entrypoint: Annotated[
         bool, Meta(description="Start the image's ENTRYPOINT and CMD as the background command `entrypoint`.")
     ] = False
+    network: Annotated[
+        Given | None,
+        Meta(description="A policy, or a word: none, open, a profile's name. Null: the project's default."),
+    ] = None
     credentials: Annotated[
         dict[str, Key | Wish], Meta(max_length=32, description="Keys by service, which stay outside of the sandbox.")
     ] = field(default_factory=dict[str, Key | Wish])

@@ -24,7 +24,6 @@ from cove.core.facade import Core, open_core
 from cove.core.info import CoreSettings
 from cove.engine.clock import ManualClock
 from cove.engine.driver import Box, BoxFacts, BoxImage, BoxSpec, Driver
-from cove.engine.network.port import Network
 from cove.engine.pool import PoolConfig, PoolTarget
 from cove.model.errors import Conflict, CoveError, EngineFailure, NotFound, SandboxGone
 from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecResult, ExecSpec, Started, Stream, Why

@@ -167,6 +167,7 @@ log group @GROUP snaplen @SNAPSHOT queue-threshold 16
         update @refusal_rate { ip saddr limit rate over 1000/second burst 2000 packets } drop
         jump record
         meta l4proto tcp reject with tcp reset
+        meta l4proto udp reject with icmp port-unreachable
         reject with icmp admin-prohibited
     }
     chain too_fast {

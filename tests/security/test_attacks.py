@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cove.engine.attacks.run import attacks
+from world_support import World
 
 pytestmark = pytest.mark.real
 DRIVERS = ("runc", "crun", "gvisor")
@@ -22,8 +23,9 @@ WEAKENED = str(Path(__file__).with_name("weakened.py"))
 Verdicts = dict[str, dict[str, Any]]
 
 
-def attacked(folder: Path, program: list[str], driver: str, *only: str) -> tuple[int, Verdicts, str]:
+def attacked(folder: Path, program: list[str], driver: str, *only: str, outside: str = "") -> tuple[int, Verdicts, str]:
     argv = [sys.executable, *program, "--driver", driver, "--data-dir", str(folder), "--setup-dir", SETUP_DIR]
+    argv += ["--network-outside", outside] if outside else []
     for word in only:
         argv += ["--only", word]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
@@ -33,11 +35,13 @@ def attacked(folder: Path, program: list[str], driver: str, *only: str) -> tuple
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdicts]:
+def verdicts(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdicts]:
     """Every driver attacked once, by itself: what one does to the machine must not be another's result."""
     found: dict[str, Verdicts] = {}
+    program = ["-m", "cove.engine.attacks"]
     for driver in DRIVERS:
-        _, found[driver], complaint = attacked(tmp_path_factory.mktemp(driver), ["-m", "cove.engine.attacks"], driver)
+        folder = tmp_path_factory.mktemp(driver)
+        _, found[driver], complaint = attacked(folder, program, driver, outside=world.outside.path)
         assert found[driver], complaint
     return found
 

@@ -16,15 +16,16 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cove.engine import machine
-from cove.engine.attacks import calls, escape, exhaustion, exposure, surface
+from cove.engine.attacks import calls, escape, exhaustion, exposure, network, surface
 from cove.engine.attacks.target import Broken, NotHere, Target
 from cove.engine.config import EngineConfig
 from cove.engine.registry import DriverStatus, Engine, open_engine
 
 ATTACK_LIMIT_S: Final = 150.0
-MODULES: Final = (escape, surface, exposure, calls, exhaustion)
+MODULES: Final = (escape, surface, exposure, calls, exhaustion, network)
 """Where attacks are found."""
 
 Attack = Callable[[Target], Awaitable[str]]
@@ -76,7 +77,7 @@ def case_of(name: str) -> str:
 
 async def against(engine: Engine, driver: str, only: str = "") -> AsyncIterator[Verdict]:
     """Attack boxes of `driver` with those attacks whose name contains `only`; what they leave is freed at the end."""
-    target = Target(engine.drivers[driver], engine.images.get("base"))
+    target = Target(engine.drivers[driver], engine.images.get("base"), engine.network)
     try:
         for name, attack in attacks().items():
             if only in name:
@@ -156,12 +157,14 @@ def main() -> int:
     )
     parser.add_argument("--quota", default="auto", help="as COVE_QUOTA")
     parser.add_argument("--degrade", action="append", default=[], help="as COVE_DEGRADE")
+    parser.add_argument("--network-outside", type=Path, help="as COVE_NETWORK_OUTSIDE")
     given = parser.parse_args()
     os.umask(0o022)
     given.data_dir.mkdir(parents=True, exist_ok=True)
     config = EngineConfig.for_trials(
         given.data_dir, given.setup_dir, tuple(given.driver), quota=given.quota, degrade=tuple(given.degrade)
     )
+    config = replace(config, network_outside=given.network_outside)
     origin = machine.enter(config.run_dir)
     try:
         return 0 if asyncio.run(_until_told(run(config, given.only))) else 1

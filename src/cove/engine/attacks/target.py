@@ -9,8 +9,10 @@ from typing import Final
 from msgspec import Struct
 
 from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
+from cove.engine.network.service import SandboxNetwork
 from cove.model.execs import ExecResult, ExecSpec
 from cove.model.ids import new_core_id
+from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.sandbox import MIB, Limits
 
 SMALL: Final = Limits(memory_bytes=256 * MIB, disk_bytes=128 * MIB, pids=256)
@@ -64,17 +66,19 @@ class NotHere(Exception):
 
 
 class Target(Struct, frozen=True):
-    """One driver, and the image that boxes start from."""
+    """One driver, the image that boxes start from, and the network that they can have."""
 
     driver: Driver
     image: BoxImage
+    network: SandboxNetwork | None = None
 
     @asynccontextmanager
-    async def box(self, limits: Limits = SMALL) -> AsyncGenerator[Box]:
-        """A fresh claimed box, gone afterwards."""
+    async def box(self, limits: Limits = SMALL, network: NetworkPolicy = NO_NETWORK) -> AsyncGenerator[Box]:
+        """A fresh claimed box, gone afterwards. Its policy holds before anything runs in it."""
         spec = BoxSpec(id=new_core_id(), image=self.image, limits=limits, hostname="target")
         box = await self.driver.create(spec)
         try:
+            await box.set_network(network, {})
             await box.agent.claim({"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, None, None)
             yield box
         finally:

@@ -19,6 +19,7 @@ from typing import IO, Final
 import msgspec
 
 from cove.engine.attacks.run import End, Outcome, Verdict
+from cove.server.config import load
 from cove.server.doctor.isolation_probes import as_configured
 from cove.server.setup.settings import SetupFailed, SetupSettings
 
@@ -46,6 +47,8 @@ def attack(settings: SetupSettings, drivers: Sequence[str], only: str = "") -> G
     with tempfile.TemporaryDirectory(prefix=".attack-", dir=settings.data_dir, ignore_cleanup_errors=True) as folder:
         argv = [sys.executable, "-m", "cove.engine.attacks", "--data-dir", folder]
         argv += ["--setup-dir", str(settings.data_dir), "--only", only, *as_configured(drivers)]
+        if outside := load(os.environ).settings.network_outside:
+            argv += ["--network-outside", str(outside)]
         with tempfile.TemporaryFile() as complaints, _running(argv, complaints) as process:
             assert process.stdout is not None  # noqa: S101 - a pipe was asked for
             count, end = 0, None

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from network_lab_support import Lab
+from tests_support import RunningServer
+from world_support import World
+
 DRIVERS = ("runc", "crun", "gvisor")
 
 
@@ -24,3 +28,17 @@ def driven_sandbox(client: httpx2.Client, driver: str) -> Iterator[str]:
     assert made.json()["isolation"]["driver"] == driver
     yield made.json()["id"]
     client.delete(f"/sandboxes/{made.json()['id']}")
+
+
+@pytest.fixture(scope="module")
+def module_lab(world: World, world_server: RunningServer) -> Iterator[Lab]:
+    made = Lab(world_server, world)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lab(module_lab: Lab) -> Iterator[Lab]:
+    """Sandboxes in a test world; those of each test go with it, and the world forgets them."""
+    yield module_lab
+    module_lab.drop()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from cove import aio
+    from cove.sdk.accounts import Account, Bill, Quota, QuotaInfo, UsageLine
     from cove.sdk.api import close, connect, create, get, images, list  # noqa: A004 - `cove.list` is the public name
     from cove.sdk.client import Client
     from cove.sdk.connections import Connection
@@ -70,10 +71,12 @@ __version__: Final = "0.1.0"
 
 __all__ = [
     "UNSET",
+    "Account",
     "AgentTimeout",
     "AgentViolation",
     "BadAnswer",
     "BadRequest",
+    "Bill",
     "BudgetExceeded",
     "CapacityExceeded",
     "Change",
@@ -99,7 +102,9 @@ __all__ = [
     "Job",
     "NotFound",
     "Port",
+    "Quota",
     "QuotaExceeded",
+    "QuotaInfo",
     "QuotaTooSmall",
     "RateLimited",
     "RegistryError",
@@ -115,6 +120,7 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "Unsupported",
+    "UsageLine",
     "Watch",
     "__version__",
     "aio",
@@ -127,6 +133,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
+    **dict.fromkeys(("Account", "Bill", "Quota", "QuotaInfo", "UsageLine"), "accounts"),
     **dict.fromkeys(("close", "connect", "create", "get", "images", "list"), "api"),
     "Client": "client",
     "Connection": "connections",

@@ -10,6 +10,7 @@
 Errors and results are those of `cove` itself.
 """
 
+from cove.sdk.aio.accounts import Account
 from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: A004 - the same name as `cove.list`
 from cove.sdk.aio.client import Client
 from cove.sdk.aio.connections import Connection
@@ -23,6 +24,7 @@ from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 
 __all__ = [
+    "Account",
     "Client",
     "Connection",
     "Files",

@@ -38,6 +38,8 @@ COMMANDS: Final = {
     "ssh-key": "ssh_key",
     "ssh-config": "ssh",
     "project": "project",
+    "quota": "quota",
+    "usage": "usage",
     "file": "file",
     "image": "image",
     "config": "config",

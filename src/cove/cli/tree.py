@@ -39,7 +39,7 @@ class Root(click.Group):
         if name not in COMMANDS and not name.startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(name, list(COMMANDS), 1) or _TWINS.get(name, [])
+            near = _TWINS.get(name) or difflib.get_close_matches(name, list(COMMANDS), 1)
             raise click.UsageError(f'no command "{name}"' + (f"; did you mean {near[0]}?" if near else ""), ctx)
         return super().resolve_command(ctx, args)
 

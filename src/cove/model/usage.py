@@ -11,7 +11,11 @@ from typing import Final
 
 from msgspec import Struct
 
-NANO: Final = 1_000_000_000
+DECIMALS: Final = 9
+NANO: Final = 10**DECIMALS
+MOST_MONEY: Final = 4_000_000_000
+"""So that nano-units fit the store's integers."""
+
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 
@@ -100,15 +104,15 @@ class SandboxUsage(Struct, frozen=True, kw_only=True):
 
 def money(nano: int) -> str:
     """The amount in decimal digits, exact: `0.00111`."""
-    text = f"{Decimal(nano).scaleb(-9):f}"
+    text = f"{Decimal(nano).scaleb(-DECIMALS):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def nano(amount: Decimal) -> int:
     """An amount of money in nano-units. Raises: ValueError for one that is not finite, negative, or finer."""
-    if not amount.is_finite() or amount < 0:
-        raise ValueError("must be an amount of money, 0 or more")
-    scaled = amount.scaleb(9)
-    if scaled != scaled.to_integral_value():
-        raise ValueError("has more than 9 decimals")
-    return int(scaled)
+    if not amount.is_finite() or not 0 <= amount <= MOST_MONEY:
+        raise ValueError(f"must be an amount of money, 0 to {MOST_MONEY}")
+    exponent = amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -DECIMALS:
+        raise ValueError(f"has more than {DECIMALS} decimals")
+    return int(amount.scaleb(DECIMALS))

@@ -19,6 +19,8 @@ from cove.sdk.transport import STREAM_SILENCE_S, Call, Lost, Response, Retries, 
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
+    from cove.sdk.account_models import Quota
+    from cove.sdk.accounts import Account
     from cove.sdk.images import Images
     from cove.sdk.models import Image, Key, Project, SshKey
     from cove.sdk.sandbox import Sandbox
@@ -151,6 +153,13 @@ class Client:
 
         return Images(self)
 
+    @property
+    def account(self) -> Account:
+        """What was used, what it costs, and who may use how much."""
+        from cove.sdk.accounts import Account
+
+        return Account(self)
+
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""
         return self.call(server_calls.server())
@@ -159,7 +168,7 @@ class Client:
         """Stop the server; returns how many `sandboxes` go on: the next start takes them over. With `all` none does."""
         return self.call(server_calls.shutdown(destroy_all=all))
 
-    def create_key(
+    def create_key(  # noqa: PLR0913 - one keyword for each property of a key
         self,
         name: str,
         *,
@@ -167,10 +176,11 @@ class Client:
         scopes: Sequence[str] | None = None,
         timeout: Duration | None = None,
         dialect: str | None = None,
+        quota: Quota | None = None,
     ) -> Key:
-        """Make an API key. Its secret, `.key`, is shown only in this answer."""
+        """Make an API key. Its secret, `.key`, is shown only in this answer. What it does counts for yours, too."""
         return self.call(
-            server_calls.create_key(name, project=project, scopes=scopes, timeout=timeout, dialect=dialect)
+            server_calls.create_key(name, project=project, scopes=scopes, timeout=timeout, dialect=dialect, quota=quota)
         )
 
     def keys(self) -> builtins.list[Key]:

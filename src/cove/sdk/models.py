@@ -35,6 +35,8 @@ class Usage:
     disk_bytes: int
     oom_kills: int
     pids: int
+    sent_bytes: int
+    received_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,15 @@ def usage(wire: dict[str, Any] | None) -> Usage:
         cpu_ms=float(wire.get("cpu_ms") or 0),
         **{
             name: int(wire.get(name) or 0)
-            for name in ("memory_bytes", "memory_peak_bytes", "disk_bytes", "oom_kills", "pids")
+            for name in (
+                "memory_bytes",
+                "memory_peak_bytes",
+                "disk_bytes",
+                "oom_kills",
+                "pids",
+                "sent_bytes",
+                "received_bytes",
+            )
         },
     )
 

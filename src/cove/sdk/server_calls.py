@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cove.sdk.account_calls import quota_body
 from cove.sdk.transport import Call, Retry
 from cove.sdk.units import UNSET, Duration, Unset, parse_seconds
 from cove.sdk.wire import API, checked, items_of, nothing, quoted
 
 if TYPE_CHECKING:  # its dataclasses cost 7 ms, which `cove exec` does not have
+    from cove.sdk.account_models import Quota
     from cove.sdk.models import Key, Project
 
 
@@ -34,8 +36,14 @@ def _key(wire: Any) -> Key:
     return models.key(checked(wire))
 
 
-def create_key(
-    name: str, *, project: str | None, scopes: Sequence[str] | None, timeout: Duration | None, dialect: str | None
+def create_key(  # noqa: PLR0913 - one keyword for each property of a key
+    name: str,
+    *,
+    project: str | None,
+    scopes: Sequence[str] | None,
+    timeout: Duration | None,
+    dialect: str | None,
+    quota: Quota | None = None,
 ) -> Call[Key]:
     """POST /keys. Not repeated: each one makes another key."""
     body: dict[str, Any] = {"name": name, "timeout_s": parse_seconds(timeout, "timeout")}
@@ -45,6 +53,8 @@ def create_key(
         body["scopes"] = list(scopes)
     if dialect is not None:
         body["dialect"] = dialect
+    if quota is not None:
+        body["quota"] = quota_body(quota)
     return Call("POST", f"{API}/keys", _key, json=body)
 
 

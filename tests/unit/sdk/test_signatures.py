@@ -11,6 +11,7 @@ import cove
 from cove import aio
 
 CLASSES = [
+    "Account",
     "Client",
     "Sandbox",
     "Files",

@@ -6,6 +6,7 @@ from typing import Final
 
 from cove.dialects.native import wire_server
 from cove.dialects.native.translate import key_view, new_key_view, project_view, server_view
+from cove.dialects.native.translate_quotas import optional_quota_of
 from cove.edge.metrics import MEDIA_TYPE
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
@@ -47,7 +48,13 @@ async def mint_key(call: Call[wire_server.MintKey, Nothing]) -> Json:
     """Make one."""
     body = call.body
     key, text = await call.core.keys.mint(
-        call.who, body.name, body.project, map(Scope, body.scopes), dialect=body.dialect, timeout_s=body.timeout_s
+        call.who,
+        body.name,
+        body.project,
+        map(Scope, body.scopes),
+        dialect=body.dialect,
+        timeout_s=body.timeout_s,
+        quota=optional_quota_of(body.quota),
     )
     return Json(new_key_view(key, text), status=201)
 

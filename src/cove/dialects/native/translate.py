@@ -174,6 +174,8 @@ def _usage_view(usage: Usage) -> wire.Usage:
         disk_bytes=usage.disk_bytes,
         oom_kills=usage.oom_kills,
         pids=usage.pids,
+        sent_bytes=usage.sent_bytes,
+        received_bytes=usage.received_bytes,
     )
 
 

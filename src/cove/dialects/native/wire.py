@@ -213,6 +213,8 @@ class Usage(Struct, frozen=True, kw_only=True):
     disk_bytes: int
     oom_kills: int
     pids: int
+    sent_bytes: int
+    received_bytes: int
 
 
 class Sandbox(Struct, frozen=True, kw_only=True):

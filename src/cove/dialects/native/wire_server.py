@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from cove.dialects.native.wire import DriverName, Isolation, Label, Request, ScopeName, Seconds
 from cove.dialects.native.wire_images import Image
+from cove.dialects.native.wire_quotas import Quota
 
 
 class MintKey(Request, frozen=True):
@@ -18,6 +19,7 @@ class MintKey(Request, frozen=True):
     scopes: tuple[ScopeName, ...] = ()
     timeout_s: Seconds | None = None
     dialect: Annotated[str, Meta(max_length=63)] | None = None
+    quota: Quota | None = None
 
 
 class NewProject(Request, frozen=True):

@@ -19,6 +19,8 @@ from cove.sdk.transport import STREAM_SILENCE_S, AsyncResponse, Call, Retries
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
 if TYPE_CHECKING:
+    from cove.sdk.account_models import Quota
+    from cove.sdk.aio.accounts import Account
     from cove.sdk.aio.images import Images
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.transport import AioTransport
@@ -148,6 +150,13 @@ class Client:
 
         return Images(self)
 
+    @property
+    def account(self) -> Account:
+        """What was used, what it costs, and who may use how much."""
+        from cove.sdk.aio.accounts import Account
+
+        return Account(self)
+
     async def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""
         return await self.call(server_calls.server())
@@ -156,7 +165,7 @@ class Client:
         """Stop the server; returns how many `sandboxes` go on: the next start takes them over. With `all` none does."""
         return await self.call(server_calls.shutdown(destroy_all=all))
 
-    async def create_key(
+    async def create_key(  # noqa: PLR0913 - one keyword for each property of a key
         self,
         name: str,
         *,
@@ -164,10 +173,11 @@ class Client:
         scopes: Sequence[str] | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - the life of the key
         dialect: str | None = None,
+        quota: Quota | None = None,
     ) -> Key:
-        """Make an API key. Its secret, `.key`, is shown only in this answer."""
+        """Make an API key. Its secret, `.key`, is shown only in this answer. What it does counts for yours, too."""
         return await self.call(
-            server_calls.create_key(name, project=project, scopes=scopes, timeout=timeout, dialect=dialect)
+            server_calls.create_key(name, project=project, scopes=scopes, timeout=timeout, dialect=dialect, quota=quota)
         )
 
     async def keys(self) -> builtins.list[Key]:

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "project": "project",
     "quota": "quota",
     "usage": "usage",
+    "credential": "credential",
     "file": "file",
     "image": "image",
     "config": "config",

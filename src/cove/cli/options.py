@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cove.cli.failures import usage
+from cove.cli.terminal import clean
 from cove.cli.tree import complete_box, complete_image
 from cove.sdk.errors import NotFound, RegistryError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from cove.sdk.client import Client
     from cove.sdk.sandbox import Sandbox
 
+KEY_BYTES = 8192
 F = TypeVar("F", bound=Callable[..., Any])
 SANDBOX_FIELDS = (
     "id", "name", "project", "state", "image", "image_used", "image_digest", "image_note", "driver", "isolation",
@@ -61,6 +63,14 @@ def create_options(function: Any) -> Any:
             ),
             click.option("--driver", metavar="NAME", help="The isolation driver. Default: the project's."),
             click.option(
+                "--credential",
+                "credentials",
+                multiple=True,
+                metavar="SERVICE[=@VAR]",
+                help="Let it use a service by a key that it never has: the project's, that in the variable VAR, or "
+                "with =- one that is asked for. May be repeated.",
+            ),
+            click.option(
                 "--run-entrypoint", is_flag=True, help="Start the image's own program (cove logs BOX entrypoint)."
             ),
         )
@@ -76,12 +86,14 @@ def sandbox_of(client: Client, **properties: Any) -> Sandbox:
     idle = properties.pop("idle")
     life = properties.pop("life")
     env, metadata = properties.pop("env"), properties.pop("metadata")
+    credentials = wishes(properties.pop("credentials"))
     image = properties.pop("image")
     try:
         return client.create(
             image,
             env=pairs(env, "--env"),
             metadata=pairs(metadata, "--metadata"),
+            credentials=credentials,
             timeout=life,
             idle_timeout=UNSET if idle is None else idle,
             keep=True,
@@ -91,6 +103,44 @@ def sandbox_of(client: Client, **properties: Any) -> Sandbox:
         if isinstance(error, RegistryError) or error.field == "image":
             error.hint = _nearest_image(client, image)
         raise
+
+
+def wishes(words: Sequence[str]) -> dict[str, str | None] | None:
+    """Read `SERVICE`, `SERVICE=@VAR` and `SERVICE=-` words. Raises: Failure."""
+    if not words:
+        return None
+    found: dict[str, str | None] = {}
+    for word in words:
+        name, has_source, source = word.partition("=")
+        found[name] = read_key(name, source) if has_source else None
+    return found
+
+
+def read_key(name: str, source: str) -> str:
+    """Read a key from where `source` says: `@VAR` or `-`. Raises: Failure, which never repeats what may be a key."""
+    import os
+    import sys
+
+    shown = clean(name)[:64]
+    if source == "-":
+        if sys.stdin.isatty():
+            import getpass
+
+            key = getpass.getpass(f"Key for {shown}: ", stream=sys.stderr)
+        else:
+            key = sys.stdin.readline(KEY_BYTES)
+    elif source.startswith("@"):
+        if source[1:] not in os.environ:
+            raise usage(f"there is no variable {clean(source[1:])[:64]} with the key for {shown}")
+        key = os.environ[source[1:]]
+    else:
+        # What stands on a command line is seen by every user of the machine.
+        raise usage(
+            f"a key never stands on the command line: {shown}=@VARIABLE, or {shown}=-", "cove credential --help"
+        )
+    if not key.strip():
+        raise usage(f"the key for {shown} is empty")
+    return key.strip()
 
 
 def _nearest_image(client: Client, image: str) -> str:

@@ -60,6 +60,8 @@ _TWINS = {
     "keys": ["key"],
     "images": ["image"],
     "ports": ["port"],
+    "credentials": ["credential"],
+    "secret": ["credential"],
     "expose": ["port"],
 }
 """What other tools call it. Only ever suggested: there is one spelling."""

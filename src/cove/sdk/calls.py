@@ -18,6 +18,7 @@ from cove.sdk.units import UNSET, Duration, Size, Unset, parse_bytes, parse_mib,
 from cove.sdk.wire import API, Page, box_path, checked, items_of, nothing, page_of, quoted
 
 if TYPE_CHECKING:
+    from cove.sdk.credential_calls import Wishes
     from cove.sdk.models import CommandInfo, SandboxInfo
 
 Command = str | Sequence[str]
@@ -69,6 +70,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     idle_action: str | None = None,
     driver: str | None = None,
     run_entrypoint: bool = False,
+    credentials: Wishes | None = None,
     io_read: Size | None = None,
     io_write: Size | None = None,
     idempotency_key: str | None = None,
@@ -88,6 +90,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         "idle_action": idle_action,
         "driver": driver,
         "run_entrypoint": run_entrypoint or None,
+        "credentials": _wishes(credentials),
         "io_read_mbps": _mbps(io_read, "io_read"),
         "io_write_mbps": _mbps(io_write, "io_write"),
     }
@@ -96,6 +99,14 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         body["idle_timeout_s"] = parse_seconds(idle_timeout, "idle_timeout")
     key = idempotency_key or new_key()
     return Call("POST", f"{API}/sandboxes", _sandbox, json=body, headers={"idempotency-key": key}, retry=Retry.CREATE)
+
+
+def _wishes(credentials: Wishes | None) -> dict[str, Any] | None:
+    if credentials is None:
+        return None
+    from cove.sdk import credential_calls
+
+    return credential_calls.wishes(credentials)
 
 
 def new_key() -> str:

@@ -21,6 +21,8 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 if TYPE_CHECKING:
     from cove.sdk.account_models import Quota
     from cove.sdk.accounts import Account
+    from cove.sdk.credential_calls import Wishes
+    from cove.sdk.credentials import ProjectCredentials, Services
     from cove.sdk.images import Images
     from cove.sdk.models import Image, Key, Project, SshKey
     from cove.sdk.sandbox import Sandbox
@@ -64,6 +66,7 @@ class Client:
         idle_action: str | None = None,
         driver: str | None = None,
         run_entrypoint: bool = False,
+        credentials: Wishes | None = None,
         io_read: Size | None = None,
         io_write: Size | None = None,
         keep: bool = False,
@@ -87,6 +90,7 @@ class Client:
             idle_action=idle_action,
             driver=driver,
             run_entrypoint=run_entrypoint,
+            credentials=credentials,
             io_read=io_read,
             io_write=io_write,
             idempotency_key=idempotency_key,
@@ -159,6 +163,20 @@ class Client:
         from cove.sdk.accounts import Account
 
         return Account(self)
+
+    @property
+    def credentials(self) -> ProjectCredentials:
+        """Keys that a project keeps for its sandboxes: list, set, remove."""
+        from cove.sdk.credentials import ProjectCredentials
+
+        return ProjectCredentials(self)
+
+    @property
+    def services(self) -> Services:
+        """The HTTPS APIs that credentials can be for: list, put, remove."""
+        from cove.sdk.credentials import Services
+
+        return Services(self)
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

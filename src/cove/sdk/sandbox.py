@@ -14,6 +14,7 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 if TYPE_CHECKING:
     from cove.sdk.client import Client
     from cove.sdk.connections import Connection
+    from cove.sdk.credentials import Credentials
     from cove.sdk.files import Files
     from cove.sdk.forwarding import Forward
     from cove.sdk.jobs import Job, Running
@@ -89,6 +90,13 @@ class Sandbox:
         from cove.sdk.files import Files
 
         return Files(self._ref, self._client)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Keys that it uses and never has: list, set, remove."""
+        from cove.sdk.credentials import Credentials
+
+        return Credentials(self._ref, self._client)
 
     def refresh(self) -> SandboxInfo:
         """Ask the server again."""

@@ -63,7 +63,7 @@ def _check(path: Path, facts: os.stat_result) -> None:
         mode = stat.S_IMODE(facts.st_mode)
         raise EngineFailure(
             f"{path} has the mode {mode:04o}, so others may have read it: chmod 600 it, start, and put a new key in "
-            "its place with `cove credentials rekey`"
+            "its place with `cove credential rekey`"
         )
 
 

@@ -37,6 +37,7 @@ from cove.server import config, logs
 from cove.server.adminkey import ensure_admin_key
 from cove.server.app import build_app, core_settings, cove_version, edge_limits, engine_config
 from cove.server.auditkey import ensure_audit_key, noted_run
+from cove.server.brokering import BrokerDoor, open_broker
 from cove.server.config import Settings
 from cove.server.listen import Listener, bind_tcp, bind_unix, listeners
 from cove.server.lock import single_server
@@ -125,8 +126,10 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         engine = await stack.enter_async_context(open_engine(engine_settings))
         stack.push_async_callback(_free_machine, engine, control)
         store = await stack.enter_async_context(open_store(settings.data_dir / "cove.db"))
-        image_store = ImageStore(settings.data_dir / "pulled", read_extra_ca(settings.extra_ca))
+        extra_ca = read_extra_ca(settings.extra_ca)
+        image_store = ImageStore(settings.data_dir / "pulled", extra_ca)
         await asyncio.to_thread(image_store.open)
+        door = None if engine.network is None else BrokerDoor(engine.network)
         opened = open_core(
             core_settings(settings),
             drivers=engine.drivers,
@@ -142,6 +145,9 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)
         key = await ensure_admin_key(core, settings.data_dir)
+        if engine.network is not None and door is not None:
+            broker = open_broker(core, engine.network, door, extra_ca.bundle, limits, stopping)
+            await stack.enter_async_context(broker)
         unix_socket = bind_unix(engine_settings.run_dir)
         stack.callback((engine_settings.run_dir / "api.sock").unlink, missing_ok=True)
         ssh = await stack.enter_async_context(open_ssh(settings, core))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from cove.sdk.aio.client import Client, close_default, default_client
 from cove.sdk.aio.opening import Opening
 from cove.sdk.aio.sandbox import Sandbox
+from cove.sdk.credential_calls import Wishes
 from cove.sdk.models import Image
 from cove.sdk.units import UNSET, Duration, Size, Unset
 
@@ -33,6 +34,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     idle_action: str | None = None,
     driver: str | None = None,
     run_entrypoint: bool = False,
+    credentials: Wishes | None = None,
     io_read: Size | None = None,
     io_write: Size | None = None,
     keep: bool = False,
@@ -59,6 +61,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         idle_action: `pause`, `terminate` or `none`.
         driver: the isolation driver; None: the project's or the operator's choice.
         run_entrypoint: start the program that the image names, as the background command `entrypoint`.
+        credentials: keys by service (`{"openai": "sk-…"}`), which stay on the server; `["github"]`: the project's.
         io_read: bytes per second from the disk.
         io_write: bytes per second to the disk.
         keep: do not delete at the end of a `with`.
@@ -84,6 +87,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         idle_action=idle_action,
         driver=driver,
         run_entrypoint=run_entrypoint,
+        credentials=credentials,
         io_read=io_read,
         io_write=io_write,
         keep=keep,

@@ -9,6 +9,7 @@ import anyio
 
 from cove.sdk import calls, ports, shell_calls, tcp_calls, terminal_calls, watch_calls
 from cove.sdk.aio.connections import Connection
+from cove.sdk.aio.credentials import Credentials
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.jobs import Job, Running
@@ -94,6 +95,11 @@ class Sandbox:
     def files(self) -> Files:
         """Its files."""
         return Files(self._ref, self._client)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Keys that it uses and never has: list, set, remove."""
+        return Credentials(self._ref, self._client)
 
     async def refresh(self) -> SandboxInfo:
         """Ask the server again."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import pytest
 
-from cove.sdk import calls, credential_calls
+from cove.sdk import calls, credential_calls, credentials
+from cove.sdk.aio import credentials as awaited
 from cove.sdk.errors import BadRequest
 from cove.sdk.transport import Retry
 from cove.sdk.units import UNSET
@@ -97,3 +99,13 @@ def test_answers_are_read() -> None:
     assert (bare.upstream, bare.env, bare.endpoints) == (None, {}, ())
     (service,) = credential_calls.services().parse({"services": [{"name": "mine", "builtin": True}]})
     assert (service.name, service.builtin, service.env) == ("mine", True, {})
+
+
+@pytest.mark.parametrize("name", ["Credentials", "ProjectCredentials", "Services"])
+def test_the_awaited_ones_are_alike(name: str) -> None:
+    ours, twin = vars(getattr(credentials, name)), vars(getattr(awaited, name))
+    public = {member for member in ours if not member.startswith("_")}
+    assert public == {member for member in twin if not member.startswith("_")}
+    for member in public:
+        assert inspect.signature(ours[member]).parameters.keys() == inspect.signature(twin[member]).parameters.keys()
+        assert inspect.iscoroutinefunction(twin[member])

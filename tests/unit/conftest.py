@@ -194,9 +194,20 @@ class StubBox(Box):
     async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
         await self._do("set_network")
         self.network, self.links = policy, dict(links)
-        if policy.is_connected and not self.facts.address:
-            self.facts = replace(self.facts, address=f"10.213.0.{next(self.addresses)}")
+        if policy.is_connected:
+            await self.prepare_network()
+        elif self.is_joined:
+            self.facts = replace(self.facts, address="")
         self.isolation = replace(ISOLATION, network=policy.mode.value)
+
+    @property
+    def is_joined(self) -> bool:
+        return bool(self.facts.address)
+
+    async def prepare_network(self) -> None:
+        await self._do("prepare_network")
+        if not self.is_joined:
+            self.facts = replace(self.facts, address=f"10.213.0.{next(self.addresses)}")
 
     async def network_use(self) -> NetworkUse:
         return NetworkUse(sent_bytes=3, received_bytes=4)

@@ -120,7 +120,9 @@ class Creation:
         _check_network(_network(order), driver)
         self._quotas.check(order.who.project, order.who.key_id, order.spec.limits)
         self._admission.check(order.spec.limits)
-        box = self._pool.take(image, driver.name, order.spec.limits, order.spec.hostname)
+        box = self._pool.take(
+            image, driver.name, order.spec.limits, order.spec.hostname, connected=_network(order).is_connected
+        )
         sandbox_id = new_core_id() if box is None else box.facts.id
         sandbox = replace(
             _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),

@@ -112,7 +112,8 @@ async def _fit(box: Box, sandbox: Sandbox, birth: Birth, ports: Ports) -> None:
 
 
 async def _connect(box: Box, sandbox: Sandbox, ports: Ports) -> None:
-    if sandbox.network.is_connected:
+    # Without network too: a pool member may have an interface.
+    if sandbox.network.is_connected or box.is_joined:
         await box.set_network(sandbox.network, ports.links(sandbox))
 
 

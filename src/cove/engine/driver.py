@@ -103,6 +103,18 @@ class Box(ABC):
         if policy.is_connected:
             raise Unsupported(f"the driver {self.facts.driver} has no network", field="network")
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether it has an interface already, so that a policy needs no more than its rules."""
+        return False
+
+    async def prepare_network(self) -> None:
+        """While it waits in the pool: have the interface that a connected sandbox will need, with everything closed.
+
+        Whoever takes it for one without network has it taken away by `set_network`. Raises: EngineFailure, SandboxGone.
+        """
+        return
+
     async def network_use(self) -> NetworkUse:
         """Bytes over its interface so far. Never raises."""
         return NetworkUse()

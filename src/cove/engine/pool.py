@@ -40,6 +40,11 @@ MEMBER_MEMORY_BYTES: Final = 16 * MIB
 
 POOL_HOSTNAME: Final = "sandbox"
 
+_REMEMBERED: Final = 12
+_FEW: Final = 0.01
+_ROUNDING: Final = 0.49
+"""Rounds up: one of them where any was asked for lately."""
+
 
 class PoolTarget(Struct, frozen=True, kw_only=True):
     """How many boxes of one kind to keep ready."""
@@ -86,11 +91,29 @@ class _Shelf:
         self.members: OrderedDict[str, tuple[Box, asyncio.Task[None]]] = OrderedDict()
         self.making = self.hits = self.misses = self.dead = 0
         self.digests_in_making: Counter[str] = Counter()
+        self.connected_share = 0.0
+        self.is_preparing = False
         self.retry_at = 0.0
         self.retry_s = RETRY_S[0]
 
     def deficit(self) -> int:
         return self.target.size - len(self.members) - self.making
+
+    def note_wish(self, *, connected: bool) -> None:
+        """How many of the last sandboxes, about a dozen, were to be connected."""
+        self.connected_share += ((1.0 if connected else 0.0) - self.connected_share) / _REMEMBERED
+
+    def best(self, *, connected: bool) -> str:
+        """Of the members the oldest one that fits without a change to its network, else the oldest."""
+        fitting = (name for name, (box, _) in self.members.items() if box.is_joined is connected)
+        return next(fitting, next(iter(self.members)))
+
+    def unprepared(self) -> Box | None:
+        """A member that should have an interface and has none: the youngest. None: there are enough that have one."""
+        boxes = [box for box, _ in self.members.values()]
+        wanted = round(self.connected_share * self.target.size + _ROUNDING) if self.connected_share > _FEW else 0
+        without = [box for box in boxes if not box.is_joined]
+        return without[-1] if without and len(boxes) - len(without) < wanted else None
 
     def postpone(self, now: float) -> None:
         """After a failure: not again before a while."""
@@ -129,10 +152,13 @@ class Pool:
         self._isolation: dict[str, Isolation] = {}
         self.has_room: Callable[[], bool] = lambda: True
 
-    def take(self, image: BoxImage, driver: str, limits: Limits, hostname: str | None) -> Box | None:
+    def take(
+        self, image: BoxImage, driver: str, limits: Limits, hostname: str | None, *, connected: bool = False
+    ) -> Box | None:
         """A ready box, which is then the caller's; None is a counted miss. Never waits.
 
-        `limits` and `hostname` are those that it will be given: not every driver can change all of them.
+        `limits` and `hostname` are those that it will be given: not every driver can change all of them. `connected`:
+        it will have a network, so one that has its interface already is preferred.
         """
         self._last_demand = self._clock.monotonic()
         shelf = self._shelves.get((image.name, driver))
@@ -142,11 +168,13 @@ class Pool:
             shelf.misses += 1
             return None
         self._wanted.set()
+        shelf.note_wish(connected=connected)
         while shelf.members:
-            _, (box, watch) = shelf.members.popitem(last=False)
+            box, watch = shelf.members.pop(shelf.best(connected=connected))
             watch.cancel()
             if box.facts.image_digest == image.digest:
                 shelf.hits += 1
+                self._prepare(shelf)
                 return box
             self._tasks.create_task(self._discard(box))  # the image was built anew since
         shelf.misses += 1
@@ -270,6 +298,28 @@ class Pool:
         self._isolation[shelf.target.driver] = box.isolation
         watch = self._tasks.create_task(self._watch(shelf, box))
         shelf.members[box.facts.id] = (box, watch)
+        self._prepare(shelf)
+
+    def _prepare(self, shelf: _Shelf) -> None:
+        """See that as many members have an interface as connected sandboxes were asked for lately."""
+        if shelf.is_preparing or shelf.unprepared() is None:
+            return
+        shelf.is_preparing = True
+        self._tasks.create_task(self._prepare_some(shelf))
+
+    async def _prepare_some(self, shelf: _Shelf) -> None:
+        try:
+            while (box := shelf.unprepared()) is not None:
+                async with asyncio.timeout(CREATE_TIMEOUT_S):
+                    await box.prepare_network()
+                if not box.is_joined:
+                    return  # it was taken meanwhile, or has none here
+        except (CoveError, TimeoutError) as error:
+            log.warning("no network for the pool's members: %s %s", error, getattr(error, "internal", ""))
+        except Exception:  # this task's outermost frame
+            log.exception("no network for the pool's members")
+        finally:
+            shelf.is_preparing = False
 
     async def _watch(self, shelf: _Shelf, box: Box) -> None:
         """Until the box dies on the shelf; a claim cancels this."""

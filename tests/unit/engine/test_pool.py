@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cove.engine.clock import ManualClock
-from cove.engine.driver import BoxSpec
+from cove.engine.driver import Box, BoxSpec
 from cove.engine.pool import Pool, PoolConfig, PoolTarget, open_pool, pool_size
 from cove.model.errors import EngineFailure
 from cove.model.sandbox import MIB, Limits
@@ -239,3 +239,50 @@ def test_its_size_follows_the_free_memory() -> None:
     assert pool_size(64, 2 * 1024 * MIB) == 32
     assert pool_size(64, 0) == 0
     assert isinstance(ManualClock(), ManualClock)
+
+
+def joined(pool: Pool, driver) -> int:
+    return sum(box.is_joined for box in driver.boxes.values() if not box.is_destroyed)
+
+
+async def test_members_get_interfaces_once_somebody_asked_for_a_network(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=4) as pool:
+        await eventually(lambda: ready(pool) == 4)
+        assert joined(pool, driver) == 0
+        first = pool.take(images.get("base"), "stub", Limits(), None, connected=True)
+        assert first is not None
+        assert not first.is_joined
+        clock.advance(1.0)
+        await eventually(lambda: ready(pool) == 4)
+        await eventually(lambda: joined(pool, driver) == 1)
+        second = pool.take(images.get("base"), "stub", Limits(), None, connected=True)
+        assert second is not None
+        assert second.is_joined
+
+
+async def test_who_wants_no_network_gets_a_member_without_an_interface(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=3) as pool:
+        await eventually(lambda: ready(pool) == 3)
+        oldest = next(iter(driver.boxes.values()))
+        await oldest.prepare_network()
+        others = [take(pool, images), take(pool, images)]
+        assert oldest not in others
+        assert take(pool, images) is oldest
+
+
+async def test_with_no_wish_for_a_network_for_long_no_member_gets_an_interface(
+    driver, images, clock, eventually
+) -> None:
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: ready(pool) == 2)
+        pool.take(images.get("base"), "stub", Limits(), None, connected=True)
+        for _ in range(60):
+            await eventually(lambda: ready(pool) > 0)
+            take(pool, images)
+            clock.advance(1.0)
+        await eventually(lambda: ready(pool) == 2)
+        assert not any(box.is_joined for box, _ in shelf_of(pool))
+
+
+def shelf_of(pool: Pool) -> list[tuple[Box, asyncio.Task[None]]]:
+    return list(pool._shelves["base", "stub"].members.values())

@@ -144,14 +144,19 @@ class SandboxNetwork:
         finally:
             self._tell(box)
 
-    async def leave(self, box: str) -> None:
-        """Take a box's interface, its rules and its address away. Idempotent."""
+    async def leave(self, box: str, *, is_awaited: bool = False) -> None:
+        """Take a box's interface, its rules and its address away. Idempotent.
+
+        Its interface, closed, goes in the background some 20 ms later; `is_awaited`: it is gone when this returns.
+        """
         endpoint = self.directory.remove(box)
         self._limited.pop(box, None)
         if endpoint is None or self._opened is None:
             return
         self._tell(box)
         await self._close(self._opened, endpoint)
+        if is_awaited:
+            await self._ended.join()
 
     async def use(self, box: str) -> NetworkUse:
         """Bytes so far; zeros for a box that never joined. Never raises."""
@@ -335,16 +340,21 @@ class SandboxNetwork:
             indexes = [await self._ended.get()]
             while not self._ended.empty():
                 indexes.append(self._ended.get_nowait())
-            opened = self._opened
-            if opened is None:
-                continue
-            try:
-                await opened.router.slow.run(partial(veth.unplug, indexes))
-            except (OSError, CoveError) as error:
-                log.warning("interfaces %s stay until the next start: %s", indexes, error)
-                continue
-            for index in indexes:
-                self.directory.give_back(index)
+            await self._unplug(indexes)
+            for _ in indexes:
+                self._ended.task_done()
+
+    async def _unplug(self, indexes: list[int]) -> None:
+        opened = self._opened
+        if opened is None:
+            return
+        try:
+            await opened.router.slow.run(partial(veth.unplug, indexes))
+        except (OSError, CoveError) as error:
+            log.warning("interfaces %s stay until the next start: %s", indexes, error)
+            return
+        for index in indexes:
+            self.directory.give_back(index)
 
     def _tell(self, box: str) -> None:
         for listener in self.on_applied:

@@ -45,6 +45,8 @@ class OciBox(Box):
         self._group = ground.cgroups.of(facts.id)
         # Of an adopted box it is not known until the policy of its row is applied; a new one has everything closed.
         self._policy: NetworkPolicy | None = None if facts.address else NO_NETWORK
+        self._is_spare = False
+        self._joining = asyncio.Lock()
         self._last_usage = Usage()
         self._freed = asyncio.Lock()
         self._is_freed = False
@@ -83,6 +85,7 @@ class OciBox(Box):
         self._ground.write_facts(self.facts)
 
     async def rest(self) -> None:
+        self._is_spare = True
         if self._own_kernel:
             await self.pause()
 
@@ -128,23 +131,46 @@ class OciBox(Box):
         except OSError as error:
             raise EngineFailure("the kernel refused the host name", internal=str(error)) from error
 
-    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
-        if not policy.is_connected and self._policy is not None and not self._policy.is_connected:
-            return
-        network = self._network()
-        if network.endpoints.by_box(self.facts.id) is None:
-            await self.join(network)
-        await network.apply(self.facts.id, policy, links)
-        self._policy = policy
+    @property
+    def is_joined(self) -> bool:
+        return bool(self.facts.address)
 
-    async def join(self, network: SandboxNetwork) -> None:
-        """Give it its interface, with everything closed. Raises: EngineFailure, Unsupported, SandboxGone."""
-        if self._own_kernel:  # it reads its interfaces once, when it starts (`OciDriver._create`)
+    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
+        async with self._joining:
+            is_spare, self._is_spare = self._is_spare, False
+            if not policy.is_connected and is_spare:
+                await self._leave()
+            elif policy.is_connected or self._policy is None or self._policy.is_connected:
+                network = self._network()
+                await self._join(network)
+                await network.apply(self.facts.id, policy, links)
+                self._policy = policy
+
+    async def prepare_network(self) -> None:
+        async with self._joining:
+            network = self._ground.network
+            if self._is_spare and not self._own_kernel and network is not None and not network.missing:
+                await self._join(network)
+
+    async def _join(self, network: SandboxNetwork) -> None:
+        """Give it its interface, with everything closed; if it has one, nothing."""
+        if network.endpoints.by_box(self.facts.id) is not None:
+            return
+        if self._own_kernel:  # it reads its interfaces once, when it starts
             raise Unsupported("this sandbox was made without a network interface", field="network")
         address = await network.join(self.facts.id, self.facts.init_pid)
-        if address != self.facts.address:
-            self.facts = msgspec.structs.replace(self.facts, address=address)
-            self._ground.write_facts(self.facts)
+        self._note_address(address)
+
+    async def _leave(self) -> None:
+        """Take the interface away that it got in the pool. gVisor cannot do without: there it stays, closed."""
+        if self._ground.network is not None and self.facts.address and not self._own_kernel:
+            await self._ground.network.leave(self.facts.id, is_awaited=True)
+            self._note_address("")
+            self._policy = NO_NETWORK
+
+    def _note_address(self, address: str) -> None:
+        self.facts = msgspec.structs.replace(self.facts, address=address)
+        self._ground.write_facts(self.facts)
 
     def _network(self) -> SandboxNetwork:
         if self._ground.network is None:

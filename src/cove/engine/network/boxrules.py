@@ -35,6 +35,8 @@ VALUE: Final = (19, 4)
 """`mark`."""
 _NAME_BYTES: Final = 16
 _LOOK_UP: Final = 1 << 31
+_FORM: Final = b"1"
+"""Change it with what `flatten.py` makes of a policy: what an older server put in place is not taken for ours then."""
 _CHAIN: Final = "box"
 _MAP: Final = "pieces"
 
@@ -79,7 +81,7 @@ def chain_rules(index: int, generation: int, connections_per_s: int | None) -> l
 
 def fingerprint(policy: NetworkPolicy) -> bytes:
     """By which a later start knows that the kernel has this policy: 12 bytes."""
-    return blake2s(msgspec.msgpack.encode(policy), digest_size=12).digest()
+    return blake2s(_FORM + msgspec.msgpack.encode(policy), digest_size=12).digest()
 
 
 def native(value: int) -> bytes:

@@ -11,7 +11,8 @@ addresses, among what the resolver has learned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Final
@@ -27,8 +28,8 @@ PIECES: Final = 2048
 
 LAST_ADDRESS: Final = 2**32 - 1
 LAST_PORT: Final = 65535
-_WORK: Final = 4_000_000
-"""Most comparisons for one policy: half a second."""
+_WORK: Final = 60_000
+"""Most steps that are looked at, each counted again for every range of ports where it may fit: some 100 ms."""
 
 
 class Outcome(Struct, frozen=True):
@@ -69,12 +70,25 @@ class Flat(Struct, frozen=True, kw_only=True):
         return self.outcomes.index(Outcome(mark))
 
 
+Runs = tuple[tuple[int, Outcome], ...]
+"""Addresses, from which on which outcome holds. The first is 0."""
+
+
 class _Slab(Struct, frozen=True):
-    """A range of ports of one protocol: addresses, from which on which outcome holds. The first starts at 0."""
+    """A range of ports of one protocol."""
 
     protocol: Protocol
     ports: PortRange
-    runs: tuple[tuple[int, Outcome], ...]
+    runs: Runs
+
+
+class _Area(Struct, frozen=True):
+    """Addresses and ports with one outcome."""
+
+    first: int
+    last: int
+    ports: PortRange
+    outcome: Outcome
 
 
 @lru_cache(maxsize=256)
@@ -92,11 +106,10 @@ def flatten(policy: NetworkPolicy) -> Flat:
     for outcome in tuple(known):
         for _, mark in outcome.names:
             known.setdefault(Outcome(mark), len(known))
+    areas = {protocol: list(_areas(slabs, protocol, default)) for protocol in Protocol}
     pieces = tuple(
-        Piece(first=first, last=last, protocols=protocols, ports=slab.ports, outcome=known[outcome])
-        for protocols, slab in _joined(slabs)
-        for first, last, outcome in _spans(slab.runs)
-        if outcome != default
+        Piece(first=area.first, last=area.last, protocols=protocols, ports=area.ports, outcome=known[area.outcome])
+        for area, protocols in _joined(areas)
     )
     if len(pieces) > PIECES:
         raise _too_intricate()
@@ -104,73 +117,86 @@ def flatten(policy: NetworkPolicy) -> Flat:
 
 
 def _slabs(protocol: Protocol, steps: Sequence[Step]) -> Iterator[_Slab]:
-    """In the order of their ports; neighbours differ."""
+    """In the order of their ports, without a gap."""
     mine = [step for step in steps if step.protocol in {None, protocol}]
     if protocol is Protocol.ICMP:
-        alone = tuple(step for step in mine if step.ports is None)
-        yield _Slab(protocol, PortRange(0, LAST_PORT), _runs(alone))
+        yield _Slab(protocol, PortRange(0, LAST_PORT), _runs([step for step in mine if step.ports is None]))
         return
     cuts = {0, LAST_PORT + 1}
     for step in mine:
         if step.ports is not None:
             cuts |= {step.ports.first, step.ports.last + 1}
-    held: _Slab | None = None
     spent = 0
     for first, after in pairwise(sorted(cuts)):
-        active = tuple(step for step in mine if step.ports is None or step.ports.first <= first <= step.ports.last)
-        spent += len(mine) + len(active) ** 2
+        active = [step for step in mine if step.ports is None or step.ports.first <= first <= step.ports.last]
+        spent += len(mine) // 8 + len(active)
         if spent > _WORK:
             raise _too_intricate()
-        runs = _runs(active)
-        if held is not None and held.runs == runs:
-            held = _Slab(protocol, PortRange(held.ports.first, after - 1), runs)
-            continue
-        if held is not None:
-            yield held
-        held = _Slab(protocol, PortRange(first, after - 1), runs)
-    if held is not None:
-        yield held
+        yield _Slab(protocol, PortRange(first, after - 1), _runs(active))
 
 
-def _runs(steps: Sequence[Step]) -> tuple[tuple[int, Outcome], ...]:
-    """Cut the addresses where a step begins or ends; each part's outcome is that of its first address."""
-    cuts = {0}
-    for step in steps:
-        if step.network is not None:
-            first, last = _ends(step.network)
-            cuts |= {first, last + 1}
+def _runs(steps: Sequence[Step]) -> Runs:
+    """Sweep over the addresses: what holds at each is the first step whose addresses have it in them."""
+    names: list[tuple[str, Mark]] = []
+    before: list[int] = []
+    """For each step how many steps for names come before it."""
+    begins: list[tuple[int, int, int]] = []
+    for place, step in enumerate(steps):
+        before.append(len(names))
+        if step.name is not None:
+            names.append((step.name, step.mark))
+        else:
+            first, last = (0, LAST_ADDRESS) if step.network is None else _ends(step.network)
+            begins.append((first, place, last))
+    begins.sort()
+    cuts = sorted({first for first, _, _ in begins} | {last + 1 for _, _, last in begins})
+    open_steps: list[tuple[int, int]] = []
     runs: list[tuple[int, Outcome]] = []
-    for first in sorted(cuts - {LAST_ADDRESS + 1}):
-        outcome = _outcome(steps, first)
+    at = 0
+    for cut in cuts[:-1]:
+        while at < len(begins) and begins[at][0] == cut:
+            heapq.heappush(open_steps, begins[at][1:])
+            at += 1
+        while open_steps[0][1] < cut:
+            heapq.heappop(open_steps)
+        place = open_steps[0][0]
+        outcome = Outcome(steps[place].mark, tuple(names[: before[place]]))
         if not runs or runs[-1][1] != outcome:
-            runs.append((first, outcome))
+            runs.append((cut, outcome))
     return tuple(runs)
 
 
-def _outcome(steps: Iterable[Step], address: int) -> Outcome:
-    names: list[tuple[str, Mark]] = []
-    for step in steps:
-        if step.name is not None:
-            names.append((step.name, step.mark))
-        elif step.network is None or _ends(step.network)[0] <= address <= _ends(step.network)[1]:
-            return Outcome(step.mark, tuple(names))
-    raise AssertionError("the last step fits everything")
-
-
-def _joined(slabs: Sequence[_Slab]) -> Iterator[tuple[tuple[Protocol, ...], _Slab]]:
-    """Slabs of several protocols with the same ports and outcomes as one."""
-    by_look: dict[tuple[int, int, tuple[tuple[int, Outcome], ...]], list[_Slab]] = {}
+def _areas(slabs: Sequence[_Slab], protocol: Protocol, default: Outcome) -> Iterator[_Area]:
+    """The spans of a protocol, those that are the same at neighbouring ports as one."""
+    open_since: dict[tuple[int, int, Outcome], int] = {}
+    port = 0
     for slab in slabs:
-        by_look.setdefault((slab.ports.first, slab.ports.last, slab.runs), []).append(slab)
-    for same in by_look.values():
-        protocols = tuple(slab.protocol for slab in same)
+        if slab.protocol is not protocol:
+            continue
+        spans = {span for span in _spans(slab.runs) if span[2] != default}
+        for span in [span for span in open_since if span not in spans]:
+            yield _Area(span[0], span[1], PortRange(open_since.pop(span), slab.ports.first - 1), span[2])
+        for span in spans:
+            open_since.setdefault(span, slab.ports.first)
+        port = slab.ports.last
+    for (first, last, outcome), since in open_since.items():
+        yield _Area(first, last, PortRange(since, port), outcome)
+
+
+def _joined(areas: Mapping[Protocol, Sequence[_Area]]) -> Iterator[tuple[_Area, tuple[Protocol, ...]]]:
+    """Areas that several protocols have, as one."""
+    protocols_of: dict[_Area, tuple[Protocol, ...]] = {}
+    for protocol in Protocol:
+        for area in areas[protocol]:
+            protocols_of[area] = (*protocols_of.get(area, ()), protocol)
+    for area, protocols in protocols_of.items():
         if Protocol.TCP in protocols and Protocol.UDP in protocols:
-            yield protocols, same[0]
+            yield area, protocols
         else:
-            yield from (((slab.protocol,), slab) for slab in same)
+            yield from ((area, (protocol,)) for protocol in protocols)
 
 
-def _spans(runs: tuple[tuple[int, Outcome], ...]) -> Iterator[tuple[int, int, Outcome]]:
+def _spans(runs: Runs) -> Iterator[tuple[int, int, Outcome]]:
     ends = [first - 1 for first, _ in runs[1:]] + [LAST_ADDRESS]
     for (first, outcome), last in zip(runs, ends, strict=True):
         yield first, last, outcome

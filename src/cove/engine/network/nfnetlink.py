@@ -181,12 +181,12 @@ def _elements(kind: int, table: str, name: str, elements: Sequence[Element], fla
 
 def _element(element: Element) -> bytes:
     packed = nested(1, attribute(1, element.key))
+    if element.last is not None:
+        packed += nested(10, attribute(1, element.last))
     if element.jump is not None:
         packed += nested(2, verdict("jump", element.jump))
     if element.value is not None:
         packed += nested(2, attribute(1, element.value))
-    if element.last is not None:
-        packed += nested(10, attribute(1, element.last))
     if element.timeout_s:
         packed += attribute(4, number(max(1, int(element.timeout_s * 1000)), 8))
     return packed

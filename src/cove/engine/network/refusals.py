@@ -44,7 +44,8 @@ PER_TICK: Final = 50
 _PER_BOX_AND_TICK: Final = 10
 _PENDING: Final = 4096
 _KNOWN: Final = 4096
-_SEEN: Final = 4096
+SEEN: Final = 4096
+"""Most different packets that are counted between two flushes."""
 _READS: Final = 8
 _DATAGRAM: Final = 65536
 _HEADER: Final = 20
@@ -101,7 +102,7 @@ class Refusals:
 
     def see(self, packet: Seen) -> None:
         """The packet filter refused this."""
-        if packet not in self._seen and len(self._seen) >= _SEEN:
+        if packet not in self._seen and len(self._seen) >= SEEN:
             self.lost += 1
             return
         self._seen[packet] += 1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove import aio
     from cove.sdk.accounts import Account, Bill, Quota, QuotaInfo, UsageLine
     from cove.sdk.api import close, connect, create, get, images, list  # noqa: A004 - `cove.list` is the public name
+    from cove.sdk.audit import Audit, AuditLine
     from cove.sdk.client import Client
     from cove.sdk.connections import Connection
     from cove.sdk.errors import (
@@ -74,6 +75,8 @@ __all__ = [
     "Account",
     "AgentTimeout",
     "AgentViolation",
+    "Audit",
+    "AuditLine",
     "BadAnswer",
     "BadRequest",
     "Bill",
@@ -139,6 +142,7 @@ _HOME: Final = {
     "Connection": "connections",
     "Files": "files",
     "Forward": "forwarding",
+    **dict.fromkeys(("Audit", "AuditLine"), "audit"),
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
     "Port": "ports",

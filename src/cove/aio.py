@@ -12,6 +12,7 @@ Errors and results are those of `cove` itself.
 
 from cove.sdk.aio.accounts import Account
 from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: A004 - the same name as `cove.list`
+from cove.sdk.aio.audit import Audit
 from cove.sdk.aio.client import Client
 from cove.sdk.aio.connections import Connection
 from cove.sdk.aio.files import Files
@@ -25,6 +26,7 @@ from cove.sdk.aio.watches import Watch
 
 __all__ = [
     "Account",
+    "Audit",
     "Client",
     "Connection",
     "Files",

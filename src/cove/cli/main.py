@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "quota": "quota",
     "usage": "usage",
     "credential": "credential",
+    "audit": "audit",
     "file": "file",
     "image": "image",
     "config": "config",

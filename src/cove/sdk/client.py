@@ -21,6 +21,7 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 if TYPE_CHECKING:
     from cove.sdk.account_models import Quota
     from cove.sdk.accounts import Account
+    from cove.sdk.audit import Audit
     from cove.sdk.credential_calls import Wishes
     from cove.sdk.credentials import ProjectCredentials, Services
     from cove.sdk.images import Images
@@ -177,6 +178,13 @@ class Client:
         from cove.sdk.credentials import Services
 
         return Services(self)
+
+    @property
+    def audit(self) -> Audit:
+        """The audit trail: read it, follow it, export and verify it."""
+        from cove.sdk.audit import Audit
+
+        return Audit(self)
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

@@ -12,6 +12,7 @@ from cove import aio
 
 CLASSES = [
     "Account",
+    "Audit",
     "Client",
     "Sandbox",
     "Files",

@@ -21,6 +21,7 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 if TYPE_CHECKING:
     from cove.sdk.account_models import Quota
     from cove.sdk.aio.accounts import Account
+    from cove.sdk.aio.audit import Audit
     from cove.sdk.aio.credentials import ProjectCredentials, Services
     from cove.sdk.aio.images import Images
     from cove.sdk.aio.sandbox import Sandbox
@@ -174,6 +175,13 @@ class Client:
         from cove.sdk.aio.credentials import Services
 
         return Services(self)
+
+    @property
+    def audit(self) -> Audit:
+        """The audit trail: read it, follow it, export and verify it."""
+        from cove.sdk.aio.audit import Audit
+
+        return Audit(self)
 
     async def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

@@ -12,6 +12,7 @@ from cove.sdk.units import UNSET, Duration, Size, Unset
 if TYPE_CHECKING:
     from cove.sdk.credential_calls import Wishes
     from cove.sdk.models import Image
+    from cove.sdk.network_calls import Policy
     from cove.sdk.sandbox import Sandbox
 
 
@@ -39,6 +40,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     credentials: Wishes | None = None,
     io_read: Size | None = None,
     io_write: Size | None = None,
+    network: Policy | None = None,
     keep: bool = False,
     idempotency_key: str | None = None,
 ) -> Sandbox:
@@ -66,6 +68,8 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         credentials: keys by service (`{"openai": "sk-…"}`), which stay on the server; `["github"]`: the project's.
         io_read: bytes per second from the disk.
         io_write: bytes per second to the disk.
+        network: what it may reach: `"none"`, `"open"`, a profile's name, `["api.example.com"]`, or
+            `{"rules": […], …}` (docs/guides/network.md); None: the project's default, which is none unless changed.
         keep: do not delete at the end of a `with`.
         idempotency_key: None: made for you, and used again when the connection breaks or the machine is full for the
             moment (three further attempts at most), so that one call never makes two sandboxes.
@@ -90,6 +94,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         credentials=credentials,
         io_read=io_read,
         io_write=io_write,
+        network=network,
         keep=keep,
         idempotency_key=idempotency_key,
     )

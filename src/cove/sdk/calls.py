@@ -20,6 +20,7 @@ from cove.sdk.wire import API, Page, box_path, checked, items_of, nothing, page_
 if TYPE_CHECKING:
     from cove.sdk.credential_calls import Wishes
     from cove.sdk.models import CommandInfo, SandboxInfo
+    from cove.sdk.network_calls import Policy
 
 Command = str | Sequence[str]
 """A str goes through the shell, a list is an argv."""
@@ -73,6 +74,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     credentials: Wishes | None = None,
     io_read: Size | None = None,
     io_write: Size | None = None,
+    network: Policy | None = None,
     idempotency_key: str | None = None,
 ) -> Call[SandboxInfo]:
     """POST /sandboxes. What is None is left to the server's default."""
@@ -93,6 +95,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         "credentials": _wishes(credentials),
         "io_read_mbps": _mbps(io_read, "io_read"),
         "io_write_mbps": _mbps(io_write, "io_write"),
+        "network": None if network is None else _policy(network),
     }
     body = {field: value for field, value in body.items() if value is not None}
     if not isinstance(idle_timeout, Unset):
@@ -119,6 +122,12 @@ def new_key() -> str:
 def _mbps(size: Size | None, field: str) -> int | None:
     """Bytes per second to the wire's megabytes (10^6) per second, rounded up to a whole one."""
     return None if size is None else -(-parse_bytes(size, field) // 1_000_000)
+
+
+def _policy(network: Policy) -> dict[str, Any]:
+    from cove.sdk.network_calls import policy_of
+
+    return policy_of(network)
 
 
 def get(ref: str) -> Call[SandboxInfo]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cove.sdk.credentials import ProjectCredentials, Services
     from cove.sdk.images import Images
     from cove.sdk.models import Image, Key, Project, SshKey
+    from cove.sdk.network_calls import Policy
+    from cove.sdk.networks import NetworkProfiles
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.websocket import WebSocket
 
@@ -70,6 +72,7 @@ class Client:
         credentials: Wishes | None = None,
         io_read: Size | None = None,
         io_write: Size | None = None,
+        network: Policy | None = None,
         keep: bool = False,
         idempotency_key: str | None = None,
     ) -> Sandbox:
@@ -94,6 +97,7 @@ class Client:
             credentials=credentials,
             io_read=io_read,
             io_write=io_write,
+            network=network,
             idempotency_key=idempotency_key,
         )
         info = self.call(call)
@@ -185,6 +189,13 @@ class Client:
         from cove.sdk.audit import Audit
 
         return Audit(self)
+
+    @property
+    def network_profiles(self) -> NetworkProfiles:
+        """Policies with a name, and what projects' sandboxes get unasked."""
+        from cove.sdk.networks import NetworkProfiles
+
+        return NetworkProfiles(self)
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

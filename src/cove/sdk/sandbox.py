@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cove.sdk.forwarding import Forward
     from cove.sdk.jobs import Job, Running
     from cove.sdk.models import Isolation, SandboxInfo, Usage
+    from cove.sdk.networks import Network
     from cove.sdk.ports import Port
     from cove.sdk.results import Result
     from cove.sdk.shells import Shell
@@ -97,6 +98,13 @@ class Sandbox:
         from cove.sdk.credentials import Credentials
 
         return Credentials(self._ref, self._client)
+
+    @property
+    def network(self) -> Network:
+        """What it may reach."""
+        from cove.sdk.networks import Network
+
+        return Network(self._ref, self._client)
 
     def refresh(self) -> SandboxInfo:
         """Ask the server again."""

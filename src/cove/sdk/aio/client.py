@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from cove.sdk.aio.audit import Audit
     from cove.sdk.aio.credentials import ProjectCredentials, Services
     from cove.sdk.aio.images import Images
+    from cove.sdk.aio.networks import NetworkProfiles
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.transport import AioTransport
     from cove.sdk.aio.websocket import WebSocket
     from cove.sdk.credential_calls import Wishes
+    from cove.sdk.network_calls import Policy
 
 T = TypeVar("T")
 
@@ -67,6 +69,7 @@ class Client:
         credentials: Wishes | None = None,
         io_read: Size | None = None,
         io_write: Size | None = None,
+        network: Policy | None = None,
         keep: bool = False,
         idempotency_key: str | None = None,
     ) -> Opening[Sandbox]:
@@ -89,6 +92,7 @@ class Client:
             credentials=credentials,
             io_read=io_read,
             io_write=io_write,
+            network=network,
             idempotency_key=idempotency_key,
         )
         return Opening(self._create(call, keep=keep))
@@ -182,6 +186,13 @@ class Client:
         from cove.sdk.aio.audit import Audit
 
         return Audit(self)
+
+    @property
+    def network_profiles(self) -> NetworkProfiles:
+        """Policies with a name, and what projects' sandboxes get unasked."""
+        from cove.sdk.aio.networks import NetworkProfiles
+
+        return NetworkProfiles(self)
 
     async def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

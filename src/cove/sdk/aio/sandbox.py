@@ -29,6 +29,7 @@ from cove.sdk.watch_calls import WatchInfo
 
 if TYPE_CHECKING:
     from cove.sdk.aio.client import Client
+    from cove.sdk.aio.networks import Network
 
 
 class Sandbox:
@@ -100,6 +101,13 @@ class Sandbox:
     def credentials(self) -> Credentials:
         """Keys that it uses and never has: list, set, remove."""
         return Credentials(self._ref, self._client)
+
+    @property
+    def network(self) -> Network:
+        """What it may reach."""
+        from cove.sdk.aio.networks import Network
+
+        return Network(self._ref, self._client)
 
     async def refresh(self) -> SandboxInfo:
         """Ask the server again."""

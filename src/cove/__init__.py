@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from cove.sdk.forwarding import Forward
     from cove.sdk.images import ImageProgress, Images
     from cove.sdk.jobs import Job, Running
+    from cove.sdk.networks import Explanation, Network, NetworkInfo, NetworkProfile, NetworkProfiles, Refusal
     from cove.sdk.ports import Port
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
@@ -91,6 +92,7 @@ __all__ = [
     "EngineFailure",
     "Error",
     "Exit",
+    "Explanation",
     "FileError",
     "FileMissing",
     "FilePresent",
@@ -103,6 +105,10 @@ __all__ = [
     "ImageProgress",
     "Images",
     "Job",
+    "Network",
+    "NetworkInfo",
+    "NetworkProfile",
+    "NetworkProfiles",
     "NotFound",
     "Port",
     "Quota",
@@ -110,6 +116,7 @@ __all__ = [
     "QuotaInfo",
     "QuotaTooSmall",
     "RateLimited",
+    "Refusal",
     "RegistryError",
     "RegistryUnreachable",
     "Result",
@@ -145,6 +152,9 @@ _HOME: Final = {
     **dict.fromkeys(("Audit", "AuditLine"), "audit"),
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
+    **dict.fromkeys(
+        ("Explanation", "Network", "NetworkInfo", "NetworkProfile", "NetworkProfiles", "Refusal"), "networks"
+    ),
     "Port": "ports",
     **dict.fromkeys(("Chunk", "Exit", "Result"), "results"),
     "Sandbox": "sandbox",

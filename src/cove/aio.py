@@ -19,6 +19,7 @@ from cove.sdk.aio.files import Files
 from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.images import Images
 from cove.sdk.aio.jobs import Job, Running
+from cove.sdk.aio.networks import Network, NetworkProfiles
 from cove.sdk.aio.sandbox import Sandbox
 from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.terminals import Terminal
@@ -33,6 +34,8 @@ __all__ = [
     "Forward",
     "Images",
     "Job",
+    "Network",
+    "NetworkProfiles",
     "Running",
     "Sandbox",
     "Shell",

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "watch": "watch",
     "port": "port",
     "forward": "forward",
+    "network": "network",
     "open": "open",
     "serve": "serve",
     "down": "down",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cove.cli.failures import usage
+from cove.cli.networking import network_of, network_options
 from cove.cli.terminal import clean
 from cove.cli.tree import complete_box, complete_image
 from cove.sdk.errors import NotFound, RegistryError
@@ -35,6 +36,7 @@ def box_argument(*, required: bool = True, nargs: int = 1) -> Callable[[F], F]:
 
 def create_options(function: Any) -> Any:
     """Add the options of a new sandbox."""
+    function = network_options(function)
     for option in reversed(
         (
             click.option(
@@ -88,9 +90,11 @@ def sandbox_of(client: Client, **properties: Any) -> Sandbox:
     env, metadata = properties.pop("env"), properties.pop("metadata")
     credentials = wishes(properties.pop("credentials"))
     image = properties.pop("image")
+    wanted = [properties.pop(name) for name in ("network", "allow", "deny", "link")]
     try:
         return client.create(
             image,
+            network=network_of(*wanted),
             env=pairs(env, "--env"),
             metadata=pairs(metadata, "--metadata"),
             credentials=credentials,

@@ -63,6 +63,7 @@ _TWINS = {
     "credentials": ["credential"],
     "secret": ["credential"],
     "expose": ["port"],
+    "net": ["network"],
 }
 """What other tools call it. Only ever suggested: there is one spelling."""
 

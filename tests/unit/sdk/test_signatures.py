@@ -18,6 +18,8 @@ CLASSES = [
     "Files",
     "Images",
     "Job",
+    "Network",
+    "NetworkProfiles",
     "Running",
     "Shell",
     "Terminal",

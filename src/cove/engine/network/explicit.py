@@ -13,7 +13,7 @@ import h11
 
 from cove.engine.network.exits import Asked, Exits, Flow, Refused, Unreachable
 from cove.engine.network.httpflow import HttpFlow, say
-from cove.engine.network.httphead import HEAD_BYTES, BadRequest, read_connect, read_proxied
+from cove.engine.network.httphead import HEAD_BYTES, BadRequest, is_folded, read_connect, read_proxied
 from cove.engine.network.transparent import Serve
 from cove.engine.network.tunnels import GREETING_S, serve_tunnel
 
@@ -46,6 +46,8 @@ def serve_explicit(exits: Exits) -> Serve:
 async def _request(flow: Flow, client: h11.Connection) -> h11.Request | None:
     async with asyncio.timeout(GREETING_S):
         while True:
+            if is_folded(client.trailing_data[0]):
+                raise BadRequest("a header goes on in another line")
             event = client.next_event()
             if event is not h11.NEED_DATA:
                 return event if isinstance(event, h11.Request) else None

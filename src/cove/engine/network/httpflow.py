@@ -15,7 +15,7 @@ from typing import Final
 import h11
 
 from cove.engine.network.exits import Asked, Exits, Flow, Refused, Unreachable
-from cove.engine.network.httphead import HEAD_BYTES, BadRequest, Wanted, answer_headers
+from cove.engine.network.httphead import HEAD_BYTES, BadRequest, Wanted, answer_headers, is_folded
 from cove.engine.network.relay import IDLE_S, Wire, join
 
 NEXT_S: Final = 120.0
@@ -64,8 +64,13 @@ class HttpFlow:
             await self._near.finish()
 
     async def _next_request(self) -> h11.Request | None:
-        event = await self._client_event()
-        return event if isinstance(event, h11.Request) else None
+        while True:
+            if is_folded(self._client.trailing_data[0]):
+                raise BadRequest("a header goes on in another line")
+            event = self._client.next_event()
+            if isinstance(event, h11.Event):
+                return event if isinstance(event, h11.Request) else None
+            self._client.receive_data(await self._near.read(NEXT_S))
 
     async def _pass_on(self, request: h11.Request) -> bool:
         """One request and its answer; whether another may follow. Raises: what `run` catches."""

@@ -53,6 +53,12 @@ def could_be_http(data: bytes) -> bool | None:
     return None if len(data) < _BEGINNING_BYTES and _COULD_BEGIN.fullmatch(data) else False
 
 
+def is_folded(data: bytes) -> bool:
+    """Whether the head at the beginning of `data` has a header in several lines, which h11 would put into one."""
+    head = data.partition(b"\r\n\r\n")[0]
+    return b"\n " in head or b"\n\t" in head
+
+
 def read_direct(request: h11.Request, address: str, port: int) -> Wanted:
     """A request of a client that believes to speak to `address`:`port`. Raises: BadRequest, ValueError."""
     host = _host(request)

@@ -270,6 +270,8 @@ async def test_another_allowed_host_on_the_same_connection_is_another_server() -
         ("an octal host", request("0177.0.0.1")),
         ("a NUL in the host", b"GET / HTTP/1.1\r\nHost: good.example\0.evil.example\r\n\r\n"),
         ("a line feed alone", b"GET / HTTP/1.1\nHost: good.example\nX: \rHost: evil.example\n\n"),
+        ("a header in two lines", request("good.example", "X: y\r\n Host: evil.example")),
+        ("a Host in two lines", b"GET / HTTP/1.1\r\nHost:\r\n\tgood.example\r\n\r\n"),
         ("CONNECT", b"CONNECT evil.example:443 HTTP/1.1\r\nHost: good.example\r\n\r\n"),
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         ("no path", request("good.example", path="evil.example/")),

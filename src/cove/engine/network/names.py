@@ -18,6 +18,7 @@ from cove.engine.network.listener import bound
 from cove.engine.network.netns import Places
 from cove.engine.network.port import Endpoints
 from cove.engine.network.resolver import Judges, Resolver
+from cove.engine.network.spares import open_spares
 from cove.engine.network.transparent import accepting_wires, proxy_shares, serve_transparent
 from cove.engine.network.upstream_dns import NameServer, Upstream
 from cove.model.errors import EngineFailure
@@ -54,8 +55,6 @@ async def open_names(
 
     `servers`: the name servers to ask (`upstream_dns.name_servers` reads the operator's). Raises: EngineFailure.
     """
-    resolver = Resolver(Upstream(servers, places.outside), judges)
-    exits = Exits(endpoints, resolver, judges, places.outside)
     shares = proxy_shares()
 
     async def listening(kind: int, port: int) -> socket.socket:
@@ -66,6 +65,9 @@ async def open_names(
             raise EngineFailure("the sandboxes' network cannot be served", internal=internal) from error
 
     async with AsyncExitStack() as stack:
+        outside = await stack.enter_async_context(open_spares(places.outside))
+        resolver = Resolver(Upstream(servers, outside), judges)
+        exits = Exits(endpoints, resolver, judges, outside)
         datagrams = await listening(socket.SOCK_DGRAM, DNS_PORT)
         stack.callback(datagrams.close)
         by_tcp = await listening(socket.SOCK_STREAM, DNS_PORT)

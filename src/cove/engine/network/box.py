@@ -10,7 +10,6 @@ from msgspec import Struct
 from cove.engine.network.boxrules import mark_value
 from cove.engine.network.brought import Brought
 from cove.engine.network.flatten import Flat, flatten
-from cove.engine.network.steps import name_targets
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.policy import matches_name
 
@@ -40,11 +39,6 @@ class Box:
         self.brought = Brought()
         self.held: dict[tuple[int, int], Held] = {}
         """By address and the mark that is looked up."""
-
-    def targets(self, address: int) -> set[str]:
-        """The targets that some name matches which brought `address`, its time over or not."""
-        names = self.brought.names(address)
-        return {target for target in name_targets(self.policy) if any(matches_name(target, name) for name in names)}
 
     def opened(self, flat: Flat, generation: int, address: int, now: float) -> Iterator[tuple[tuple[int, int], Held]]:
         """The elements that the names which brought `address` make under a policy."""

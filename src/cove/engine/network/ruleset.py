@@ -37,7 +37,6 @@ from cove.engine.network.box import Box, Held
 from cove.engine.network.boxrules import (
     FIELDS,
     GENERATIONS,
-    PROTOCOLS,
     VALUE,
     base_mark,
     bound_key,
@@ -57,7 +56,8 @@ from cove.engine.network.kept import Kept, read_kept
 from cove.engine.network.netns import NetNs
 from cove.engine.network.nfnetlink import NETFILTER, Element, Message
 from cove.engine.network.nft import run_once
-from cove.engine.network.steps import Action, Code, Packet, evaluate, steps_of
+from cove.engine.network.standing import standing_of
+from cove.engine.network.steps import Code, Packet
 from cove.model.closed import ClosedRanges
 from cove.model.errors import EngineFailure
 from cove.model.network import NO_NETWORK, NetworkPolicy
@@ -187,8 +187,8 @@ class Ruleset:
         except OSError as error:
             raise EngineFailure("the closed ranges cannot be changed", internal=str(error)) from error
         self._base = Baseline(addresses=self._base.addresses, closed=closed, connections=self._base.connections)
-        for box in tuple(self._boxes.values()):
-            await self._cut(box)
+        if self._boxes:
+            await self._cut(*self._boxes.values())
 
     async def reconcile(self, known: Mapping[int, str]) -> None:
         """After a start: keep the rules of the sandboxes in `known` (address by index), take all others away.
@@ -256,10 +256,17 @@ class Ruleset:
             _without(LEARNED, [learned_key(box.address, *key) for key, one in held.items() if one.until > now])
         )
 
-    async def _cut(self, box: Box) -> None:
-        """End the flows that the box's rules do not allow. Again until none is left: one may have begun before them."""
+    async def _cut(self, *boxes: Box) -> None:
+        """End the flows that their rules do not allow. Again until none is left: one may have begun before them."""
+        standings = {socket.inet_aton(box.address): standing_of(box, self.closed) for box in boxes}
+        address = boxes[0].address if len(boxes) == 1 else None
+
+        def should_go(flow: conntrack.Flow) -> bool:
+            standing = standings.get(flow.source)
+            return standing is not None and not standing.may_stay(flow)
+
         for _ in range(_CUT_PASSES):
-            if not await self._end_flows(box.address, lambda flow: not self._may_stay(box, flow)):
+            if not await self._end_flows(address, should_go):
                 return
 
     async def _end_flows(self, address: str | None, should_go: Callable[[conntrack.Flow], bool]) -> int:
@@ -267,26 +274,6 @@ class Ruleset:
             return await self._router.run(lambda: conntrack.cut(address, should_go))
         except (OSError, ValueError) as error:
             raise EngineFailure("the sandbox's connections cannot be ended", internal=str(error)) from error
-
-    def _may_stay(self, box: Box, flow: conntrack.Flow) -> bool:
-        address = socket.inet_ntoa(flow.destination)
-        if address == baseline.GATEWAY or address in box.links:
-            return True
-        protocol = PROTOCOLS.get(flow.protocol)
-        if protocol is None or self.closed.why(address, flow.port) is not None:
-            return False
-        if guarded(NO_NETWORK, Destination(name=None, address=address, port=flow.port, protocol=protocol)):
-            return False
-        number = int.from_bytes(flow.destination, "big")
-        packet = Packet(address=number, protocol=protocol, port=flow.port)
-        action = evaluate(steps_of(box.policy), packet, box.targets(number)).action
-        if action is Action.REFUSE and not flow.is_proxied:
-            # After a restart the names are not known any more, but what they opened is.
-            held = box.held.get((number, mark_value(box.flat, box.flat.at(packet), box.generation)))
-            action = action if held is None else parse_mark(held.mark)[0]
-        if flow.is_proxied:
-            return action is not Action.REFUSE
-        return action in {Action.ACCEPT, Action.WATCH}
 
     def _transact(self, changes: list[Message]) -> None:
         try:

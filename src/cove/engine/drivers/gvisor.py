@@ -29,6 +29,7 @@ from msgspec import Struct
 from cove.engine import kernel
 from cove.engine.driver import BoxFacts, BoxSpec
 from cove.engine.oci.driver import OciDriver
+from cove.model.network import NO_NETWORK
 
 MINIMUM: Final = 20240729
 """The release that was measured and attacked; runsc's versions are dates."""
@@ -68,6 +69,8 @@ class GvisorDriver(OciDriver):
         await self._runtime.create(spec.id, home, pid_file, flags)
         facts = self._facts(spec, base, pid_file)
         facts = msgspec.structs.replace(facts, address=await network.join(spec.id, facts.init_pid))
+        # Known to the rules, so that what tries the interface is refused at once and not left without an answer.
+        await network.apply(spec.id, NO_NETWORK, {})
         await self._runtime.start(spec.id, home, flags, within=_UNSEEN)
         return facts
 

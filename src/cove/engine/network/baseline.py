@@ -47,6 +47,8 @@ EPOCHS: Final = "epochs"
 CURRENT: Final = "current"
 APPLIED: Final = "applied"
 LINKS: Final = "links"
+SERVED: Final = "served"
+"""Which ports of the gateway a sandbox has: by address and port."""
 LEARNED: Final = "learned"
 BOXES: Final = "boxes"
 
@@ -66,6 +68,7 @@ _DECLARED: Final = """
 table ip @TABLE {
     set bound { type ifname . ipv4_addr; }
     set links { type ipv4_addr . ipv4_addr; }
+    set served { type ipv4_addr . inet_service; }
     map learned { type ipv4_addr . ipv4_addr . mark : mark; size 1048576; flags timeout; }
     map defaults { type ipv4_addr : mark; }
     map epochs { type ipv4_addr : mark; }
@@ -137,9 +140,9 @@ table ip @TABLE {
         iifname != "sv*" drop
         ip daddr @GATEWAY udp dport 53 \\
 update @resolver_rate { ip saddr limit rate over 500/second burst 1000 packets } drop
-        ip daddr @GATEWAY udp dport 53 accept
+        ip daddr @GATEWAY udp dport 53 ip saddr . udp dport @served accept
         ct state != new goto refuse
-        ip daddr @GATEWAY tcp dport { 53, 3128, 3130 } goto admit
+        ip daddr @GATEWAY tcp dport { 53, 3128, 3130 } ip saddr . tcp dport @served goto admit
         ip daddr @GATEWAY tcp dport 3129 ct status dnat goto admit
         meta mark set @CLOSED
         goto refuse

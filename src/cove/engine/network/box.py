@@ -36,6 +36,7 @@ class Box:
         self.fingerprint = b""
         """Of the policy that the kernel has; empty: it has none."""
         self.links: frozenset[str] = frozenset()
+        self.served: frozenset[int] = frozenset()
         self.brought = Brought()
         self.held: dict[tuple[int, int], Held] = {}
         """By address and the mark that is looked up."""

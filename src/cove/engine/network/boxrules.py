@@ -19,12 +19,12 @@ from typing import Final
 import msgspec
 
 from cove.engine.network import expressions
-from cove.engine.network.baseline import BASE_CODES, INTERFACES
+from cove.engine.network.baseline import BASE_CODES, BROKER_PORT, DNS_PORT, INTERFACES, PROXY_PORT
 from cove.engine.network.expressions import number
 from cove.engine.network.flatten import Flat, Piece
 from cove.engine.network.nfnetlink import Element
 from cove.engine.network.steps import Action, Code, Mark
-from cove.model.network import NetworkPolicy, Protocol
+from cove.model.network import NetworkMode, NetworkPolicy, Protocol
 
 NUMBERS: Final = {Protocol.TCP: expressions.TCP, Protocol.UDP: expressions.UDP, Protocol.ICMP: expressions.ICMP}
 PROTOCOLS: Final = {number: protocol for protocol, number in NUMBERS.items()}
@@ -121,6 +121,23 @@ def parse_bound(key: bytes) -> tuple[int, str]:
 def link_keys(address: str, others: Iterable[str]) -> list[bytes]:
     """That a sandbox reaches others."""
     return [socket.inet_aton(address) + socket.inet_aton(other) for other in others]
+
+
+def served_ports(policy: NetworkPolicy, *, has_links: bool) -> frozenset[int]:
+    """The gateway's ports that a sandbox has a use for; all others are closed to it."""
+    if policy.mode is not NetworkMode.NONE:
+        return frozenset((DNS_PORT, PROXY_PORT, BROKER_PORT))
+    return frozenset((*((DNS_PORT,) if has_links else ()), *((BROKER_PORT,) if policy.broker else ())))
+
+
+def served_keys(address: str, ports: Iterable[int]) -> list[bytes]:
+    """That a sandbox reaches these ports of the gateway."""
+    return [socket.inet_aton(address) + struct.pack("!H2x", port) for port in ports]
+
+
+def parse_served(key: bytes) -> int:
+    """The port of a key."""
+    return int(struct.unpack_from("!H", key, 4)[0])
 
 
 def learned_key(box: str, address: int, mark: int) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from msgspec import Struct
 
 from cove.engine.network import nfnetlink
-from cove.engine.network.baseline import APPLIED, BOUND, CURRENT, LEARNED, LINKS, TABLE
+from cove.engine.network.baseline import APPLIED, BOUND, CURRENT, LEARNED, LINKS, SERVED, TABLE
 from cove.engine.network.boxrules import index_of, parse_bound
 from cove.engine.network.nfnetlink import NFTABLES, Found
 
@@ -23,6 +23,8 @@ class Kept(Struct, frozen=True, kw_only=True):
     """Addresses by index."""
     links: tuple[bytes, ...]
     """Whole keys."""
+    served: tuple[bytes, ...]
+    """The same."""
     epochs: Mapping[bytes, int]
     applied: Mapping[bytes, tuple[int, bytes]]
     """Generation and fingerprint."""
@@ -44,6 +46,7 @@ def read_kept() -> Kept:
             chains=frozenset(index for index in indices if index is not None),
             bound=dict(parse_bound(one.key) for one in _elements(channel, BOUND)),
             links=tuple(one.key for one in _elements(channel, LINKS)),
+            served=tuple(one.key for one in _elements(channel, SERVED)),
             epochs={one.key[:4]: _native(one.key[4:]) for one in _elements(channel, CURRENT)},
             applied={one.key[:4]: (_native(one.key[4:8]), one.key[8:]) for one in _elements(channel, APPLIED)},
             learned=learned,

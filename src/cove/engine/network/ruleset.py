@@ -30,6 +30,7 @@ from cove.engine.network.baseline import (
     EPOCHS,
     LEARNED,
     LINKS,
+    SERVED,
     TABLE,
     Baseline,
 )
@@ -50,6 +51,9 @@ from cove.engine.network.boxrules import (
     mark_value,
     native,
     parse_mark,
+    parse_served,
+    served_keys,
+    served_ports,
 )
 from cove.engine.network.flatten import Flat, flatten
 from cove.engine.network.kept import Kept, read_kept
@@ -98,7 +102,8 @@ class Ruleset:
         flat, wanted, print_ = flatten(policy), frozenset(links.values()), fingerprint(policy)
         is_same = print_ == box.fingerprint
         narrows = not is_new and (not (is_same or flat == box.flat) or not box.links <= wanted)
-        changes = self._linking(box, wanted)
+        ports = served_ports(policy, has_links=bool(wanted))
+        changes = self._linking(box, wanted) + _serving(box, ports)
         if is_same:
             # As it was before a restart: with its generation, so that what names brought stays.
             self._transact(changes)
@@ -111,7 +116,7 @@ class Ruleset:
             stale, box.held = box.held, held
             self._drop_learned(box, stale)
             box.before, box.generation, box.fingerprint = box.flat, generation, print_
-        box.policy, box.flat, box.links = policy, flat, wanted
+        box.policy, box.flat, box.links, box.served = policy, flat, wanted, ports
         self._boxes[index] = box
         if narrows:
             await self._cut(box)
@@ -136,6 +141,7 @@ class Ruleset:
                 *_without(DEFAULTS, [key]),
                 *_without(APPLIED, _applied_keys(box)),
                 *_without(LINKS, links),
+                *_without(SERVED, served_keys(box.address, box.served)),
                 nfnetlink.delete_chain(TABLE, chain_of(index)),
                 nfnetlink.delete_map(TABLE, map_of(index, box.generation)),
             ]
@@ -209,6 +215,7 @@ class Ruleset:
         )
         ours = {socket.inet_aton(box.address) for box in self._boxes.values()}
         self._tolerate(_without(LINKS, [key for key in kept.links if key[:4] not in ours]))
+        self._tolerate(_without(SERVED, [key for key in kept.served if key[:4] not in ours]))
 
     def _words(self, policy: NetworkPolicy, code: Code, packet: Packet) -> str:
         address = str(ipaddress.IPv4Address(packet.address))
@@ -325,6 +332,7 @@ def _boxes_of(kept: Kept) -> dict[int, Box]:
         box.epoch = kept.epochs.get(key, box.epoch)
         box.generation, box.fingerprint = kept.applied.get(key, (0, b""))
         box.links = frozenset(socket.inet_ntoa(link[4:]) for link in kept.links if link[:4] == key)
+        box.served = frozenset(parse_served(one) for one in kept.served if one[:4] == key)
         box.held = {
             (there, mark): Held(gives, now + left_s) for there, mark, gives, left_s in kept.learned.get(key, ())
         }
@@ -340,6 +348,15 @@ def _placing(box: Box) -> list[Message]:
         *nfnetlink.new_elements(TABLE, BOXES, [Element(key=key, jump=chain_of(index))]),
         *nfnetlink.new_elements(TABLE, EPOCHS, [Element(key=key, value=native(box.epoch))]),
         *nfnetlink.new_elements(TABLE, CURRENT, [Element(key=key + native(box.epoch))]),
+    ]
+
+
+def _serving(box: Box, wanted: frozenset[int]) -> list[Message]:
+    """What opens and closes the gateway's ports to a sandbox."""
+    new = [Element(key=key) for key in served_keys(box.address, wanted - box.served)]
+    return [
+        *_without(SERVED, served_keys(box.address, box.served - wanted)),
+        *nfnetlink.new_elements(TABLE, SERVED, new),
     ]
 
 

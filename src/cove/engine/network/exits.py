@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from cove.engine.network.port import Endpoint, Endpoints
 from cove.engine.network.relay import Wire
-from cove.engine.network.resolver import LINK_SUFFIX, Judges, Resolver
+from cove.engine.network.resolver import LINK_SUFFIX, Judges, Resolver, other_resolver
 from cove.engine.network.upstream_dns import NoAnswer, Sockets
 from cove.model.hostname import canonical_host
 from cove.model.network import Protocol, Refusal, Verdict
@@ -228,6 +228,8 @@ class Exits:
 
     def _decide(self, endpoint: Endpoint, destination: Destination) -> Decision:
         words = guarded(endpoint.policy, destination)
+        if words is None and destination.name is not None:
+            words = other_resolver(endpoint.policy, destination.name)
         if words is not None:
             return Decision(verdict=Verdict.DENY, rule=words)
         return decide(endpoint.policy, destination, self._judges.closed())

@@ -181,11 +181,9 @@ class Resolver:
 
     def decision_on(self, policy: NetworkPolicy, name: str, kind: int = Kind.A) -> Decision:
         """Whether `name` may be asked for at all. Nothing is recorded, and no dry run looked at."""
-        words = None
+        words = other_resolver(policy, name)
         if kind == Kind.PTR and (address := _reversed_address(name)) is not None:
             words = self._closed().why(address)
-        elif names_matter(policy) and is_doh(name) and not any(rule.target == name for rule in policy.rules):
-            words = "names: a resolver over HTTPS, where names are the rule"
         return could_allow(policy, name) if words is None else Decision(verdict=Verdict.DENY, rule=words)
 
     def _refusal_of(self, endpoint: Endpoint, name: str, kind: int) -> str | None:
@@ -314,6 +312,13 @@ class Resolver:
                 rule=words, at=time.time(), dry_run=dry_run,
             )
         )  # fmt: skip
+
+
+def other_resolver(policy: NetworkPolicy, name: str) -> str | None:
+    """Why this is a way around the names that the policy allows: a known resolver over HTTPS that no rule names."""
+    if names_matter(policy) and is_doh(name) and not any(rule.target == name for rule in policy.rules):
+        return "names: a resolver over HTTPS, where names are the rule"
+    return None
 
 
 def _is_denied_by_name(policy: NetworkPolicy, name: str) -> bool:

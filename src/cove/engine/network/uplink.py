@@ -2,8 +2,9 @@
 
 Outside, Cove has one interface and one table of rules of its own, both named after the instance, made when the first
 sandbox is connected. Nothing may come in by them that a sandbox did not ask for, and nothing reaches the machine
-itself. If the machine did not forward packets before, it does from then on for Cove alone: a table that all servers of
-the machine share drops whatever is not theirs, and the last one that leaves switches forwarding off again.
+itself but what the operator opened. If the machine did not forward packets before, it does from then on for Cove alone:
+a table that all servers of the machine share drops whatever is not theirs, and the last one that leaves switches
+forwarding off again.
 
 All functions here block for some milliseconds; each says in which namespace it must be called.
 """
@@ -49,7 +50,7 @@ table ip {table} {{
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname "{link}" ct state established,related accept
-    iifname "{link}" drop
+{opened}    iifname "{link}" drop
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -148,7 +149,14 @@ def put_rules(config: NetworkConfig, number: int) -> None:
     """The instance's rules, in one step. In the outside namespace. Again: the same. Raises: OSError."""
     table = table_name(config)
     _, here = transit(number)
-    _replace(table, _TABLE.format(table=table, link=config.outside_link, prefix=OUTSIDE_PREFIX, router=here))
+    link = config.outside_link
+    # The router has refused what is closed; here is only what the operator opened of the machine's own addresses.
+    opened = "".join(f'    iifname "{link}" ip daddr {one.network}{_at(one.port)} accept\n' for one in config.opened)
+    _replace(table, _TABLE.format(table=table, link=link, prefix=OUTSIDE_PREFIX, router=here, opened=opened))
+
+
+def _at(port: int | None) -> str:
+    return "" if port is None else f" meta l4proto {{ tcp, udp }} th dport {port}"
 
 
 def _replace(table: str, text: str) -> None:

@@ -29,10 +29,10 @@ PLAIN_NEAR, PLAIN_FAR = "10.99.0.1", "10.99.0.2"
 POLICY = {
     "mode": "policy",
     "rules": [
-        {"verdict": "allow", "target": f"{GOOD}/32"},
-        {"verdict": "allow", "target": "*.wild.example"},
-        *({"verdict": "deny", "target": f"deny{n}.example"} for n in range(4)),
-        *({"verdict": "allow", "target": f"20.{n}.0.0/16"} for n in range(4)),
+        {"action": "allow", "target": f"{GOOD}/32"},
+        {"action": "allow", "target": "*.wild.example"},
+        *({"action": "deny", "target": f"deny{n}.example"} for n in range(4)),
+        *({"action": "allow", "target": f"20.{n}.0.0/16"} for n in range(4)),
     ],
 }
 """Ten rules, as an agent's list of hosts has them."""

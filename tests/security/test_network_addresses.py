@@ -211,7 +211,7 @@ def test_50_multicast_broadcast_and_what_is_reserved(lab: Lab, driver: str) -> N
                         s.sendto(b"anybody", (address, 5353))
                         say(address, s.recv(100).decode())
                 except OSError as error:
-                    say(address, word(error))
+                    say(address, word_of(error))
             say("control", udp({GOOD!r}, 9999))
             """,
         )

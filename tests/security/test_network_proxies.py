@@ -16,13 +16,11 @@ REGEX = policy("re:good[.]example:80,443")
 
 
 def evil_words(lab: Lab) -> list[str]:
-    """What arrived anywhere and spoke of something that is not allowed."""
-    return [
-        head
-        for one in lab.world.seen
-        for head in [*one.heads, one.sni or ""]
-        if "evil" in head.lower() or "smuggled" in head.lower()
-    ]
+    """What arrived anywhere and asked for something that is not allowed."""
+    lines = [line.lower() for one in lab.world.seen for head in one.heads for line in head.split("\r\n")]
+    names = [one.sni or "" for one in lab.world.seen]
+    asked = [line for line in lines if line.startswith("host") or " http/1." in line]
+    return [text for text in [*asked, *names] if "evil" in text or "smuggled" in text]
 
 
 def test_53_the_name_that_is_spoken_decides_and_its_own_address_is_dialled(lab: Lab, driver: str) -> None:

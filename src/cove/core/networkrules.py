@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from cove.core.validation import check_count
+from cove.engine.network.flatten import flatten
 from cove.model.closed import ClosedRanges
 from cove.model.errors import BadRequest, TooLarge
 from cove.model.ids import is_name
@@ -81,7 +82,7 @@ def policy_of(request: NetworkRequest, profile: NetworkProfile | None = None) ->
 
     A caller's rules that end with the profile's have them already: what was shown can be sent back.
 
-    Raises: BadRequest (mode), TooLarge (rules, together).
+    Raises: BadRequest (mode; rules too intricate for the packet filter), TooLarge (rules, together).
     """
     rules, default = request.rules, request.default or Verdict.DENY
     mode = request.mode or (NetworkMode.POLICY if rules or request.default else NetworkMode.NONE)
@@ -96,7 +97,7 @@ def policy_of(request: NetworkRequest, profile: NetworkProfile | None = None) ->
     if len(rules) > RULES:
         raise TooLarge(f"with the profile's there are {len(rules)} rules, the limit is {RULES}", field="network.rules")
     is_policy = mode is NetworkMode.POLICY
-    return NetworkPolicy(
+    policy = NetworkPolicy(
         mode=mode,
         rules=rules if is_policy else (),
         default=default if is_policy else Verdict.DENY,
@@ -106,6 +107,8 @@ def policy_of(request: NetworkRequest, profile: NetworkProfile | None = None) ->
         bandwidth_bps=request.bandwidth_bps,
         connections_per_s=request.connections_per_s,
     )
+    flatten(policy)  # what the packet filter could not hold is refused here, before a sandbox is made with it
+    return policy
 
 
 def request_of(policy: NetworkPolicy) -> NetworkRequest:

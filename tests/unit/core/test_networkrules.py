@@ -164,3 +164,13 @@ def test_a_profile_that_cannot_be_is_refused_with_its_field(profile: NetworkProf
     with pytest.raises(BadRequest) as caught:
         checked_profile(profile, CLOSED)
     assert caught.value.field == field
+
+
+def test_rules_that_the_packet_filter_could_not_hold_are_refused() -> None:
+    rules = tuple(
+        allow(f"11.{n}.0.0/16", *((100 * port + n % 90, 100 * port + n % 90) for port in range(1, 32)))
+        for n in range(256)
+    )
+    with pytest.raises(BadRequest) as caught:
+        policy_of(NetworkRequest(rules=rules))
+    assert caught.value.field == "network"

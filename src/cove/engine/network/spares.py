@@ -32,6 +32,7 @@ class Spares:
         self._space = space
         self._kept: dict[tuple[int, int], list[socket.socket]] = {kind: [] for kind in _KINDS}
         self._low = asyncio.Event()
+        self._is_over = False
 
     async def socket(self, family: int, kind: int, protocol: int = 0, /) -> socket.socket:
         """A non-blocking socket of that namespace. Raises: OSError, EngineFailure."""
@@ -43,8 +44,8 @@ class Spares:
         return kept.pop() if kept else await self._space.socket(family, kind)
 
     async def fill(self) -> None:
-        """Make what is missing, again and again."""
-        while True:
+        """Make what is missing, again and again, until `stop`."""
+        while not self._is_over:
             for (family, kind), kept in self._kept.items():
                 try:
                     kept.extend(await self._space.run(partial(_made, family, kind, KEPT - len(kept))))
@@ -53,6 +54,11 @@ class Spares:
                     await asyncio.sleep(_RETRY_S)
             await self._low.wait()
             self._low.clear()
+
+    def stop(self) -> None:
+        """Let `fill` end. It is not cancelled: sockets that are being made would be nobody's."""
+        self._is_over = True
+        self._low.set()
 
     def close(self) -> None:
         """Close what is kept."""
@@ -66,11 +72,11 @@ async def open_spares(space: NetNs) -> AsyncGenerator[Spares]:
     """Keep sockets ready until the block ends."""
     spares = Spares(space)
     async with asyncio.TaskGroup() as tasks:
-        filling = tasks.create_task(spares.fill())
+        tasks.create_task(spares.fill())
         try:
             yield spares
         finally:
-            filling.cancel()
+            spares.stop()
     spares.close()
 
 

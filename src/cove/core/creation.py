@@ -256,6 +256,6 @@ def proxy_env(network: NetworkPolicy) -> dict[str, str]:
     """Variables that make programs use the explicit proxy: only where patterns are rules, which need whole names."""
     if not any(rule.target.startswith(PATTERN) for rule in network.rules):
         return {}
-    local = "localhost,127.0.0.1,169.254.1.1"
+    local = "localhost,127.0.0.1,169.254.1.1,.cove.internal"
     names = {"http_proxy": PROXY_URL, "https_proxy": PROXY_URL, "no_proxy": local}
     return {**names, **{name.upper(): value for name, value in names.items()}}

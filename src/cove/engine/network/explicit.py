@@ -17,6 +17,7 @@ from cove.engine.network.httphead import HEAD_BYTES, BadRequest, is_folded, read
 from cove.engine.network.transparent import Serve
 from cove.engine.network.tunnels import GREETING_S, serve_tunnel
 
+_NOWHERE: Final = Asked(name=None, address=None, port=0)
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -30,7 +31,7 @@ def serve_explicit(exits: Exits) -> Serve:
             if request is None:
                 return
             if request.method != b"CONNECT":
-                await HttpFlow(exits, box, flow, read_proxied).run(client, request)
+                await HttpFlow(exits, box, flow, read_proxied, _NOWHERE).run(client, request)
                 return
             asked = read_connect(request)
             if not isinstance(client.next_event(), h11.EndOfMessage):

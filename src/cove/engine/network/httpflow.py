@@ -22,14 +22,15 @@ NEXT_S: Final = 120.0
 """For a client's next request on its connection, or the next piece of one."""
 
 _SWITCHED: Final = 101
+_WORDS: Final = 160
 
 Read = Callable[[h11.Request], Wanted]
 
 
 class HttpFlow:
-    """One client's connection. `read` says what each request asks for."""
+    """One client's connection. `read` says what each request asks for; `believed`: where the client thinks it is."""
 
-    def __init__(self, exits: Exits, box: str, flow: Flow, read: Read) -> None:
+    def __init__(self, exits: Exits, box: str, flow: Flow, read: Read, believed: Asked) -> None:
         self._exits = exits
         self._box = box
         self._flow = flow
@@ -39,7 +40,7 @@ class HttpFlow:
         self._server = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
         self._far: Wire | None = None
         self._dialled = ("", 0)
-        self._reached: Asked | None = None
+        self._reached = believed
         self._has_answered = False
 
     async def run(self, client: h11.Connection | None = None, first: h11.Request | None = None) -> None:
@@ -57,8 +58,7 @@ class HttpFlow:
         except Unreachable as unreachable:
             await self._fail(502, str(unreachable))
         except (BadRequest, ValueError, h11.RemoteProtocolError) as error:
-            asked = self._reached or Asked(name=None, address=None, port=0)
-            self._exits.refuse(self._box, asked, f"names: no plain HTTP ({error})")
+            self._exits.refuse(self._box, self._reached, f"names: no plain HTTP ({error})"[:_WORDS])
             await self._fail(400, f"this request is not passed on: {error}")
         else:
             await self._near.finish()

@@ -292,7 +292,7 @@ class Resolver:
 
     async def _open(self, endpoint: Endpoint, name: str, found: Resolved) -> None:
         """Tell the packet filter where `name` led. Raises: EngineFailure."""
-        box = self._box(endpoint)
+        box = self._boxes.get(endpoint.box) or _Box()  # it may have left while its question waited
         now = self._clock()
         seconds = max((LEARNED_S, *(record.ttl for record in found.records)))
         for address in found.addresses:

@@ -83,6 +83,8 @@ def test_a_guide_does_what_it_shows(
     guide: Guide, tmp_path: Path, new_server: NewServer, request: pytest.FixtureRequest
 ) -> None:
     settings, ports = settings_of(guide)
+    if settings.get("COVE_NETWORK_OUTSIDE") == "world":  # hosts of the guide are in the test's own internet
+        settings |= request.getfixturevalue("world").settings
     server = new_server(**settings) if settings else request.getfixturevalue("plain_server")
     with reader_of(guide, tmp_path / "home", server, ports) as reader:
         perform(guide, reader)

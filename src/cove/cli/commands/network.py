@@ -269,12 +269,13 @@ def _told(session: Session, info: NetworkInfo) -> None:
 
 def _policy_lines(policy: dict[str, Any]) -> list[str]:
     """A policy for people, its rules numbered as refusals name them."""
-    mode = str(policy.get("mode") or ("policy" if policy.get("rules") or policy.get("default") else "none"))
+    said = any(policy.get(name) for name in ("rules", "default", "profile"))
+    mode = str(policy.get("mode") or ("policy" if said else "none"))
     profile = f" (profile {clean(policy['profile'])})" if policy.get("profile") else ""
     lines = [f"mode      {clean(mode)}{profile}{', dry run' if policy.get('dry_run') else ''}"]
     if mode == "policy":
         lines += [f"rule {at:<4} {_rule_text(rule)}" for at, rule in enumerate(policy.get("rules") or (), 1)]
-        lines.append(f"default   {clean(policy.get('default') or 'deny')}")
+        lines.append(f"default   {clean(policy.get('default') or ('of the profile' if profile else 'deny'))}")
     if policy.get("bandwidth_mbps"):
         lines.append(f"bandwidth {policy['bandwidth_mbps']:g} MiB/s in each direction")
     if policy.get("connections_per_s"):

@@ -101,6 +101,19 @@ def make_data_dir(at: Path, driver: str) -> Path:
     return at
 
 
+@contextlib.contextmanager
+def started(**settings: str) -> Iterator[DialectServer]:
+    """A server of its own with the driver `fake`, for what no driver can change."""
+    # A short path: the fake driver's sockets lie below it, and a unix socket's path has 107 bytes.
+    top = Path(tempfile.mkdtemp(prefix="cove-"))
+    running = start(make_data_dir(top / "data", "fake"), "fake", COVE_POOL_SIZE="0", **settings)
+    try:
+        yield running
+    finally:
+        stop(running)
+        shutil.rmtree(top)
+
+
 @pytest.fixture(scope="session", params=DRIVERS)
 def driver(request: pytest.FixtureRequest) -> str:
     """The driver of a run over all tests."""

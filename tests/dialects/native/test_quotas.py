@@ -1,6 +1,6 @@
 """Usage, quotas and rate limits over the wire."""
 
-# ruff: noqa: ANN001, ANN003, ANN201 - fixtures and stand-ins are typed where they are defined
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202 - fixtures and stand-ins are typed where they are defined
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import contextlib
 import csv
 import io
 import json
-import shutil
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 
 import httpx2
 import pytest
-from tests.dialects import conftest as servers
+from tests.dialects.conftest import started
 
 SMALL = {"memory_mib": 32, "disk_mib": 16, "cpus": 0.1}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with started() as running:
+        yield running
 
 
 @pytest.fixture
@@ -228,7 +231,8 @@ def test_absurd_questions_are_refused(server, project, query, field):
     assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
-def test_usage_of_others_is_not_seen(server, project, box):
+def test_usage_of_others_is_not_seen(server, project):
+    box = server.sandbox()["id"]
     assert project.get(f"/sandboxes/{box}/usage").status_code == 404
     assert project.get("/usage", params={"project": "default"}).status_code == 404
     assert project.get("/usage", params={"sandbox": box}).json()["usage"][0]["sandboxes"] == 0
@@ -239,30 +243,17 @@ def test_usage_of_others_is_not_seen(server, project, box):
     }
 
 
-@contextlib.contextmanager
-def started(driver, **settings):
-    if driver != "fake":
-        pytest.skip("limits of requests know no driver")
-    top = Path(tempfile.mkdtemp(prefix="cove-"))
-    running = servers.start(servers.make_data_dir(top / "data", driver), driver, COVE_POOL_SIZE="0", **settings)
-    try:
+@pytest.fixture(scope="module")
+def strict():
+    """A server that limits requests."""
+    with started(COVE_REQUESTS_PER_MINUTE="600", COVE_REQUEST_BURST="20") as running:
         yield running
-    finally:
-        servers.stop(running)
-        shutil.rmtree(top)
 
 
 @pytest.fixture(scope="module")
-def strict(driver):
-    """A server that limits requests."""
-    with started(driver, COVE_REQUESTS_PER_MINUTE="600", COVE_REQUEST_BURST="20") as running:
-        yield running
-
-
-@pytest.fixture
-def guarded(driver):
-    """A server that takes few failed logins."""
-    with started(driver, COVE_FAILED_LOGINS_PER_MINUTE="6") as running:
+def guarded():
+    """A server that takes few failed logins. Each test comes from an address of its own."""
+    with started(COVE_FAILED_LOGINS_PER_MINUTE="6") as running:
         yield running
 
 
@@ -317,49 +308,65 @@ def test_a_key_that_is_made_shares_what_its_maker_may_ask(strict):
         assert one.get("/images").status_code == 429
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        {},
-        {"X-Forwarded-For": "198.51.100.{n}"},
-        {"X-Real-IP": "198.51.100.{n}", "Forwarded": "for=198.51.100.{n}", "True-Client-IP": "198.51.100.{n}"},
-        {"X-API-Key": "guess-{n}"},
-        {"Authorization": "Bearer cove_0000000{n}_x"},
-    ],
-)
-def test_failed_logins_are_counted_whatever_the_headers_say(guarded, head):
+def come_from(server, address, **head):
+    """A client of an address of its own: all of 127.0.0.0/8 is this machine."""
+    transport = httpx2.HTTPTransport(local_address=address)
+    return httpx2.Client(base_url=f"{server.url}/api/v1", headers=head, transport=transport, timeout=60)
+
+
+def key_of(server):
+    return server.operator.post("/keys", json={"name": "k"}).json()["key"]
+
+
+TRICKS = [
+    {},
+    {"X-Forwarded-For": "198.51.100.{n}"},
+    {"X-Real-IP": "198.51.100.{n}", "Forwarded": "for=198.51.100.{n}", "True-Client-IP": "198.51.100.{n}"},
+    {"X-API-Key": "guess-{n}"},
+    {"Authorization": "Bearer cove_0000000{n}_x"},
+]
+
+
+@pytest.mark.parametrize("number", range(len(TRICKS)))
+def test_failed_logins_are_counted_whatever_the_headers_say(guarded, number):
     """Case 67. The server is not behind a proxy, so no header names another address."""
-    with client_of(guarded, guarded.operator) as known:
-        assert known.get("/images").status_code == 200
-        statuses = []
-        for number in range(12):
-            sent = {name: value.replace("{n}", str(number)) for name, value in head.items()}
-            statuses.append(httpx2.get(f"{guarded.url}/api/v1/images", headers=sent).status_code)
-        assert statuses == [401] * 6 + [429] * 6
-        assert known.get("/images").status_code == 200, "who came from there before still comes in"
-        with client_of(guarded, guarded.operator) as fresh:
-            answer = fresh.get("/images")
-            wrong = fresh.get("/images", headers={"Authorization": "Bearer wrong"})
-        assert (answer.status_code, answer.json()["detail"]) == (wrong.status_code, wrong.json()["detail"]), (
-            "a right guess looks like a wrong one"
-        )
+    known, fresh, address = key_of(guarded), key_of(guarded), f"127.0.1.{number}"
+    with come_from(guarded, address) as one:
+
+        def ask(head):
+            answer = one.get("/images", headers=head)
+            return answer.status_code, answer.json().get("detail")
+
+        assert ask({"X-API-Key": known})[0] == 200
+        sent = [
+            {name: value.replace("{n}", str(attempt)) for name, value in TRICKS[number].items()}
+            for attempt in range(12)
+        ]
+        assert [ask(head)[0] for head in sent] == [401] * 6 + [429] * 6
+        assert ask({"X-API-Key": known})[0] == 200, "who came from there before still comes in"
+        assert ask({"X-API-Key": fresh}) == ask({"X-API-Key": "wrong"}), "a right guess looks like a wrong one"
+    with come_from(guarded, "127.0.2.1") as other:
+        assert other.get("/images", headers={"X-API-Key": fresh}).status_code == 200
 
 
 def test_a_port_is_no_way_around(guarded):
-    with client_of(guarded, guarded.operator) as one:
-        box = one.post("/sandboxes", json=SMALL).json()["id"]
-        path = f"/sandboxes/{box}/ports/8000/http/"
-        assert one.get(path).status_code == 502
-        for number in range(10):
-            assert httpx2.get(f"{guarded.url}/api/v1{path}", headers={"X-API-Key": f"{number}"}).status_code == 401
-        with client_of(guarded, guarded.operator) as fresh:
-            assert fresh.get(path).status_code == 401, "an address that guessed too often gets in by no new key"
-        assert one.get(path).status_code == 502
-        one.delete(f"/sandboxes/{box}")
+    known, fresh = key_of(guarded), key_of(guarded)
+    with come_from(guarded, "127.0.3.1") as one:
+        box = guarded.operator.post("/sandboxes", json=SMALL).json()["id"]
+
+        def ask(key):
+            return one.get(f"/sandboxes/{box}/ports/8000/http/", headers={"X-API-Key": key}).status_code
+
+        assert ask(known) == 502
+        assert [ask(str(number)) for number in range(10)] == [401] * 10
+        assert ask(fresh) == 401, "an address that guessed too often gets in by no new key"
+        assert ask(known) == 502
+        assert one.get("/images", headers={"X-API-Key": fresh}).status_code == 200, "guesses at ports count apart"
+        guarded.operator.delete(f"/sandboxes/{box}")
 
 
-def test_behind_a_proxy_the_last_hop_counts(driver):
-    with started(driver, COVE_BEHIND_PROXY="1", COVE_FAILED_LOGINS_PER_MINUTE="5") as one:
+def test_behind_a_proxy_the_last_hop_counts():
+    with started(COVE_BEHIND_PROXY="1", COVE_FAILED_LOGINS_PER_MINUTE="5") as one:
 
         def ask(forwarded: str) -> int:
             return httpx2.get(f"{one.url}/api/v1/images", headers={"X-Forwarded-For": forwarded}).status_code

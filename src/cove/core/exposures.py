@@ -119,7 +119,7 @@ class Exposures:
                 sandbox=sandbox.id, port=port, created_at=self._clock.now()
             )
             if row.host_port is None and host_port is not UNSET and host_port is not False:
-                self._quotas.check_count(sandbox.project, "host_ports", what="ports of the host")
+                self._quotas.check_count(sandbox.project, "host_ports")
             async with self._host_ports.changed(sandbox, port, row.host_port, host_port) as number:
                 row = replace(row, host_port=number)
                 if access is not UNSET:

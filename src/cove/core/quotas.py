@@ -44,6 +44,13 @@ DEEPEST: Final = DEPTH - 1
 PROJECT_ONLY: Final = ("snapshots", "host_ports")
 
 
+_NOUNS: Final = {
+    "sandboxes": ("sandbox", "sandboxes"),
+    "snapshots": ("snapshot", "snapshots"),
+    "host_ports": ("port of the host", "ports of the host"),
+}
+
+
 class QuotaStats(Struct, frozen=True, kw_only=True):
     """How often something was refused since the start, by what ran out, and how many subjects have limits."""
 
@@ -128,14 +135,14 @@ class Quotas:
                 self._add(chain, -held + fact)
                 self._of_sandbox[sandbox.id] = (chain, fact)
 
-    def check_count(self, project: str, field: str, *, what: str) -> None:
+    def check_count(self, project: str, field: str) -> None:
         """Whether a project may have one more of what is counted by `counters[field]`. Raises: QuotaExceeded."""
         limit: int | None = getattr(self._book.quota(project_subject(project)), field)
         if limit is None:
             return
         used = self._count(field, project)
         if used >= limit:
-            self._refuse(project_subject(project), field, f"{limit} {what}", limit, used)
+            self._refuse(project_subject(project), field, _told(field, limit), limit, used)
 
     # What is allowed and used.
 
@@ -271,7 +278,7 @@ class Quotas:
         if kind is QuotaTooSmall:
             public = f"the quota of this {whose} is {allowed} in all: this asks for more"
         else:
-            public = f"the quota of this {whose} is {allowed}, and {_told(field, used)} is in use"
+            public = f"the quota of this {whose} is {allowed}; in use: {_told(field, used)}"
         shown = (limit / 1000, used / 1000) if field == "cpus" else (limit, used)
         raise kind(public, field=field, limit=shown[0], used=shown[1])
 
@@ -351,4 +358,4 @@ def _told(field: str, amount: int) -> str:
         return f"{amount / 1000:g} cpus"
     if field in {"memory_bytes", "disk_bytes"}:
         return f"{amount // MIB} MiB of {field.removesuffix('_bytes')}"
-    return f"{amount} {field.replace('_', ' ')}"
+    return f"{amount} {_NOUNS[field][amount != 1]}"

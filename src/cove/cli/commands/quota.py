@@ -55,7 +55,7 @@ def _rows(info: QuotaInfo) -> list[tuple[str, ...]]:
     shown.append(("requests per minute", "", limits.requests_per_minute))
     per = "" if limits.budget_period == "total" else f" per {limits.budget_period}"
     budget = None if limits.budget is None else f"{limits.budget:f}{per}, then {limits.budget_action}"
-    shown.append(("budget", f"{used.spent:f}", budget))
+    shown.append(("budget", f"{used.spent:.4f}", budget))
     return [(whose, what, str(use), "-" if limit is None else str(limit)) for what, use, limit in shown]
 
 

@@ -65,7 +65,7 @@ def _group(line: UsageLine, group: str) -> str:
 def _amounts(line: UsageLine) -> tuple[str, ...]:
     seconds = (line.running_s, line.vcpu_s, line.gib_s, line.cpu_s)
     traffic = size(line.sent_bytes + line.received_bytes)
-    return (str(line.sandboxes), *(f"{value:.1f}s" for value in seconds), traffic, f"{line.cost:f}")
+    return (str(line.sandboxes), *(f"{value:.1f}s" for value in seconds), traffic, f"{line.cost:.4f}")
 
 
 def _show(session: Session, bill: Bill) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from guides_support import Guide, perform, reader_of, settings_of
 from tests_support import CHECKOUT, NewServer, RunningServer, make_server
+from world_support import World
 
 pytestmark = pytest.mark.real
 
@@ -85,6 +86,9 @@ def test_a_guide_does_what_it_shows(
     settings, ports = settings_of(guide)
     if settings.get("COVE_NETWORK_OUTSIDE") == "world":  # hosts of the guide are in the test's own internet
         settings |= request.getfixturevalue("world").settings
+    if settings.get("COVE_NETWORK_OUTSIDE") == "world":
+        world: World = request.getfixturevalue("world")
+        settings |= {**world.settings, "COVE_EXTRA_CA": str(world.ca_file)}
     server = new_server(**settings) if settings else request.getfixturevalue("plain_server")
     with reader_of(guide, tmp_path / "home", server, ports) as reader:
         perform(guide, reader)

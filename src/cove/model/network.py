@@ -66,7 +66,7 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
     `bandwidth_bps`: bytes per second in each direction; `connections_per_s`: new connections; None: not limited.
 
     `broker` is set by `core/credentials.py` and by no caller, whatever the mode: the sandbox has credentials, so it
-    reaches the broker's port at the router. With the mode `none` that is all it reaches, names included.
+    reaches the broker at the router. With the mode `none` that is all: the resolver and the proxies refuse it.
     """
 
     mode: NetworkMode = NetworkMode.NONE

@@ -32,6 +32,7 @@ from cove.engine.registry import open_engine
 from cove.model.errors import CoveError, FileError, SandboxGone, Unsupported
 from cove.model.execs import ExecSpec, Why
 from cove.model.ids import new_core_id
+from cove.model.network import NetworkPolicy
 from cove.model.sandbox import MIB, Limits
 
 KNOWN_GAPS: Final[dict[str, dict[str, str]]] = {
@@ -284,15 +285,42 @@ async def check_agent_cannot_be_killed_from_inside(bench: Bench) -> None:
 
 
 async def check_nothing_of_the_host_is_visible(bench: Bench) -> None:
-    """Own pids, own (loopback-only) network, own root, root without the host's ids."""
+    """Own pids, own network (loopback, and an interface of its own at most), own root, root without the host's ids."""
     box = await bench.box()
     _, out = await _sh(box, "cat /proc/1/comm /proc/net/dev; ls /proc | grep -c '^[0-9]'")
     status = _host_file(f"/proc/{box.facts.init_pid}/status")
     await box.destroy()
     interfaces = [line.split(":")[0].strip() for line in out.splitlines() if ":" in line]
-    _require(interfaces == ["lo"] and int(out.split()[-1]) < 10, out)  # noqa: PLR2004 (a handful of pids)
+    _require(interfaces == (["lo", "eth0"] if box.is_joined else ["lo"]) and int(out.split()[-1]) < 10, out)  # noqa: PLR2004 (a handful of pids)
     ids = next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1:]
     _require(set(ids) == {str(box.facts.uid_base)} and box.facts.uid_base > 0, ids)
+
+
+async def check_a_box_is_connected_while_it_runs_and_is_closed_first(bench: Bench) -> None:
+    """An interface with an address of its own; what its policy does not allow is refused at once, and bytes count.
+
+    A driver that cannot says so.
+    """
+    box = await bench.box()
+    # A policy that leads nowhere: nothing of the machine's own network is touched for it.
+    policy = NetworkPolicy(links=("nobody",))
+    refused = False
+    try:
+        await box.set_network(policy, {})
+    except Unsupported:
+        refused = True
+    script = (
+        "import socket as s\nfor a in ('169.254.169.254', '11.0.0.1'):\n"
+        " try: s.create_connection((a, 80), 2); print('open')\n except TimeoutError: print('slow')\n"
+        " except OSError: print('refused')"
+    )
+    code, said = await _sh(box, f'cut -d: -f1 /proc/net/dev | tail -n +3; python3 -c "{script}"')
+    used = await box.network_use()
+    await box.destroy()
+    _require(refused is bool(bench.driver.network_gaps), (refused, bench.driver.network_gaps))
+    if not refused:
+        _require((code, said.split()) == (0, ["lo", "eth0", "refused", "refused"]), (code, said))
+        _require(bool(box.facts.address) and used.sent_bytes > 0, (box.facts, used))
 
 
 async def check_isolation_is_told_as_it_is(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from cove.server.doctor import isolation_probes, kernel_probes, program_probes, storage_probes
+from cove.server.doctor import isolation_probes, kernel_probes, network_probes, program_probes, storage_probes
 from cove.server.doctor.report import Line, Report, missing
 from cove.server.setup.settings import SetupSettings
 
@@ -28,7 +28,9 @@ ROOT_PROBES: Final[tuple[Probe, ...]] = (
     kernel_probes.probe_seccomp,
     storage_probes.probe_loop_devices,
     storage_probes.probe_disk_limits,
-    program_probes.probe_nftables,
+    network_probes.probe_network,
+    network_probes.probe_forwarding,
+    network_probes.probe_resolvers,
     program_probes.probe_runc,
     program_probes.probe_crun,
     program_probes.probe_runsc,

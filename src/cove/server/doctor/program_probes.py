@@ -1,13 +1,11 @@
-"""What Cove itself needs installed: runtimes, criu, libnftables, agent, images; and whether a server runs."""
+"""What Cove itself needs installed: runtimes, criu, agent, images; and whether a server runs."""
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
 from pathlib import Path
 
-from cove.engine import kernel
 from cove.engine.agentbin import agent_build, agent_path
 from cove.engine.config import instance_of
 from cove.engine.images.transfer import SKOPEO
@@ -95,32 +93,6 @@ def _criu_check(program: Path, *options: str) -> str:
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise OSError(1, lines[-1] if lines else f"exit {done.returncode}")
-    return ""
-
-
-def probe_nftables(_settings: SetupSettings) -> Line:
-    """Network policy: a table made through libnftables, in a network namespace of its own."""
-    tried = attempt(_make_table)
-    if not tried.worked:
-        return warn(
-            "nftables",
-            tried.text,
-            cost="no network policy, so sandboxes have no network",
-            cure="apt-get install libnftables1, and a kernel with nf_tables",
-        )
-    return ok("nftables", "libnftables made a table")
-
-
-def _make_table() -> str:
-    library = ctypes.CDLL("libnftables.so.1", use_errno=True)
-    kernel.unshare(kernel.CLONE_NEWNET)
-    library.nft_ctx_new.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(library.nft_ctx_new(0))
-    library.nft_ctx_buffer_error(context)
-    if library.nft_run_cmd_from_buffer(context, b"add table inet cove_doctor") != 0:
-        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-        said: bytes = library.nft_ctx_get_error_buffer(context) or b"refused"
-        raise OSError(1, said.decode(errors="replace").strip().splitlines()[0])
     return ""
 
 

@@ -20,10 +20,7 @@ The reader is root on a fresh server (local socket, no key), in an empty directo
 Addresses are shown as a default server has them: `127.0.0.1:8080` is replaced by where the server really listens.
 Settings follow the mark: `<!-- tested COVE_SSH_PORT=2222 -->` starts the server so; every `COVE_…_PORT` becomes a free
 port, and its number in commands is replaced; `COVE_NETWORK_OUTSIDE=world` gives sandboxes the test's own internet
-(`world_support.py`). All sandboxes are removed behind the guide.
-port, and its number in commands is replaced. `COVE_NETWORK_OUTSIDE=world` gives sandboxes the internet of
-`world_support.py` (good.example, evil.example, …), whose certificates the server trusts. All sandboxes are removed
-behind the guide.
+(`world_support.py`), whose certificates the server trusts. All sandboxes are removed behind the guide.
 """
 
 from __future__ import annotations

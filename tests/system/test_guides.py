@@ -85,8 +85,6 @@ def test_a_guide_does_what_it_shows(
 ) -> None:
     settings, ports = settings_of(guide)
     if settings.get("COVE_NETWORK_OUTSIDE") == "world":  # hosts of the guide are in the test's own internet
-        settings |= request.getfixturevalue("world").settings
-    if settings.get("COVE_NETWORK_OUTSIDE") == "world":
         world: World = request.getfixturevalue("world")
         settings |= {**world.settings, "COVE_EXTRA_CA": str(world.ca_file)}
     server = new_server(**settings) if settings else request.getfixturevalue("plain_server")

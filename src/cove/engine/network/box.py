@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from cove.engine.network.boxrules import mark_value
+from cove.engine.network.boxrules import GENERATIONS, mark_value
 from cove.engine.network.brought import Brought
 from cove.engine.network.flatten import Flat, flatten
 from cove.model.network import NO_NETWORK, NetworkPolicy
@@ -32,7 +32,7 @@ class Box:
         self.before: Flat = self.flat
         """The last generation's: packets are still on their way with its marks."""
         self.epoch = 1 + secrets.randbelow(2**32 - 1)
-        self.generation = 0
+        self.generation = secrets.randbelow(GENERATIONS)
         self.fingerprint = b""
         """Of the policy that the kernel has; empty: it has none."""
         self.links: frozenset[str] = frozenset()

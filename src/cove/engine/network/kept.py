@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -27,8 +28,8 @@ class Kept(Struct, frozen=True, kw_only=True):
     """The same."""
     epochs: Mapping[bytes, int]
     applied: Mapping[bytes, tuple[int, bytes]]
-    """Generation and fingerprint."""
-    learned: Mapping[bytes, tuple[tuple[int, int, int, float], ...]]
+    """Generation and fingerprint. An address that has two has none: it is applied anew."""
+    learned: Mapping[bytes, Sequence[tuple[int, int, int, float]]]
 
 
 def read_kept() -> Kept:
@@ -38,17 +39,19 @@ def read_kept() -> Kept:
             nfnetlink.chain_of(body, TABLE) for body in nfnetlink.dump(channel, NFTABLES, nfnetlink.list_chains(TABLE))
         )
         indices = (index_of(chain) for chain in chains if chain is not None)
-        learned: dict[bytes, tuple[tuple[int, int, int, float], ...]] = {}
+        learned: dict[bytes, list[tuple[int, int, int, float]]] = {}
         for one in _elements(channel, LEARNED):
             known = (_number(one.key[4:8]), _native(one.key[8:]), _native(one.value), one.left_s or 0.0)
-            learned[one.key[:4]] = (*learned.get(one.key[:4], ()), known)
+            learned.setdefault(one.key[:4], []).append(known)
+        applied = [(one.key[:4], (_native(one.key[4:8]), one.key[8:])) for one in _elements(channel, APPLIED)]
+        times = Counter(key for key, _ in applied)
         return Kept(
             chains=frozenset(index for index in indices if index is not None),
             bound=dict(parse_bound(one.key) for one in _elements(channel, BOUND)),
             links=tuple(one.key for one in _elements(channel, LINKS)),
             served=tuple(one.key for one in _elements(channel, SERVED)),
             epochs={one.key[:4]: _native(one.key[4:]) for one in _elements(channel, CURRENT)},
-            applied={one.key[:4]: (_native(one.key[4:8]), one.key[8:]) for one in _elements(channel, APPLIED)},
+            applied={key: one for key, one in applied if times[key] == 1},
             learned=learned,
         )
 

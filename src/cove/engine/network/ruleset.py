@@ -11,6 +11,7 @@ All calls but `open_ruleset`, `reconcile`, `close_ranges` and the cutting of flo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -69,6 +70,9 @@ from cove.model.policy import Destination, guarded, rule_words
 
 _logger = logging.getLogger(__name__)
 _CUT_PASSES: Final = 3
+_FEW_RULES: Final = 16
+_FEW_PIECES: Final = 32
+"""Up to here a change takes the kernel less than a millisecond."""
 _LONGEST_S: Final = 24 * 3600.0
 _FRESH_S: Final = 5.0
 """So long behind its end an element may still be there, as the kernel's clock has it."""
@@ -83,6 +87,11 @@ class Ruleset:
         self._channel = channel
         self._base = base
         self._boxes: dict[int, Box] = {}
+        self._turns: dict[int, asyncio.Lock] = {}
+
+    def _turn(self, index: int) -> asyncio.Lock:
+        """One change of a sandbox at a time: a change may wait, for a thread or for flows to be cut."""
+        return self._turns.setdefault(index, asyncio.Lock())
 
     @property
     def closed(self) -> ClosedRanges:
@@ -95,11 +104,26 @@ class Ruleset:
         In one step: before, the old rules hold, after, the new ones. Raises: BadRequest (rules too intricate),
         EngineFailure; then what was before holds.
         """
-        if index in self._boxes and self._boxes[index].address != address:
-            await self.forget(index)
+        async with self._turn(index):
+            if index in self._boxes and self._boxes[index].address != address:
+                await self._forget(index)
+            flat = await _flattened(policy)
+            try:
+                await self._apply(index, address, policy, frozenset(links.values()), flat)
+            except EngineFailure as error:
+                if not _is_mismatch(error):
+                    raise
+                # The kernel has not what we think: somebody changed our table. From nothing, closed meanwhile.
+                _logger.warning("the packet rules of a sandbox are made anew: %s", error.internal)
+                self._boxes.setdefault(index, Box(index, address))
+                await self._forget(index)
+                await self._install()
+                await self._apply(index, address, policy, frozenset(links.values()), flat)
+
+    async def _apply(self, index: int, address: str, policy: NetworkPolicy, wanted: frozenset[str], flat: Flat) -> None:
         is_new = index not in self._boxes
         box = Box(index, address) if is_new else self._boxes[index]
-        flat, wanted, print_ = flatten(policy), frozenset(links.values()), fingerprint(policy)
+        print_ = fingerprint(policy)
         is_same = print_ == box.fingerprint
         narrows = not is_new and (not (is_same or flat == box.flat) or not box.links <= wanted)
         ports = served_ports(policy, has_links=bool(wanted))
@@ -112,17 +136,33 @@ class Ruleset:
             held = _held(box, flat, generation)
             changes += _placing(box) if is_new else []
             changes += _ruling(box, policy, flat, generation, print_) + _learning(box, held)
-            self._transact(changes)
+            if len(flat.pieces) <= _FEW_PIECES:
+                self._transact(changes)
+            else:
+                await self._transact_apart(changes)
             stale, box.held = box.held, held
             self._drop_learned(box, stale)
             box.before, box.generation, box.fingerprint = box.flat, generation, print_
         box.policy, box.flat, box.links, box.served = policy, flat, wanted, ports
         self._boxes[index] = box
+        now = time.monotonic()
+        for key, held_now in _held(box, flat, box.generation).items() if len(flat.pieces) > _FEW_PIECES else ():
+            self._hold(box, key, held_now, now)  # what was learned while the kernel worked
         if narrows:
             await self._cut(box)
 
+    async def _install(self) -> None:
+        try:
+            await self._router.run(lambda: baseline.install(self._base))
+        except OSError as error:
+            raise EngineFailure(_REFUSED, internal=str(error)) from error
+
     async def forget(self, index: int) -> None:
         """Take all rules of the sandbox `index` away, and links to it. Its flows are dead with it. Idempotent."""
+        async with self._turn(index):
+            await self._forget(index)
+
+    async def _forget(self, index: int) -> None:
         box = self._boxes.pop(index, None)
         if box is None:
             return
@@ -288,6 +328,18 @@ class Ruleset:
         except OSError as error:
             raise EngineFailure(_REFUSED, internal=str(error)) from error
 
+    async def _transact_apart(self, changes: list[Message]) -> None:
+        """As `_transact`, in the router's thread: for what takes the kernel milliseconds."""
+
+        def work() -> None:
+            with nfnetlink.connect() as channel:
+                nfnetlink.transact(channel, changes)
+
+        try:
+            await self._router.run(work)
+        except OSError as error:
+            raise EngineFailure(_REFUSED, internal=str(error)) from error
+
     def _tolerate(self, changes: list[Message]) -> None:
         """All of `changes`, or if one is refused those that are not."""
         try:
@@ -320,6 +372,18 @@ async def open_ruleset(router: NetNs, *, addresses: str, closed: ClosedRanges) -
         raise EngineFailure("the router's packet filter cannot be set up", internal=str(error)) from error
     with channel:
         yield Ruleset(router, channel, base)
+
+
+async def _flattened(policy: NetworkPolicy) -> Flat:
+    """On the loop where it takes less than a millisecond."""
+    if len(policy.rules) <= _FEW_RULES:
+        return flatten(policy)
+    return await asyncio.to_thread(flatten, policy)
+
+
+def _is_mismatch(error: EngineFailure) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in {errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY}
 
 
 def _boxes_of(kept: Kept) -> dict[int, Box]:

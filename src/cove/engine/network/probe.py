@@ -13,7 +13,7 @@ from cove.engine.network import rtnetlink as rt
 from cove.engine.network.rtnetlink import End, RtNetlink
 from cove.engine.network.topology import NetworkConfig
 
-_LIMIT_S: Final = 20.0
+_LIMIT_S: Final = 60.0
 
 _RULES: Final = """
 table inet probe {

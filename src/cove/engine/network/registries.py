@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -75,12 +77,13 @@ async def _answer(*argv: str) -> bytes:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             cwd="/",  # a configuration file beside the server must not count
+            start_new_session=True,  # so that its children end with it
         )
     except OSError:
         return b""
+    assert process.stdout is not None  # noqa: S101 - it was asked for
     try:
         async with asyncio.timeout(ANSWER_S):
-            assert process.stdout is not None  # noqa: S101 - it was asked for
             said = await _all_of(process.stdout)
             return said if await process.wait() == 0 else b""
     except TimeoutError:
@@ -88,9 +91,16 @@ async def _answer(*argv: str) -> bytes:
         return b""
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _end(process, process.stdout)
+
+
+async def _end(process: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> None:
+    """Kill a program and its children. What they left in the pipe is read away: asyncio waits for its end."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    while await stdout.read(ANSWER_BYTES):
+        pass
+    await process.wait()
 
 
 async def _all_of(stream: asyncio.StreamReader) -> bytes:

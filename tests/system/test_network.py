@@ -187,6 +187,16 @@ def test_each_of_many_has_an_address_of_its_own_and_leaves_nothing(boxes: Boxes)
     assert len(router_links(boxes.server)) <= len(before) + 4  # of the pool's members some may have one by now
 
 
+def test_what_was_refused_a_moment_before_the_end_is_on_record(boxes: Boxes) -> None:
+    made = [boxes.make(OPEN) for _ in range(4)]
+    for box in made:
+        assert boxes.run(box, "curl -sS -m 5 http://10.0.0.5/")[0] == 7
+        boxes.client.delete(f"/sandboxes/{box}")
+    for box in made:
+        answer = boxes.client.get("/audit", params={"sandbox": box, "event": "network.blocked"})
+        assert [line["data"]["ip"] for line in answer.json()["lines"]] == ["10.0.0.5"], answer.text
+
+
 def test_connections_and_counts_survive_a_killed_server(mortal: Boxes) -> None:
     box = mortal.make(OPEN)
     flow = f"""

@@ -17,7 +17,7 @@ from cove.engine.network.names import Names, open_names
 from cove.engine.network.netns import NetNs, Places
 from cove.engine.network.ownaddresses import own_addresses
 from cove.engine.network.port import Endpoint, Endpoints
-from cove.engine.network.refusals import open_refusals
+from cove.engine.network.refusals import Refusals, open_refusals
 from cove.engine.network.resolver import Judges
 from cove.engine.network.ruleset import Ruleset, open_ruleset
 from cove.engine.network.topology import TRANSIT, NetworkConfig
@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 class Parts:
     """The rules and the listeners of one router. Made by `open_parts`; implements `service.Parts`."""
 
-    def __init__(self, ruleset: Ruleset, names: Names, upstream: Upstream) -> None:
+    def __init__(self, ruleset: Ruleset, names: Names, refusals: Refusals, upstream: Upstream) -> None:
         self._ruleset = ruleset
         self._names = names
+        self._refusals = refusals
         self._upstream = upstream
 
     @property
@@ -47,6 +48,10 @@ class Parts:
         """Make an endpoint's policy and links hold: in the kernel in one step, then for what listens."""
         await self._ruleset.apply(endpoint.index, endpoint.address, endpoint.policy, endpoint.links)
         self._names.recheck(endpoint.box)
+
+    def finish(self, box: str) -> None:
+        """A box is about to leave: what it was refused is told, while it is known who it was."""
+        self._refusals.finish(box)
 
     async def resolve(self, name: str) -> list[str]:
         """The addresses of a name, for the server itself: no policy is asked."""
@@ -93,7 +98,7 @@ async def open_parts(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         watching = tasks.create_task(_keep_closed(config, places.outside, changes, ruleset))
         stack.callback(watching.cancel)
-        yield Parts(ruleset, names, Upstream(servers, places.outside))
+        yield Parts(ruleset, names, refusals, Upstream(servers, places.outside))
 
 
 async def _keep_closed(config: NetworkConfig, outside: NetNs, changes: AsyncIterator[None], ruleset: Ruleset) -> None:

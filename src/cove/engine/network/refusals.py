@@ -16,6 +16,7 @@ import struct
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -53,8 +54,8 @@ _CONFIGURE: Final = 1
 _BIND: Final = b"\x01"
 _COPY_PACKET: Final = 2
 _SNAPSHOT: Final = 64
-_FLUSH: Final = 10
-"""Hundredths of a second after which the kernel hands over what it gathered."""
+_FLUSH: Final = 1
+"""Hundredths of a second after which the kernel hands over what it gathered: less than it takes to free a sandbox."""
 _MARK: Final = 2
 _PAYLOAD: Final = 9
 
@@ -85,6 +86,8 @@ class Refusals:
         """Of `_pending`, per sandbox."""
         self._told: OrderedDict[Refusal, float] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self.read: Callable[[], None] = lambda: None
+        """Takes what the kernel has told so far."""
         self.lost = 0
         """Refusals that were not told, as far as we know of them."""
 
@@ -111,11 +114,7 @@ class Refusals:
     def flush(self) -> None:
         """Tell what is due, within the bounds."""
         self._timer = None
-        seen, self._seen = self._seen, Counter()
-        for packet, count in seen.items():
-            refusal = self._named(packet, count)
-            if refusal is not None:
-                self.note(refusal)
+        self._gather()
         now = asyncio.get_running_loop().time()
         due = self._due(now)
         for key in due:
@@ -129,6 +128,22 @@ class Refusals:
         self._waiting += Counter()  # forgets those that wait for nothing
         if self._pending:
             self._wake()
+
+    def finish(self, box: str) -> None:
+        """A box is about to leave: tell all that waits of it, for nobody will have its address any more."""
+        self.read()
+        self._gather()
+        for key in [key for key in self._pending if key.sandbox == box]:
+            at, count = self._pending.pop(key)
+            self._waiting[box] -= 1
+            self._sink(replace(key, at=at, count=count))
+
+    def _gather(self) -> None:
+        seen, self._seen = self._seen, Counter()
+        for packet, count in seen.items():
+            refusal = self._named(packet, count)
+            if refusal is not None:
+                self.note(refusal)
 
     def close(self) -> None:
         """Tell nothing more."""
@@ -206,7 +221,8 @@ async def open_refusals(
     refusals = Refusals(ruleset, endpoints, sink)
     loop = asyncio.get_running_loop()
     with await _listening(router) as channel:
-        loop.add_reader(channel, _read, channel, refusals)
+        refusals.read = partial(_read, channel, refusals)
+        loop.add_reader(channel, refusals.read)
         try:
             yield refusals
         finally:

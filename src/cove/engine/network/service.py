@@ -149,6 +149,8 @@ class SandboxNetwork:
 
         Its interface, closed, goes in the background some 20 ms later; `is_awaited`: it is gone when this returns.
         """
+        if self._opened is not None and self.directory.by_box(box) is not None:
+            self._opened.parts.finish(box)
         endpoint = self.directory.remove(box)
         self._limited.pop(box, None)
         if endpoint is None or self._opened is None:
@@ -358,7 +360,10 @@ class SandboxNetwork:
 
     def _tell(self, box: str) -> None:
         for listener in self.on_applied:
-            listener(box)
+            try:
+                listener(box)
+            except Exception:  # one listener's bug must not keep a sandbox from its policy, nor from its end
+                log.exception("a listener of the sandboxes' network failed")
 
     def _refused(self, refusal: Refusal) -> None:
         self.on_refusal(refusal)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 
 from network_lab_support import Lab
-from tests_support import RunningServer
-from world_support import World
+from world_support import running_world
 
 DRIVERS = ("runc", "crun", "gvisor")
 
@@ -30,15 +30,21 @@ def driven_sandbox(client: httpx2.Client, driver: str) -> Iterator[str]:
     client.delete(f"/sandboxes/{made.json()['id']}")
 
 
-@pytest.fixture(scope="module")
-def module_lab(world: World, world_server: RunningServer) -> Iterator[Lab]:
-    made = Lab(world_server, world)
-    yield made
-    made.close()
+@pytest.fixture(scope="session")
+def session_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One world and one server in it for all attacks on the network."""
+    with running_world(tmp_path_factory.mktemp("world")) as world:
+        server = world.server(tmp_path_factory.mktemp("server"))
+        server.start()
+        made = Lab(server, world)
+        yield made
+        made.close()
+        server.down()
+        shutil.rmtree(server.data_dir, ignore_errors=True)
 
 
 @pytest.fixture
-def lab(module_lab: Lab) -> Iterator[Lab]:
+def lab(session_lab: Lab) -> Iterator[Lab]:
     """Sandboxes in a test world; those of each test go with it, and the world forgets them."""
-    yield module_lab
-    module_lab.drop()
+    yield session_lab
+    session_lab.drop()

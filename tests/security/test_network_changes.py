@@ -10,7 +10,7 @@ import pytest
 
 from network_lab_support import NONE, OPEN, Lab, policy
 from tests_support import SOAK
-from world_support import API, EVIL, GOOD, OTHER, World
+from world_support import API, EVIL, GOOD, OTHER
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +40,7 @@ def test_60_a_change_leaves_no_moment_open(lab: Lab, driver: str) -> None:
     rounds = 60 if SOAK else 15
     one, two = policy(f"{GOOD}/32"), policy(f"{API}/32", "*.wild.example")
     box = lab.box(one, driver)
-    command = lab.start(box, hammer(60 if SOAK else 4))
+    command = lab.start(box, hammer(60 if SOAK else 2))
     for _ in range(rounds):
         lab.set(box, two)
         assert lab.client.get(f"/sandboxes/{box}/network").status_code == 200
@@ -119,8 +119,9 @@ def test_60_a_new_sandbox_is_closed_before_its_first_command(lab: Lab, driver: s
 
 
 @pytest.fixture
-def mortal(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A server to be killed, in the module's world."""
+def mortal(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A server to be killed, in the same world."""
+    world = session_lab.world
     server = world.server(tmp_path_factory.mktemp("mortal"), COVE_POOL_SIZE="1")
     server.start()
     lab = Lab(server, world)

@@ -57,8 +57,8 @@ def test_53_the_name_that_is_spoken_decides_and_its_own_address_is_dialled(lab: 
     assert {one.at for one in lab.world.seen} == {GOOD}
 
 
-def test_53_an_address_rule_needs_no_name(lab: Lab, driver: str) -> None:
-    box = lab.box(policy(f"{API}/32"), driver)
+def test_53_an_address_rule_needs_no_name(lab: Lab) -> None:
+    box = lab.box(policy(f"{API}/32"))
     told = lab.inside(
         box,
         f"say('tls', tls({API!r}, None)); say('http', http({API!r})); say('other', tls({GOOD!r}, 'api.good.example'))",
@@ -219,14 +219,14 @@ def test_57_the_explicit_proxy_opens_no_tunnel_that_the_policy_does_not(lab: Lab
     assert {one.at for one in lab.world.seen} == {GOOD}
 
 
-def test_57_without_the_explicit_proxy_a_pattern_lets_nothing_through(lab: Lab, driver: str) -> None:
-    box = lab.box(REGEX, driver)
+def test_57_without_the_explicit_proxy_a_pattern_lets_nothing_through(lab: Lab) -> None:
+    box = lab.box(REGEX)
     told = lab.inside(box, f"say('echo', echoed({EVIL!r})); say('http', http({EVIL!r}, 'xgood.example'))")
     assert_refused(told)
 
 
-def test_57_many_connections_of_one_sandbox_leave_room_for_others(lab: Lab, driver: str) -> None:
-    greedy, other = lab.box(NAMED, driver), lab.box(NAMED, driver)
+def test_57_many_connections_of_one_sandbox_leave_room_for_others(lab: Lab) -> None:
+    greedy, other = lab.box(NAMED), lab.box(NAMED)
     lab.start(
         greedy,
         f"""

@@ -23,23 +23,32 @@ SCOPES = ["read", "create", "exec", "files", "destroy"]
 
 
 @pytest.fixture(scope="module")
-def world_server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """With so few addresses that they are soon given again."""
+def small_lab(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A server with so few addresses that they are soon given again."""
     parent = tmp_path_factory.mktemp("server")
-    running = world.server(parent, COVE_NETWORK_RANGE="10.214.0.0/28", COVE_POOL_SIZE="1")
-    running.start()
-    yield running
-    running.down()
-    shutil.rmtree(running.data_dir, ignore_errors=True)
+    server = world.server(parent, COVE_NETWORK_RANGE="10.214.0.0/28", COVE_POOL_SIZE="1")
+    server.start()
+    made = Lab(server, world)
+    yield made
+    made.close()
+    server.down()
+    shutil.rmtree(server.data_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def lab(small_lab: Lab) -> Iterator[Lab]:
+    """Its sandboxes go with each test."""
+    yield small_lab
+    small_lab.drop()
 
 
 @pytest.fixture(scope="module")
-def stranger(module_lab: Lab) -> Iterator[httpx2.Client]:
+def stranger(small_lab: Lab) -> Iterator[httpx2.Client]:
     """Another project's key."""
-    module_lab.client.post("/projects", json={"id": "strangers"})
-    made = module_lab.client.post("/keys", json={"name": "stranger", "project": "strangers", "scopes": SCOPES})
+    small_lab.client.post("/projects", json={"id": "strangers"})
+    made = small_lab.client.post("/keys", json={"name": "stranger", "project": "strangers", "scopes": SCOPES})
     assert made.status_code == 201, made.text
-    with module_lab.server.client() as client:
+    with small_lab.server.client() as client:
         client.headers["Authorization"] = f"Bearer {made.json()['key']}"
         yield client
 
@@ -107,9 +116,12 @@ def test_69_an_address_that_is_given_again_brings_nothing_along(lab: Lab) -> Non
 
     def heir() -> str | None:
         made = lab.box(policy(f"{EVIL}/32"))
-        return made if lab.facts(made)["address"] == address else None
+        if lab.facts(made)["address"] == address:
+            return made
+        lab.client.delete(f"/sandboxes/{made}")
+        return None
 
-    box = next(made for _ in range(12) if (made := heir()) is not None)
+    box = lab.until(heir, 30)
     lab.start(box, "s = socket.create_server(('0.0.0.0', 8000)); s.accept(); time.sleep(5)")
     lab.until(lambda: lab.inside(box, "say('up', tcp('127.0.0.1', 8000))")["up"] == "open")
     attempt = f"say('the old address', tcp({address!r}, 8000)); say('name', resolve('successor.cove.internal'))"

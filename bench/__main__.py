@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.audit import bench_audit
 from bench.common import (
     MIB,
     ROOT,
@@ -39,6 +40,7 @@ from bench.common import (
 )
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
+from bench.network import bench_network
 from bench.proxy import bench_proxy
 from bench.shells import bench_shells
 from bench.terminals import bench_terminals
@@ -268,6 +270,8 @@ def main() -> int:
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)
+            bench_network(report, Path(folder), scale)
+            bench_audit(report, Path(folder), 1000 // scale)
             bench_unpack(report, SETUP_DIR)
             bench_peers(report, server, 30 // scale)
         finally:

@@ -186,6 +186,26 @@ def test_rules_hold_for_every_spelling_of_a_path(box: Box, client: httpx2.Client
     del client
 
 
+def test_the_network_policy_counts_too(client: httpx2.Client, world: World) -> None:
+    allowing = {"mode": "policy", "rules": [{"action": "allow", "target": UPSTREAM}]}
+    with boxed(client, credentials={"api": KEY}, network=allowing) as box:
+        assert box.status() == 200
+        started = client.post(f"{box.path}/commands", json={"command": f"curl -sN '{BROKER}/events?n=10000&gap=0.02'"})
+        output = f"{box.path}/commands/{started.json()['id']}/output"
+        _until(lambda: _text(client, output), "data: 5")
+        refusing = {"mode": "policy", "rules": [{"action": "allow", "target": "good.example"}]}
+        changed = client.put(f"{box.path}/network", json=refusing)
+        assert changed.status_code == 200, changed.text
+        assert "broker" not in changed.text, "the way to the broker is no word of the API"
+        _until(lambda: "over" if client.get(output).json()["ended"] else "", "over")
+        assert box.status() == 403
+        refusals = client.get(f"{box.path}/network/refusals").json()["refusals"]
+        assert ("broker", UPSTREAM, 443) in {(one["layer"], one["name"], one["port"]) for one in refusals}
+        assert client.put(f"{box.path}/network", json={"mode": "none"}).status_code == 200
+        assert box.status() == 200, "whoever gave the credential opened this one way"
+    assert set(sent_keys(world)) == {f"Bearer {KEY}"}
+
+
 def test_a_redirect_is_passed_on_and_not_followed(box: Box, world: World) -> None:
     shown = box.sh(f"curl -s -D - -o /dev/null '{BROKER}/redirect?to=http://169.254.169.254/latest'")
     assert "302" in shown

@@ -6,7 +6,6 @@ change a sandbox may change its credentials; a project's keys take the scope `ke
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -79,8 +78,8 @@ class Credentials:
         self._clock = clock
         self._audit = audit
         self._missing = missing
-        self._rotating = asyncio.Lock()
         self.on_change: Callable[[str | None, str | None], None] = lambda _sandbox, _service: None
+        secrets.holders.append(lambda: store.credentials.reseal(self._resealed))
         services.on_change = lambda name: self.on_change(None, name)
 
     # At a create.
@@ -292,21 +291,18 @@ class Credentials:
     async def rekey(self, who: Principal) -> int:
         """Put a new key into secrets.key and seal everything by it; returns how many secrets there are.
 
-        Killed in the middle, both keys stay in the file until the next time. Raises: EngineFailure.
+        Raises: EngineFailure.
         """
         require(who, Scope.ADMIN)
-        async with self._rotating:
-            self._secrets.begin_rotation()
-            count = await self._store.credentials.reseal(self._resealed)
-            self._secrets.end_rotation()
+        count = await self._secrets.rotate()
         self._audit.note("credential.changed", project=who.project, sandbox=None, data={"action": "rekeyed"}, who=who)
         return count
 
     def _resealed(self, row: Credential) -> str | None:
-        """A row's key by the new key; None: it cannot be opened, or need not. In the writer's thread."""
-        if row.sealed is None or self._secrets.is_current(row.sealed) or not self._secrets.can_open(row.sealed):
+        """In the writer's thread."""
+        if row.sealed is None:
             return None
-        return self._secrets.seal(self._open(row), *_context(row.project, row.sandbox, row.service))
+        return self._secrets.resealed(row.sealed, *_context(row.project, row.sandbox, row.service))
 
     # Parts.
 

@@ -240,7 +240,7 @@ def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
     return Credentials(
         store=store,
         secrets=secrets_at_rest or Secrets((new_master_key(),), lambda _ring: None),
-        services=Services(store.services),
+        services=Services(store.services, audit),
         directory=directory,
         clock=clock,
         audit=audit,

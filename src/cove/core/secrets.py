@@ -6,13 +6,14 @@ another row does not open. The ring's first key seals; the others, of a rotation
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -44,11 +45,17 @@ def new_master_key() -> MasterKey:
 
 
 class Secrets:
-    """Seals and opens. `save` makes a ring durable before anything is sealed by its first key. Blocks for 10 µs."""
+    """Seals and opens. `save` makes a ring durable before anything is sealed by its first key. Blocks for 10 µs.
+
+    Whoever keeps sealed texts adds to `holders` what seals all of them by the first key and returns how many; what no
+    holder seals is lost with the next rotation. A text is queued for the store in the step that seals it.
+    """
 
     def __init__(self, ring: tuple[MasterKey, ...], save: Callable[[tuple[MasterKey, ...]], None]) -> None:
         self._ring = ring
         self._save = save
+        self._rotating = asyncio.Lock()
+        self.holders: list[Callable[[], Awaitable[int]]] = []
 
     def seal(self, secret: Secret, *context: str) -> str:
         """`secret` as a text for the store, to be opened with the same `context`."""
@@ -83,6 +90,25 @@ class Secrets:
         """A text from which nobody without the key can guess `text`: 64 hex digits."""
         key = hashlib.sha256(b"cove blind" + self._ring[0].key).digest()
         return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+    def resealed(self, sealed: str, *context: str) -> str | None:
+        """A sealed text by the first key; None: it is already, or cannot be opened. Any thread."""
+        if self.is_current(sealed) or not self.can_open(sealed):
+            return None
+        return self.seal(self.open(sealed, *context), *context)
+
+    async def rotate(self) -> int:
+        """Seal everything by a new key and forget the old one; returns how many texts there were.
+
+        Killed in the middle, both keys stay in the file until the next time. Raises: EngineFailure.
+        """
+        async with self._rotating:
+            self.begin_rotation()
+            count = 0
+            for holder in self.holders:
+                count += await holder()
+            self.end_rotation()
+        return count
 
     def begin_rotation(self) -> None:
         """Seal by a new key from now on; what the old ones sealed still opens. Raises: EngineFailure (not written)."""

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 from msgspec import Struct, convert, field
 
 from cove.core.access import require
+from cove.core.audit import Audit
 from cove.core.validation import check_env
 from cove.model.access import Principal, Scope
+from cove.model.audit import AuditValue
 from cove.model.credentials import Service
 from cove.model.endpoints import canonical_path
 from cove.model.errors import BadRequest, NotFound, TooLarge
@@ -54,8 +56,9 @@ class ServiceSpec(Struct, frozen=True, kw_only=True):
 class Services:
     """Every operation on services. `on_change` is told the name of one that is not what it was."""
 
-    def __init__(self, rows: ServiceRows) -> None:
+    def __init__(self, rows: ServiceRows, audit: Audit) -> None:
         self._rows = rows
+        self._audit = audit
         self.on_change: Callable[[str], None] = lambda _name: None
 
     def find(self, name: str) -> Service | None:
@@ -82,7 +85,7 @@ class Services:
         if self._rows.get(name) is None and len(self._rows.list()) >= MOST:
             raise TooLarge(f"there are {MOST} services of your own already")
         await self._rows.save(service)
-        self.on_change(name)
+        self._changed(who, name, {"action": "set", "upstream": service.upstream})
         return service
 
     async def remove(self, who: Principal, name: str) -> None:
@@ -90,7 +93,11 @@ class Services:
         require(who, Scope.ADMIN)
         if not await self._rows.remove(name):
             raise NotFound("no such service of your own", field="service")
+        self._changed(who, name, {"action": "removed"})
+
+    def _changed(self, who: Principal, name: str, data: dict[str, AuditValue]) -> None:
         self.on_change(name)
+        self._audit.note("service.changed", project=who.project, sandbox=None, data={"service": name, **data}, who=who)
 
 
 @cache

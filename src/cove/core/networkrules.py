@@ -24,10 +24,13 @@ from cove.model.network import (
     Protocol,
     Verdict,
 )
-from cove.model.policy import canonical_target, is_name_target
+from cove.model.policy import PATTERN, canonical_target, is_name_target
 
 RULES: Final = 256
 """Most rules of a policy, those of its profile included."""
+
+PATTERNS: Final = 32
+"""Most of them that are patterns: each may take 64 KiB of memory."""
 
 PORT_RANGES: Final = 32
 LINKS: Final = 32
@@ -56,6 +59,8 @@ def checked_rules(rules: tuple[NetworkRule, ...], closed: ClosedRanges) -> tuple
     """Rules in canonical form. Raises: BadRequest, TooLarge."""
     if len(rules) > RULES:
         raise TooLarge(f"there are {len(rules)} rules, the limit is {RULES}", field="network.rules")
+    if sum(rule.target.lstrip().startswith(PATTERN) for rule in rules) > PATTERNS:
+        raise TooLarge(f"at most {PATTERNS} rules are patterns (re:)", field="network.rules")
     return tuple(_checked_rule(rule, at, closed) for at, rule in enumerate(rules, 1))
 
 

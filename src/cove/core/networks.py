@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Callable
 from typing import Final
@@ -18,6 +19,7 @@ from cove.core.networkrules import checked_request, policy_of
 from cove.core.networkwhy import Explanation, Question, explain
 from cove.core.refusals import Refusals
 from cove.core.validation import check_count
+from cove.engine.network.flatten import flatten
 from cove.engine.network.port import Network
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
@@ -30,6 +32,9 @@ from cove.model.policy import could_allow
 from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL
 from cove.store.store import Store
+
+FEW_RULES: Final = 8
+"""More may be more than the packet filter's form of a policy can hold, and take 60 ms to be brought into it."""
 
 INSIDE_SUFFIX: Final = ".cove.internal"
 """Names of links end so, inside."""
@@ -166,6 +171,9 @@ class Networks:
         checked = checked_request(request, self._closed())
         profile = None if checked.profile is None else await self.profiles.find(checked.profile)
         policy = policy_of(checked, profile)
+        if len(policy.rules) > FEW_RULES:
+            # It is kept for the packet filter, which needs it next: here for its refusal, and off the loop.
+            await asyncio.to_thread(flatten, policy)
         self.links.check(project, policy, own_name=own_name)
         return policy
 

@@ -79,6 +79,7 @@ def test_what_the_operator_opened_can_be_allowed_and_what_is_closed_can_be_denie
         (NetworkRequest(mode=NetworkMode.NONE, profile="packages"), "network.mode"),
         (NetworkRequest(rules=(allow("a.example"),) * (RULES + 1)), "network.rules"),
         (NetworkRequest(rules=(allow("a.example", *[(1, 1)] * 33),)), "network.rules"),
+        (NetworkRequest(rules=(allow("re:a"),) * 33), "network.rules"),
         (NetworkRequest(links=("a",) * 33), "network.links"),
         (NetworkRequest(links=("No Name",)), "network.links"),
         (NetworkRequest(bandwidth_bps=1), "network.bandwidth"),

@@ -26,6 +26,7 @@ from cove.model.network import (
     NetworkProfile,
     NetworkRequest,
     NetworkRule,
+    PortRange,
     Protocol,
     Refusal,
     Verdict,
@@ -106,6 +107,21 @@ async def test_a_request_that_cannot_be_makes_nothing(core, driver) -> None:
         with pytest.raises(BadRequest) as caught:
             await made(core, "one", request)
         assert caught.value.field == field
+    assert driver.boxes == {}
+
+
+async def test_rules_that_are_too_intricate_for_the_packet_filter_make_nothing(core, driver) -> None:
+    rules = [
+        NetworkRule(
+            verdict=Verdict.ALLOW if at % 2 else Verdict.DENY,
+            target=f"{11 + at % 80}.{at}.0.0/16" if at % 3 else f"h{at}.example",
+            ports=tuple(PortRange(100 * nth + at, 100 * nth + at + 3) for nth in range(1, 9)),
+        )
+        for at in range(256)
+    ]
+    with pytest.raises(BadRequest, match="pieces") as caught:
+        await made(core, "one", NetworkRequest(rules=tuple(rules)))
+    assert caught.value.field == "network"
     assert driver.boxes == {}
 
 
@@ -320,7 +336,7 @@ def refusal(sandbox: str, port: int = 443, **fields) -> Refusal:
 def entries(core, sandbox: str):
     from cove.model.audit import AuditFilter
 
-    return core.networks._store.audit.page("default", AuditFilter(sandbox=sandbox), after=-1, limit=10_000)
+    return core.networks._store.audit.window("default", AuditFilter(sandbox=sandbox), first=0, end=10**9, limit=10_000)
 
 
 async def test_refusals_are_kept_newest_first_and_their_repeats_counted(core, network) -> None:

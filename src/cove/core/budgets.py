@@ -101,18 +101,17 @@ class Budgets:
         """The moment by which periods are told."""
         return self._clock.now()
 
-    def spent_now(self, subject: str, period: BudgetPeriod) -> int:
-        """As `spent`, with what runs read up to now."""
-        self._metering.advance()
-        return self.spent(subject, period)
+    async def settle(self) -> None:
+        """Read the meters, so that sums are of now."""
+        await self._metering.advance()
+
+    def has_budget(self, subjects: Iterable[str]) -> bool:
+        """Whether one of them is limited in money."""
+        return any(self._book.quota(one).budget_nano is not None for one in subjects)
 
     def check(self, subjects: Iterable[str]) -> None:
-        """Raises: BudgetExceeded when the budget of one of them is used up by now."""
-        limited = [one for one in subjects if self._book.quota(one).budget_nano is not None]
-        if not limited:
-            return
-        self._metering.advance()
-        for subject in limited:
+        """Raises: BudgetExceeded when the budget of one of them is used up, as of the last `settle`."""
+        for subject in subjects:
             quota = self._book.quota(subject)
             if self._is_used_up(subject, quota):
                 raise self._error(subject, quota)

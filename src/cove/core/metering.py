@@ -11,8 +11,10 @@ How an amount becomes money: `prices.py`; what happens when it is too much: `bud
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +28,7 @@ from cove.model.errors import CoveError
 from cove.model.quota import millicpus
 from cove.model.sandbox import MIB, Sandbox, Usage
 from cove.model.state import FINAL, State
-from cove.model.usage import HOUR_S, Amounts, PausedBilling, SandboxUsage
+from cove.model.usage import AMOUNTS, HOUR_S, Amounts, PausedBilling, SandboxUsage
 from cove.store.store import Store
 from cove.store.usage import Flush, MeterRow, SpanRow
 
@@ -36,6 +38,9 @@ HOUR_MS: Final = HOUR_S * 1000
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 FRESH_MS: Final = 200
 """What was read so lately need not be read again."""
+
+AT_ONCE: Final = 100
+"""Meters read without a pause, and written in one transaction: each takes 5 µs to read and 25 µs to write."""
 
 
 class MeteringSettings(Struct, frozen=True, kw_only=True):
@@ -61,23 +66,51 @@ _decode = msgspec.json.Decoder(Rate).decode
 
 
 class Meter:
-    """One sandbox's. `usage` is all of it so far."""
+    """One sandbox's. `facts`: all of its bill but the amounts, which are numbers in the order of `AMOUNTS`.
 
-    __slots__ = ("at_ms", "carry", "rate", "usage")
+    `amounts`: so far; `spans`: what of it is not written yet, by hour.
+    """
+
+    __slots__ = ("amounts", "at_ms", "carry", "facts", "rate", "spans")
 
     def __init__(self, usage: SandboxUsage, rate: Rate, at_ms: int, carry: int = 0) -> None:
-        self.usage = usage
+        self.facts = usage
+        self.amounts = [getattr(usage.amounts, name) for name in AMOUNTS]
+        self.spans: dict[int, list[int]] = {}
         self.rate = rate
         self.at_ms = at_ms
         self.carry = carry
+
+    @property
+    def usage(self) -> SandboxUsage:
+        """The bill so far."""
+        return replace(self.facts, amounts=_amounts(self.amounts))
+
+    def add(self, hour: int, numbers: Sequence[int]) -> None:
+        """Count more of an hour."""
+        span = self.spans.setdefault(hour, [0] * len(AMOUNTS))
+        for index, number in enumerate(numbers):
+            span[index] += number
+
+
+class Taken(Struct, frozen=True, kw_only=True):
+    """What is being written, and of which meters."""
+
+    flush: Flush
+    meters: tuple[Meter, ...]
 
 
 class Turn(Struct, frozen=True, kw_only=True):
     """A change that is being written: what goes with it, and what it takes back if it fails."""
 
-    flush: Flush
+    taken: Taken
     meter: Meter
     before: Rate | None
+
+    @property
+    def flush(self) -> Flush:
+        """What is to be written in the transaction of the sandbox's row."""
+        return self.taken.flush
 
 
 class MeteringStats(Struct, frozen=True, kw_only=True):
@@ -94,7 +127,7 @@ class MeteringStats(Struct, frozen=True, kw_only=True):
 
 
 class Metering:
-    """All meters. Everything that counts is synchronous; only writing waits."""
+    """All meters. What counts is synchronous, for one sandbox; what is about all of them pauses in between."""
 
     def __init__(self, store: Store, clock: Clock, settings: MeteringSettings, boot: str | None = None) -> None:
         self._store = store
@@ -102,11 +135,9 @@ class Metering:
         self._settings = settings
         self._boot = boot if boot is not None else BOOT_ID.read_text(encoding="ascii").strip()
         self._meters: dict[str, Meter] = {}
-        self._spans: dict[tuple[int, str, str, str], Amounts] = {}
         self._unwritten: dict[str, Meter] = {}
-        self._left: dict[str, MeterRow] = {}  # of ended ones, where writing failed
         self._advanced_ms = 0
-        self._total = Amounts()
+        self._total = [0] * len(AMOUNTS)
         self.on_cost: Callable[[str, str, int, int], None] = lambda _project, _key, _hour, _nano: None
 
     # Changes of a sandbox. Told by the journal, for every record that it writes.
@@ -118,36 +149,33 @@ class Metering:
             if rate == STILL:
                 return self._closed(sandbox) if sandbox.state in FINAL else None
             meter = self._meters[sandbox.id] = Meter(_begun(sandbox, self._clock.now()), rate, self._now_ms())
-            return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=None)
+            return Turn(taken=self._take(meter), meter=meter, before=None)
         is_over = sandbox.state in FINAL
-        if rate == meter.rate and meter.usage.name == sandbox.name and not is_over:
+        if rate == meter.rate and meter.facts.name == sandbox.name and not is_over:
             return None
         self._read(meter)
         before, meter.rate = meter.rate, rate
-        meter.usage = replace(meter.usage, name=sandbox.name)
+        meter.facts = replace(meter.facts, name=sandbox.name)
         if is_over:
             self._measure(meter, sandbox.usage)
-            meter.usage = replace(meter.usage, ended_at=sandbox.ended_at)
+            meter.facts = replace(meter.facts, ended_at=sandbox.ended_at)
             del self._meters[sandbox.id]
-        return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=before)
+        return Turn(taken=self._take(meter), meter=meter, before=before)
 
     def take_back(self, turn: Turn) -> None:
         """The change was not written, so it did not happen: the old rate goes on."""
         meter = turn.meter
         if turn.before is None:
-            self._put_back(turn.flush)
-            for known in (self._meters, self._unwritten, self._left):
-                known.pop(meter.usage.sandbox, None)
+            self._meters.pop(meter.facts.sandbox, None)
             return
         meter.rate = turn.before
-        meter.usage = replace(meter.usage, ended_at=None)
-        self._meters[meter.usage.sandbox] = meter
-        self.keep(turn)
+        meter.facts = replace(meter.facts, ended_at=None)
+        self._meters[meter.facts.sandbox] = meter
+        self._put_back(turn.taken)
 
     def keep(self, turn: Turn) -> None:
         """The change happened but could not be written: its part of the bill is written later."""
-        self._put_back(turn.flush)
-        self._unwritten[turn.meter.usage.sandbox] = turn.meter
+        self._put_back(turn.taken)
 
     def adopt(self, sandbox: Sandbox) -> None:
         """Go on with a sandbox that outlived the server: the time in between counts, at the rate that was written."""
@@ -185,14 +213,17 @@ class Metering:
             self._read(meter)
             self._measure(meter, used)
 
-    def advance(self) -> None:
-        """Read all meters, so that what is told is of now."""
+    async def advance(self) -> None:
+        """Read all meters, so that what is told is of now; a few at a time, for there may be a thousand."""
         now_ms = self._now_ms()
         if 0 <= now_ms - self._advanced_ms < FRESH_MS:
             return
         self._advanced_ms = now_ms
-        for meter in self._meters.values():
-            self._read(meter)
+        for number, meter in enumerate(tuple(self._meters.values())):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if meter.facts.sandbox in self._meters:
+                self._read(meter)
 
     def bill(self, sandbox_id: str) -> SandboxUsage | None:
         """All of one sandbox until now, live or ended; None: it never ran, or is past its time."""
@@ -201,25 +232,23 @@ class Metering:
             self._read(meter)
             return meter.usage
         ended = self._unwritten.get(sandbox_id)
-        row = self._left.get(sandbox_id) if ended is None else self._row(ended)
-        row = row or self._store.usage.meter(sandbox_id)
-        return None if row is None else row.usage
+        row = None if ended is not None else self._store.usage.meter(sandbox_id)
+        return ended.usage if ended is not None else None if row is None else row.usage
 
     async def flush(self) -> None:
-        """Write all that is not written. Raises: CoveError; nothing is lost then."""
-        self.advance()
-        if not self._unwritten and not self._left and not self._spans:
-            return
-        flush = self._take_all()
-        try:
-            await self._store.usage.save(flush)
-        except CoveError:
-            self._put_back(flush)
-            raise
+        """Write all that is not written, up to now. Raises: CoveError; nothing is lost then."""
+        await self.advance()
+        while self._unwritten:
+            taken = self._take(*islice(self._unwritten.values(), AT_ONCE))
+            try:
+                await self._store.usage.save(taken.flush)
+            except CoveError:
+                self._put_back(taken)
+                raise
 
     def stats(self) -> MeteringStats:
         """Numbers for the metrics."""
-        return msgspec.convert(self._total, MeteringStats, from_attributes=True)
+        return MeteringStats(**dict(zip(AMOUNTS, self._total, strict=True)))
 
     def _closed(self, sandbox: Sandbox) -> Turn | None:
         """The end of a sandbox that nobody saw end: it pays for what was read, and no more."""
@@ -227,7 +256,7 @@ class Metering:
         if row is None or row.usage.ended_at is not None:
             return None
         meter = Meter(replace(row.usage, ended_at=sandbox.ended_at), STILL, row.at_ms, row.carry)
-        return Turn(flush=self._taken(sandbox.id, meter), meter=meter, before=None)
+        return Turn(taken=self._take(meter), meter=meter, before=None)
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
@@ -237,83 +266,66 @@ class Metering:
         now_ms = self._now_ms()
         passed = now_ms - meter.at_ms
         meter.at_ms = now_ms
-        self._unwritten[meter.usage.sandbox] = meter
-        if passed <= 0 or meter.rate == STILL:
-            return
+        self._unwritten[meter.facts.sandbox] = meter
         rate = meter.rate
+        if passed <= 0 or not rate.state:
+            return
+        is_running = rate.state == "running"
         for hour, ms in _by_hour(passed, int(self._clock.now() * 1000)):
-            is_running = rate.state == "running"
-            self._add(
-                meter,
-                hour,
-                Amounts(
-                    running_ms=ms if is_running else 0,
-                    paused_ms=0 if is_running else ms,
-                    vcpu_us=rate.mcpus * ms,
-                    mib_ms=rate.mib * ms,
-                ),
-            )
+            time_in = (ms, 0) if is_running else (0, ms)
+            self._add(meter, hour, (*time_in, rate.mcpus * ms, rate.mib * ms, 0, 0, 0))
 
     def _measure(self, meter: Meter, used: Usage) -> None:
         """Count what measuring tells. The numbers only grow: one that does not is of another life and no more."""
-        so_far = meter.usage.amounts
-        more = Amounts(
-            cpu_ms=max(used.cpu_ms - so_far.cpu_ms, 0),
-            sent_bytes=max(used.sent_bytes - so_far.sent_bytes, 0),
-            received_bytes=max(used.received_bytes - so_far.received_bytes, 0),
-        )
-        meter.usage = replace(
-            meter.usage,
-            memory_peak_bytes=max(meter.usage.memory_peak_bytes, used.memory_peak_bytes),
+        so_far = meter.amounts[4:7]
+        seen = (used.cpu_ms, used.sent_bytes, used.received_bytes)
+        more = [max(number - before, 0) for number, before in zip(seen, so_far, strict=True)]
+        meter.facts = replace(
+            meter.facts,
+            memory_peak_bytes=max(meter.facts.memory_peak_bytes, used.memory_peak_bytes),
             disk_bytes=used.disk_bytes,
         )
-        if more != Amounts():
-            self._add(meter, int(self._clock.now()) // HOUR_S * HOUR_S, more)
+        if any(more):
+            self._add(meter, int(self._clock.now()) // HOUR_S * HOUR_S, (0, 0, 0, 0, *more))
 
-    def _add(self, meter: Meter, hour: int, amounts: Amounts) -> None:
+    def _add(self, meter: Meter, hour: int, numbers: tuple[int, ...]) -> None:
+        """Count amounts, in the order of `AMOUNTS` without their cost, and what they cost."""
+        _, _, vcpu_us, mib_ms, _, sent, received = numbers
         cost, meter.carry = charge(
-            self._settings.prices,
-            vcpu_us=amounts.vcpu_us,
-            mib_ms=amounts.mib_ms,
-            traffic_bytes=amounts.sent_bytes + amounts.received_bytes,
-            carry=meter.carry,
+            self._settings.prices, vcpu_us=vcpu_us, mib_ms=mib_ms, traffic_bytes=sent + received, carry=meter.carry
         )
-        amounts = replace(amounts, cost_nano=cost)
-        usage = meter.usage
-        meter.usage = replace(usage, amounts=usage.amounts + amounts)
-        span = (hour, usage.project, usage.key, usage.sandbox)
-        self._spans[span] = self._spans.get(span, Amounts()) + amounts
-        self._total += amounts
+        numbers = (*numbers, cost)
+        meter.add(hour, numbers)
+        for index, number in enumerate(numbers):
+            meter.amounts[index] += number
+            self._total[index] += number
         if cost:
-            self.on_cost(usage.project, usage.key, hour, cost)
+            self.on_cost(meter.facts.project, meter.facts.key, hour, cost)
 
-    def _taken(self, sandbox_id: str, meter: Meter) -> Flush:
-        self._unwritten[sandbox_id] = meter
-        return self._take_all()
+    def _take(self, *meters: Meter) -> Taken:
+        """What these meters have to write: a row and its spans are never apart."""
+        spans: list[SpanRow] = []
+        for meter in meters:
+            facts = meter.facts
+            for hour, numbers in meter.spans.items():
+                spans.append(SpanRow(hour, facts.project, facts.key, facts.sandbox, _amounts(numbers)))
+            meter.spans = {}
+            self._unwritten.pop(facts.sandbox, None)
+        return Taken(flush=Flush(meters=tuple(map(self._row, meters)), spans=tuple(spans)), meters=meters)
 
-    def _take_all(self) -> Flush:
-        """All that is unwritten: a meter's row and its spans must never be apart."""
-        rows = {**self._left, **{of: self._row(meter) for of, meter in self._unwritten.items()}}
-        spans = tuple(SpanRow(*span, amounts) for span, amounts in self._spans.items())
-        flush = Flush(meters=tuple(rows.values()), spans=spans)
-        self._spans, self._unwritten, self._left = {}, {}, {}
-        return flush
-
-    def _put_back(self, flush: Flush) -> None:
-        for span in flush.spans:
-            key = (span.start, span.project, span.key, span.sandbox)
-            self._spans[key] = self._spans.get(key, Amounts()) + span.amounts
-        for row in flush.meters:
-            sandbox_id = row.usage.sandbox
-            meter = self._meters.get(sandbox_id)
-            if meter is not None:  # as it is by now: an older row must never follow a newer one
-                self._unwritten[sandbox_id] = meter
-            elif sandbox_id not in self._unwritten:
-                self._left[sandbox_id] = row
+    def _put_back(self, taken: Taken) -> None:
+        by_id = {meter.facts.sandbox: meter for meter in taken.meters}
+        for span in taken.flush.spans:
+            by_id[span.sandbox].add(span.start, [getattr(span.amounts, name) for name in AMOUNTS])
+        self._unwritten |= by_id  # their rows are made anew: an older one must never follow a newer one
 
     def _row(self, meter: Meter) -> MeterRow:
         rate = _encode(meter.rate).decode()
         return MeterRow(usage=meter.usage, boot=self._boot, at_ms=meter.at_ms, rate=rate, carry=meter.carry)
+
+
+def _amounts(numbers: Sequence[int]) -> Amounts:
+    return Amounts(**dict(zip(AMOUNTS, numbers, strict=True)))
 
 
 def _begun(sandbox: Sandbox, now: float) -> SandboxUsage:

@@ -94,7 +94,12 @@ class Quotas:
         self.counters: dict[str, Callable[[str], int]] = {"host_ports": store.exposures.count_host_ports}
         self._audit = audit
 
-    # Sandboxes. None of this awaits.
+    # Sandboxes. None of this awaits, but `prepare`.
+
+    async def prepare(self, project: str, key: str) -> None:
+        """Before `check`: have the money counted that is spent by now, where it is limited."""
+        if self._budgets.has_budget(self._book.chain(project, key)):
+            await self._budgets.settle()
 
     def check(self, project: str, key: str, limits: Limits) -> None:
         """Whether one more sandbox fits. Raises: QuotaExceeded, QuotaTooSmall, BudgetExceeded."""
@@ -146,26 +151,29 @@ class Quotas:
 
     # What is allowed and used.
 
-    def of_project(self, who: Principal, project: str) -> QuotaState:
+    async def of_project(self, who: Principal, project: str) -> QuotaState:
         """A project's limits and use. Raises: Forbidden, NotFound."""
         require(who, Scope.READ)
         self._project(who, project)
+        await self._budgets.settle()
         return self._state(SUBJECT_PROJECT, project, project)
 
-    def of_key(self, who: Principal, key_id: str) -> QuotaState:
+    async def of_key(self, who: Principal, key_id: str) -> QuotaState:
         """A key's limits and use: one's own, or with the scope `keys` those of the project's. Raises: NotFound."""
         require(who, Scope.READ)
         key = self._store.keys.by_id(key_id)
         if key is None or not may_see(who, key.project) or (key.id != who.key_id and not who.can(Scope.KEYS)):
             raise NotFound("no such key")
+        await self._budgets.settle()
         return self._state(SUBJECT_KEY, key.id, key.project)
 
-    def of_caller(self, who: Principal) -> tuple[QuotaState, ...]:
+    async def of_caller(self, who: Principal) -> tuple[QuotaState, ...]:
         """All that limits the caller: its project's, its key's, and those of the keys that made it. Raises: Forbidden.
 
         The makers' ids are told; what else they made is not.
         """
         require(who, Scope.READ)
+        await self._budgets.settle()
         parts = [subject.partition(":") for subject in self._book.chain(who.project, who.key_id)]
         return tuple(self._state(kind, of, who.project) for kind, _, of in parts)
 
@@ -217,7 +225,7 @@ class Quotas:
     def _state(self, kind: str, of: str, project: str) -> QuotaState:
         subject = f"{kind}:{of}"
         quota, held = self._book.quota(subject), self._held.get(subject, _NOTHING)
-        spent = self._budgets.spent_now(subject, quota.budget_period)
+        spent = self._budgets.spent(subject, quota.budget_period)
         since = period_start(quota.budget_period, self._budgets.now())
         of_project = kind == SUBJECT_PROJECT
         use = QuotaUse(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -180,6 +181,7 @@ class RateLimits:
         return self._settings.requests, self._settings.request_burst or self._settings.requests
 
 
+@lru_cache(maxsize=KEPT_BUCKETS)
 def site(address: str) -> str:
     """Who counts as one: an IPv4 address, or the /64 of an IPv6 one. What is no address is taken as it is, cut."""
     if ":" not in address:

@@ -69,6 +69,7 @@ class Sandboxes:
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
             order = replace_order(order, network=await self._networks.resolve(who.project, spec.network))
+            await self._quotas.prepare(who.project, who.key_id)
             # The launch follows without a pause, so an image that was found cannot be removed in between.
             with span("image.ensure"):
                 resolved = await self._images.ensure(who, spec.image)
@@ -118,6 +119,7 @@ class Sandboxes:
         require(who, Scope.CREATE)
         check_change(change)
         supervisor = self._directory.live(who, ref)
+        await self._quotas.prepare(supervisor.sandbox.project, supervisor.sandbox.key)
         before = supervisor.sandbox
         name = before.name if change.name is UNSET else change.name
         if name != before.name:

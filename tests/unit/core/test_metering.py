@@ -188,7 +188,7 @@ async def test_a_create_that_was_not_written_has_no_bill(store: Store, clock: Ma
     other = replace(ONE, id="00000000000000bb", state=State.RUNNING)
     await write(one, store, other)
     clock.advance(10)
-    one.advance()
+    await one.advance()
     turn = one.turn(replace(ONE, state=State.RUNNING))
     assert turn is not None
     one.take_back(turn)

@@ -55,8 +55,8 @@ async def many(core, count, who=LOCAL, spec=SMALL):
     ]
 
 
-def used(core, who=LOCAL):
-    return core.quotas.of_project(who, who.project).use
+async def used(core, who=LOCAL):
+    return (await core.quotas.of_project(who, who.project)).use
 
 
 async def test_of_101_creates_at_once_exactly_100_fit(core) -> None:
@@ -65,7 +65,7 @@ async def test_of_101_creates_at_once_exactly_100_fit(core) -> None:
     assert (len(made), len(refused)) == (100, 1)
     assert isinstance(refused[0], QuotaExceeded)
     assert (refused[0].field, refused[0].limit, refused[0].used) == ("sandboxes", 100, 100)
-    assert used(core).sandboxes == 100
+    assert (await used(core)).sandboxes == 100
     await core.sandboxes.destroy(LOCAL, made[0].id)
     made, refused = await many(core, 5)
     assert (len(made), len(refused)) == (1, 4)
@@ -99,7 +99,7 @@ async def test_a_create_that_fails_gives_its_place_back(core, driver) -> None:
     driver.failures = [CapacityExceeded("full", retry_after_s=1)]
     with pytest.raises(CapacityExceeded):
         await core.sandboxes.create(LOCAL, SMALL)
-    assert used(core).sandboxes == 0
+    assert (await used(core)).sandboxes == 0
     await core.sandboxes.create(LOCAL, SMALL)
 
 
@@ -121,13 +121,13 @@ async def test_larger_limits_count_and_smaller_ones_give_back(core) -> None:
         return_exceptions=True,
     )
     assert [isinstance(found, QuotaExceeded) for found in done] == [False, True]
-    assert used(core).cpus == pytest.approx(1.9)
+    assert (await used(core)).cpus == pytest.approx(1.9)
     await core.sandboxes.update(LOCAL, one.id, SandboxChange(cpus=0.2, memory_bytes=64 * MIB))
     await core.sandboxes.update(LOCAL, two.id, SandboxChange(cpus=1.8))
-    assert (used(core).cpus, used(core).memory_bytes) == (2.0, 192 * MIB)
+    assert ((await used(core)).cpus, (await used(core)).memory_bytes) == (2.0, 192 * MIB)
     with pytest.raises(QuotaTooSmall):
         await core.sandboxes.update(LOCAL, two.id, SandboxChange(memory_bytes=513 * MIB))
-    assert used(core).memory_bytes == 192 * MIB
+    assert (await used(core)).memory_bytes == 192 * MIB
 
 
 async def test_a_change_that_the_machine_refuses_holds_nothing(core, driver) -> None:
@@ -136,13 +136,13 @@ async def test_a_change_that_the_machine_refuses_holds_nothing(core, driver) -> 
     driver.boxes[one.id].refuse["set_limits"] = CapacityExceeded("no", retry_after_s=1)
     with pytest.raises(CapacityExceeded):
         await core.sandboxes.update(LOCAL, one.id, SandboxChange(cpus=2.0))
-    assert used(core).cpus == 0.5
+    assert (await used(core)).cpus == 0.5
 
 
 async def test_a_lowered_quota_ends_nothing_and_lets_things_shrink(core) -> None:
     made, _ = await many(core, 3)
     await limit(core, sandboxes=1, cpus=0.1)
-    assert used(core).sandboxes == 3
+    assert (await used(core)).sandboxes == 3
     await core.sandboxes.update(LOCAL, made[0].id, SandboxChange(cpus=0.1))
     with pytest.raises(QuotaExceeded):
         await core.sandboxes.create(LOCAL, replace(SMALL, limits=Limits(cpus=0.1)))
@@ -156,7 +156,7 @@ async def test_a_restart_counts_what_lives_and_keeps_the_limits(opened) -> None:
         assert (len(made), len(refused)) == (2, 2)
         await core.sandboxes.destroy(who, made[0].id)
     async with opened() as core:
-        assert (used(core).sandboxes, core.quotas.of_key(LOCAL, who.key_id).use.sandboxes) == (1, 1)
+        assert ((await used(core)).sandboxes, (await core.quotas.of_key(LOCAL, who.key_id)).use.sandboxes) == (1, 1)
         assert len((await many(core, 5, who))[0]) == 1
         assert len((await many(core, 5))[0]) == 1
 
@@ -173,8 +173,8 @@ async def test_keys_that_a_key_makes_count_for_it(core) -> None:
     children.append(await key(core, children[0], quota=Quota(sandboxes=1)))
     for child in children:
         await many(core, 2, child)
-    assert core.quotas.of_key(LOCAL, parent.key_id).use.sandboxes == 3
-    assert core.quotas.of_key(LOCAL, children[3].key_id).use.sandboxes == 0
+    assert (await core.quotas.of_key(LOCAL, parent.key_id)).use.sandboxes == 3
+    assert (await core.quotas.of_key(LOCAL, children[3].key_id)).use.sandboxes == 0
     with pytest.raises(Forbidden, match="more sandboxes than it has: 3"):
         await key(core, parent, quota=Quota(sandboxes=4))
     with pytest.raises(Forbidden):
@@ -199,19 +199,19 @@ async def test_only_admins_set_limits_and_others_see_their_own(core) -> None:
     ):
         with pytest.raises(Forbidden):
             await refused
-    assert core.quotas.of_key(who, who.key_id).id == who.key_id
-    assert [state.subject for state in core.quotas.of_caller(who)] == ["project", "key"]
+    assert (await core.quotas.of_key(who, who.key_id)).id == who.key_id
+    assert [state.subject for state in await core.quotas.of_caller(who)] == ["project", "key"]
     for look in (
-        lambda: core.quotas.of_project(stranger, DEFAULT_PROJECT),
-        lambda: core.quotas.of_key(stranger, who.key_id),
-        lambda: core.quotas.of_project(LOCAL, "nowhere"),
-        lambda: core.quotas.of_key(LOCAL, "nothing"),
+        core.quotas.of_project(stranger, DEFAULT_PROJECT),
+        core.quotas.of_key(stranger, who.key_id),
+        core.quotas.of_project(LOCAL, "nowhere"),
+        core.quotas.of_key(LOCAL, "nothing"),
     ):
         with pytest.raises(NotFound):
-            look()
+            await look
     reader = await key(core, scopes=frozenset({Scope.READ}))
     with pytest.raises(NotFound):
-        core.quotas.of_key(reader, who.key_id)
+        await core.quotas.of_key(reader, who.key_id)
 
 
 @pytest.mark.parametrize("quota", [Quota(sandboxes=-1), Quota(requests_per_minute=0), Quota(memory_bytes=2**60)])
@@ -239,12 +239,12 @@ async def test_a_budget_is_spent_to_the_end_of_its_period(opened, clock) -> None
         assert caught.value.retry_after_s == pytest.approx(left_s, abs=2)
         await core.sandboxes.destroy(LOCAL, one.id)
     async with opened(accounts=DEAR) as core:
-        assert used(core).spent_nano == 100 * NANO
+        assert (await used(core)).spent_nano == 100 * NANO
         with pytest.raises(BudgetExceeded):
             await core.sandboxes.create(LOCAL, SMALL)
         clock.advance(left_s + 1)
         await core.sandboxes.create(LOCAL, SMALL)
-        assert used(core).spent_nano == 0
+        assert (await used(core)).spent_nano == 0
 
 
 async def test_a_budget_over_everything_outlasts_the_records(opened, clock) -> None:

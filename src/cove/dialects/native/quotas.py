@@ -28,12 +28,12 @@ async def show_bill(call: Call[None, Nothing]) -> Json:
 
 async def show_own_quotas(call: Call[None, Nothing]) -> Json:
     """All that limits the caller."""
-    return Json(wire_quotas.QuotaList(tuple(map(quota_view, call.core.quotas.of_caller(call.who)))))
+    return Json(wire_quotas.QuotaList(tuple(map(quota_view, await call.core.quotas.of_caller(call.who)))))
 
 
 async def show_project_quota(call: Call[None, Nothing]) -> Json:
     """A project's."""
-    return Json(quota_view(call.core.quotas.of_project(call.who, call.path["project"])))
+    return Json(quota_view(await call.core.quotas.of_project(call.who, call.path["project"])))
 
 
 async def set_project_quota(call: Call[wire_quotas.Quota, Nothing]) -> Json:
@@ -43,7 +43,7 @@ async def set_project_quota(call: Call[wire_quotas.Quota, Nothing]) -> Json:
 
 async def show_key_quota(call: Call[None, Nothing]) -> Json:
     """A key's."""
-    return Json(quota_view(call.core.quotas.of_key(call.who, call.path["key"])))
+    return Json(quota_view(await call.core.quotas.of_key(call.who, call.path["key"])))
 
 
 async def set_key_quota(call: Call[wire_quotas.Quota, Nothing]) -> Json:

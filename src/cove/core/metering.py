@@ -238,7 +238,7 @@ class Metering:
     async def flush(self) -> None:
         """Write all that is not written, up to now. Raises: CoveError; nothing is lost then."""
         await self.advance()
-        while self._unwritten:
+        for _ in range(0, len(self._unwritten), AT_ONCE):
             taken = self._take(*islice(self._unwritten.values(), AT_ONCE))
             try:
                 await self._store.usage.save(taken.flush)

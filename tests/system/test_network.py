@@ -270,6 +270,23 @@ def test_when_all_is_taken_down_the_outside_is_as_it_was(new_server: NewServer, 
         server.client.close()
 
 
+def test_what_an_administrator_flushes_or_deletes_of_the_way_out_is_put_back(boxes: Boxes, world: World) -> None:
+    box = boxes.make(OPEN)
+    link = f"cv-{boxes.server.instance}"
+
+    def is_whole() -> bool:
+        rules = world.outside.command("nft", "list", "ruleset")
+        return f"cove_{boxes.server.instance}" in rules and "cove_forwarding" in rules and f'"{link}" masq' in rules
+
+    assert is_whole()
+    world.outside.command("nft", "flush", "ruleset")
+    until(is_whole)
+    assert GOOD in boxes.said(box, f"curl -sS -m 10 http://{GOOD}/")
+    world.outside.command("ip", "link", "delete", link)
+    until(lambda: link in world.outside.command("ip", "-br", "link"))
+    until(lambda: boxes.run(box, f"curl -sS -m 2 http://{GOOD}/")[0] == 0)
+
+
 def test_where_the_operator_has_no_network_a_create_says_why(new_server: NewServer) -> None:
     with new_server(COVE_NETWORK="0", COVE_POOL_SIZE="1").client() as client:
         refused = client.post("/sandboxes", json={"network": OPEN})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,16 +18,16 @@ from functools import partial
 from typing import Final, TypeVar
 
 from cove.engine import kernel
-from cove.engine.claims import Claims
-from cove.engine.network import netns, uplink, veth
+from cove.engine.network import netns, veth
 from cove.engine.network.assembly import Parts, closed_ranges, open_parts
 from cove.engine.network.endpoints import Directory, Process
 from cove.engine.network.netns import Places
 from cove.engine.network.port import Endpoint
 from cove.engine.network.probe import probe
 from cove.engine.network.router import Router, box_links, open_router, settle
-from cove.engine.network.topology import TRANSITS, NetworkConfig
+from cove.engine.network.topology import NetworkConfig
 from cove.engine.network.veth import Plugs
+from cove.engine.network.wayout import WayOut
 from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.network import NetworkMode, NetworkPolicy, NetworkUse, Refusal
@@ -65,9 +64,7 @@ class SandboxNetwork:
         self._opening: asyncio.Future[_Opened] | None = None
         self._wanted = asyncio.Event()
         self._closing = asyncio.Event()
-        self._leading_out = asyncio.Lock()
-        self._has_uplink = False
-        self._claims = Claims("net", config.run_dir, count=TRANSITS)
+        self._way_out = WayOut(config)
         self._limited: dict[str, int | None] = {}
         self._ended: asyncio.Queue[int] = asyncio.Queue()
 
@@ -131,7 +128,7 @@ class SandboxNetwork:
             raise EngineFailure("the sandbox has no network", internal=f"apply for {box}, which never joined")
         opened = await self._open()
         if policy.mode is not NetworkMode.NONE:
-            await self._lead_out(opened)
+            await self._way_out.ensure(opened.router.places)
         await self._limit(opened, endpoint, policy.bandwidth_bps)
         # First for what listens, which decides by the endpoint: it learns nothing by the old policy any more, and what
         # it allows by the new one is allowed.
@@ -206,17 +203,13 @@ class SandboxNetwork:
     async def release(self) -> None:
         """Take everything away, the machine's own settings included. No box is left. Raises: EngineFailure."""
         try:
-            if self._opened is not None:
-                await self._opened.router.places.outside.run(lambda: uplink.remove(self.config))
-            elif self._claims.held():
-                await _outside_once(self.config, lambda: uplink.remove(self.config))
+            await self._way_out.remove(None if self._opened is None else self._opened.router.places)
         except OSError as error:
             raise EngineFailure("a part of the network could not be taken away", internal=str(error)) from error
         finally:
             self._missing = ("the network was taken away",)
             self._closing.set()
             netns.forget(self.config.router_file)
-            self._claims.give_back_all()
 
     # How it is made. One task holds it all, from the first box on: whoever asks for it may be gone before it ends.
 
@@ -281,37 +274,10 @@ class SandboxNetwork:
             parts = await stack.enter_async_context(
                 open_parts(self.config, router.places, self.directory, there, self._refused)
             )
+            await stack.enter_async_context(self._way_out.mended(router.places))
             for hook in self.on_open:
                 await hook(router.places)
             yield _Opened(router, plugs, parts)
-
-    async def _lead_out(self, opened: _Opened) -> None:
-        if self._has_uplink:
-            return
-        async with self._leading_out:
-            if self._has_uplink:
-                return
-            places = opened.router.places
-            held = self._claims.held()
-            number = held[0] if held else self._claims.take()
-            try:
-                self.config.outside_note.write_text("" if self.config.outside is None else str(self.config.outside))
-                is_made = await places.outside.run(lambda: uplink.is_made(self.config, number))
-                if not is_made or not await places.router.run(uplink.has_end):
-                    await self._make_pair(places, number)
-                await places.outside.run(lambda: uplink.finish_outside(self.config, number))
-                await places.router.run(lambda: uplink.finish_router(number))
-            except OSError as error:
-                raise EngineFailure("the sandboxes' way out cannot be made", internal=str(error)) from error
-            self._has_uplink = True
-
-    async def _make_pair(self, places: Places, number: int) -> None:
-        fd = await places.outside.run(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        try:
-            await places.outside.run(lambda: uplink.clear(self.config))
-            await places.router.run(lambda: uplink.make_pair(self.config, fd, number))
-        finally:
-            os.close(fd)
 
     async def _limit(self, opened: _Opened, endpoint: Endpoint, bytes_per_s: int | None) -> None:
         """Set the bandwidth where it is another, or not known (after a restart)."""

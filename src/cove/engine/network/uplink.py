@@ -11,7 +11,6 @@ All functions here block for some milliseconds; each says in which namespace it 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
@@ -101,11 +100,21 @@ def finish_router(number: int) -> None:
         kernel.change(rt.set_up(_LINK), rt.new_route(_LINK, None, away))
 
 
-def is_made(config: NetworkConfig, number: int) -> bool:
+def is_there(config: NetworkConfig, number: int) -> bool:
     """Whether the outside namespace, which is the calling thread's, has this instance's end with its address."""
     with RtNetlink() as kernel:
         link = kernel.link(name=config.outside_link)
         return link is not None and (link.index, transit(number)[0]) in kernel.addresses()
+
+
+def is_whole(config: NetworkConfig, number: int) -> bool:
+    """Whether the outside namespace, which is the calling thread's, has all that `finish_outside` gave it.
+
+    Raises: OSError.
+    """
+    tables = nft.run_once("list tables ip").split()
+    wanted = {table_name(config), *((_SHARED_TABLE,) if _is_ours() else ())}
+    return is_there(config, number) and wanted <= set(tables)
 
 
 def has_end() -> bool:
@@ -122,10 +131,10 @@ def clear(config: NetworkConfig) -> None:
             kernel.change(rt.delete_link(link.index), ignore=(errno.ENODEV,))
 
 
-def finish_outside(config: NetworkConfig, number: int) -> None:
+def finish_outside(config: NetworkConfig, number: int, *, is_new: bool = True) -> None:
     """Give the other end its address and its rules, then forward. In the outside namespace. Raises: OSError.
 
-    The rules come before the interface is up, so no packet ever passes without them.
+    The rules come before the interface is up, so no packet ever passes without them. `is_new`: there was none before.
     """
     away, _ = transit(number)
     put_rules(config, number)
@@ -136,13 +145,34 @@ def finish_outside(config: NetworkConfig, number: int) -> None:
         write_sysctl(f"ipv6/conf/{config.outside_link}/disable_ipv6", "1")
         kernel.change(rt.new_address(link.index, away, 30), rt.set_up(link.index))
     with _alone():
-        if _FORWARD.read_text().strip() == "0":
+        if is_new and not _others(config) and _SHARED_TABLE not in nft.run_once("list tables ip").split():
+            _mark().unlink(missing_ok=True)  # of another namespace, which had this one's inode before
+        is_off = _FORWARD.read_text().strip() == "0"
+        if is_off:
             log.warning(
                 "this machine did not forward packets; it does now, for Cove's sandboxes only "
                 "(set net.ipv4.ip_forward=1 yourself before if it shall forward others' too)"
             )
+        if is_off or _is_ours():
             _replace(_SHARED_TABLE, _FORWARDING)
+            _mark().touch(mode=0o600)
             _FORWARD.write_text("1")
+
+
+def _others(config: NetworkConfig) -> list[str]:
+    """The uplinks of other servers of this machine, in the namespace of the calling thread."""
+    with RtNetlink() as kernel:
+        found = [one.name for one in kernel.links() if one.name.startswith(OUTSIDE_PREFIX)]
+    return [name for name in found if name != config.outside_link]
+
+
+def _mark() -> Path:
+    """Is there while forwarding is on because of us, in the namespace of the calling thread."""
+    return RUN_ROOT / f"forwarding-{Path('/proc/thread-self/ns/net').stat().st_ino}"
+
+
+def _is_ours() -> bool:
+    return _mark().exists()
 
 
 def put_rules(config: NetworkConfig, number: int) -> None:
@@ -188,16 +218,15 @@ def remove(config: NetworkConfig) -> None:
     In the outside namespace. Raises: OSError.
     """
     clear(config)
-    with RtNetlink() as kernel:
-        tables = nft.run_once("list tables ip").split()
-        if table_name(config) in tables:
-            nft.run_once(f"delete table ip {table_name(config)}")
-        with _alone():
-            others = [one.name for one in kernel.links() if one.name.startswith(OUTSIDE_PREFIX)]
-            if _SHARED_TABLE in tables and not others:
-                _FORWARD.write_text("0")
-                with contextlib.suppress(OSError):
-                    nft.run_once(f"delete table ip {_SHARED_TABLE}")
+    tables = nft.run_once("list tables ip").split()
+    if table_name(config) in tables:
+        nft.run_once(f"delete table ip {table_name(config)}")
+    with _alone():
+        if _is_ours() and not _others(config):
+            _FORWARD.write_text("0")
+            _mark().unlink(missing_ok=True)
+            if _SHARED_TABLE in tables:
+                nft.run_once(f"delete table ip {_SHARED_TABLE}")
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Tells when the machine's own addresses may have changed (rtnetlink(7), multicast groups). It does not say how."""
+"""Tells when something of a namespace may have changed, by the kernel's own messages. It does not say what.
+
+rtnetlink(7) and nfnetlink have groups that a socket can listen to.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,46 @@ from typing import Final
 
 from cove.engine.network.netns import NetNs
 
+Changes = AsyncIterator[None]
+"""One turn after each burst of changes."""
+
+_NETFILTER: Final = 12
+_LINKS: Final = 0x1
 _ADDRESSES_4: Final = 0x10
 _ROUTES_4: Final = 0x40
 _ADDRESSES_6: Final = 0x100
+_RULES: Final = 0x40
 _BUFFER: Final = 64 * 1024
 _SETTLE_S: Final = 0.05
 """Changes come in bursts: one look is enough for all that come within."""
 
 
 @asynccontextmanager
-async def address_changes(space: NetNs) -> AsyncGenerator[AsyncIterator[None]]:
-    """Listen from now on; the iterator gives one turn after each burst of changes. Raises: OSError."""
-    listening = await space.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+async def address_changes(space: NetNs) -> AsyncGenerator[Changes]:
+    """Of addresses and routes, from now on. Raises: OSError."""
+    async with _listening(space, socket.NETLINK_ROUTE, _ADDRESSES_4 | _ROUTES_4 | _ADDRESSES_6) as changes:
+        yield changes
+
+
+@asynccontextmanager
+async def link_changes(space: NetNs) -> AsyncGenerator[Changes]:
+    """Of interfaces and their addresses, from now on. Raises: OSError."""
+    async with _listening(space, socket.NETLINK_ROUTE, _LINKS | _ADDRESSES_4) as changes:
+        yield changes
+
+
+@asynccontextmanager
+async def rule_changes(space: NetNs) -> AsyncGenerator[Changes]:
+    """Of packet rules, from now on. Raises: OSError."""
+    async with _listening(space, _NETFILTER, _RULES) as changes:
+        yield changes
+
+
+@asynccontextmanager
+async def _listening(space: NetNs, protocol: int, groups: int) -> AsyncGenerator[Changes]:
+    listening = await space.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     with listening:
-        listening.bind((0, _ADDRESSES_4 | _ROUTES_4 | _ADDRESSES_6))
+        listening.bind((0, groups))
         yield _turns(listening)
 
 

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from cove.sdk.terminals import Terminal
     from cove.sdk.units import UNSET
     from cove.sdk.watches import Change, Watch
+    from cove.sdk.webhooks import Webhook, Webhooks
 
 __version__: Final = "0.1.0"
 
@@ -132,6 +133,8 @@ __all__ = [
     "Unsupported",
     "UsageLine",
     "Watch",
+    "Webhook",
+    "Webhooks",
     "__version__",
     "aio",
     "close",
@@ -150,6 +153,7 @@ _HOME: Final = {
     "Files": "files",
     "Forward": "forwarding",
     **dict.fromkeys(("Audit", "AuditLine"), "audit"),
+    **dict.fromkeys(("Webhook", "Webhooks"), "webhooks"),
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),
     **dict.fromkeys(

@@ -24,6 +24,7 @@ from cove.sdk.aio.sandbox import Sandbox
 from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
+from cove.sdk.aio.webhooks import Webhooks
 
 __all__ = [
     "Account",
@@ -41,6 +42,7 @@ __all__ = [
     "Shell",
     "Terminal",
     "Watch",
+    "Webhooks",
     "close",
     "connect",
     "create",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from cove.model.auditchain import AuditVerdict, project_key, verify
+from cove.sdk.webhook_calls import is_genuine
 from tests_support import SOAK, NewServer, RunningServer
 
 pytestmark = pytest.mark.real
@@ -72,7 +76,8 @@ def test_a_killed_server_breaks_no_chain_and_loses_nothing_that_was_answered(new
     earlier: AuditVerdict | None = None
     for number in range(KILLS):
         load = Load(server, box)
-        time.sleep(0.2 + 0.03 * number)
+        wait_until(lambda load=load: len(load.answered) > 2 * WRITERS)
+        time.sleep(0.007 * number)
         server.kill()
         load.wait()
         answered |= load.answered
@@ -102,3 +107,66 @@ def test_a_key_that_changed_between_two_starts_is_told_and_the_server_goes_on(ne
     assert verdict.is_good, verdict
     assert verdict.reason == "key"
     assert (Path(server.data_dir) / "audit.key").stat().st_mode & 0o777 == 0o600
+
+
+class Receiver:
+    """A web server of the test that keeps what it is told, and answers 503 while it is `down`."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.down = False
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                assert is_genuine(receiver.secret, dict(self.headers), body, now=time.time())
+                receiver.told.append((self.headers["webhook-id"], json.loads(body)["type"]))
+                self.send_response(503 if receiver.down else 204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's name
+                del format, args
+
+        self.secret = ""
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_events_outlive_a_receiver_that_is_down_and_a_server_that_is_killed(new_server: NewServer) -> None:
+    receiver = Receiver()
+    opened = f"127.0.0.1/32:{receiver.port}"
+    server = new_server(COVE_POOL_SIZE="0", COVE_WEBHOOK_PLAIN="1", COVE_NETWORK_OPENED_RANGES=opened)
+    with client_of(server) as client:
+        for refused in (f"http://127.0.0.1:{receiver.port + 1}/", f"http://127.0.0.2:{receiver.port}/"):
+            assert client.post("/webhooks", json={"url": refused}).status_code == 403
+        made = client.post("/webhooks", json={"url": f"http://127.0.0.1:{receiver.port}/in"})
+        assert made.status_code == 201, made.text
+        receiver.secret = made.json()["secret"]
+        assert receiver.secret not in client.get("/webhooks").text
+        box = client.post("/sandboxes", json={}).json()["id"]
+        wait_until(lambda: receiver.told)
+        receiver.down = True
+        client.post(f"/sandboxes/{box}/pause")
+        wait_until(lambda: len(receiver.told) >= 2)
+        client.delete(f"/sandboxes/{box}")
+    server.kill()
+    receiver.down = False
+    server.start()
+    wait_until(lambda: receiver.told[-1][1] == "sandbox.destroyed")
+    told = list(dict.fromkeys(receiver.told))
+    assert [event for _, event in told] == ["sandbox.created", "sandbox.paused", "sandbox.destroyed"]
+    assert receiver.secret not in (server.data_dir / "cove.db").read_bytes().decode("latin-1")
+    receiver.close()

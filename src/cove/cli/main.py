@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "usage": "usage",
     "credential": "credential",
     "audit": "audit",
+    "webhook": "webhook",
     "file": "file",
     "image": "image",
     "config": "config",

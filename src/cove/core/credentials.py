@@ -72,7 +72,7 @@ class Credentials:
         missing: Callable[[], tuple[str, ...]],
     ) -> None:
         self._store = store
-        self._secrets = secrets
+        self._secrets = self.secrets = secrets
         self.services = services
         self._directory = directory
         self._clock = clock

@@ -53,6 +53,7 @@ from cove.core.trail import Trail
 from cove.core.trees import Trees
 from cove.core.usage import Usages
 from cove.core.watches import Watches
+from cove.core.webhooks import Webhooks
 from cove.core.workbench import Tools
 from cove.engine.clock import Clock, SystemClock
 from cove.engine.driver import Box, Driver
@@ -61,6 +62,7 @@ from cove.engine.network.port import Network
 from cove.engine.pool import Pool, open_pool
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors, open_supervisors
+from cove.engine.webpost import Poster
 from cove.model.access import Principal, Scope
 from cove.model.auditchain import KEY_BYTES
 from cove.model.closed import ClosedRanges
@@ -99,6 +101,7 @@ class Core:
     usage: Usages
     rate_limits: RateLimits
     trail: Trail
+    webhooks: Webhooks
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
@@ -116,6 +119,7 @@ class _Parts:
     clock: Clock
     audit: Audit
     trail: Trail
+    webhooks: Webhooks
     admission: Admission
     accounts: Accounts
     pool: Pool
@@ -139,6 +143,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     audit_key: bytes | None = None,
     secrets_at_rest: Secrets | None = None,
     network: Network | None = None,
+    post: tuple[Poster | None, Callable[[], ClosedRanges]] = (None, ClosedRanges),
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
@@ -148,7 +153,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones. `audit_key` signs the
     audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network`
-    None: sandboxes have none. Raises: EngineFailure when the store cannot be read or written at all.
+    None: sandboxes have none. `post`: how webhooks leave, and what is closed to them. Raises: EngineFailure when the
+    store cannot be read or written at all.
     """
     clock = clock or SystemClock()
     admission = Admission(settings.admission, clock, memory, disk)
@@ -194,6 +200,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             clock=clock,
             audit=audit,
             trail=Trail(audit, store, directory, clock),
+            webhooks=_webhooks(settings, store, clock, audit, credentials.secrets, post),
             admission=admission,
             accounts=accounts,
             pool=pool,
@@ -245,6 +252,25 @@ def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
         clock=clock,
         audit=audit,
         missing=lambda: _NO_NETWORK if network is None else network.missing,
+    )
+
+
+def _webhooks(  # noqa: PLR0913, PLR0917 - what they stand on
+    settings: CoreSettings,
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    secrets_at_rest: Secrets,
+    post: tuple[Poster | None, Callable[[], ClosedRanges]],
+) -> Webhooks:
+    return Webhooks(
+        store=store,
+        secrets_at_rest=secrets_at_rest,
+        audit=audit,
+        clock=clock,
+        post=post[0],
+        closed=post[1],
+        plain=settings.webhook_plain,
     )
 
 
@@ -320,6 +346,7 @@ def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
         parts.journal.retry_forever(),
         parts.audit.retry_forever(),
         parts.trail.retain_forever(parts.settings.audit_retention_s),
+        parts.webhooks.deliver_forever(),
         purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
         parts.accounts.work(parts.supervisors),
@@ -382,6 +409,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         usage=Usages(parts.directory, parts.accounts.metering, parts.store),
         rate_limits=parts.accounts.rate_limits,
         trail=parts.trail,
+        webhooks=parts.webhooks,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),
         stats=lambda: _stats(parts, creation),

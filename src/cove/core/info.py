@@ -27,6 +27,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     images: ImageSettings = field(default_factory=ImageSettings)
     history_s: float = 30 * 86400.0
     audit_retention_s: float = 400 * 86400.0
+    webhook_plain: bool = False
     host_ports: HostPortSettings | None = None
     accounts: AccountSettings = AccountSettings()
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cove.sdk.network_calls import Policy
     from cove.sdk.networks import NetworkProfiles
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.webhooks import Webhooks
     from cove.sdk.websocket import WebSocket
 
 T = TypeVar("T")
@@ -196,6 +197,13 @@ class Client:
         from cove.sdk.networks import NetworkProfiles
 
         return NetworkProfiles(self)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Who is told of the project's events by signed POSTs."""
+        from cove.sdk.webhooks import Webhooks
+
+        return Webhooks(self)
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

@@ -83,6 +83,7 @@ def core_settings(settings: Settings) -> CoreSettings:
         images=image_settings(settings),
         history_s=settings.history_days * 86400.0,
         audit_retention_s=settings.audit_retention * 86400.0,
+        webhook_plain=settings.webhook_plain,
         host_ports=host_port_settings(settings),
         accounts=account_settings(settings),
     )

@@ -90,6 +90,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     request_burst: int
     failed_logins_per_minute: int
     audit_retention: float
+    webhook_plain: bool
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int
@@ -403,6 +404,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "request_burst": _number(int, 0, 1_000_000),
     "failed_logins_per_minute": _number(int, 0, 1_000_000),
     "audit_retention": _number(float, 1, 36500),
+    "webhook_plain": _flag,
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),

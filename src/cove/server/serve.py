@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -44,6 +44,7 @@ from cove.server.lock import single_server
 from cove.server.secretsfile import open_secrets
 from cove.server.ssh.listener import open_ssh
 from cove.server.tracing import OpenTelemetry, open_tracing
+from cove.server.webhooking import open_poster
 from cove.server.welcome import announce, farewell, show_first_command
 from cove.store.store import open_store
 
@@ -130,6 +131,10 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         image_store = ImageStore(settings.data_dir / "pulled", extra_ca)
         await asyncio.to_thread(image_store.open)
         door = None if engine.network is None else BrokerDoor(engine.network)
+        spaces = stack.enter_context(ExitStack())
+        hooks = await open_poster(
+            settings.network_outside, settings.network_opened_ranges, engine.network, extra_ca.bundle, spaces
+        )
         opened = open_core(
             core_settings(settings),
             drivers=engine.drivers,
@@ -141,6 +146,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             unusable={one.name: one.missing for one in engine.status if not one.usable},
             disk=lambda: Disk(*engine.disk()),
             network=engine.network,
+            post=hooks,
         )
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)

@@ -19,6 +19,7 @@ from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
 from cove.store.sshkeys import SshKeyRows
 from cove.store.usage import UsageRows
+from cove.store.webhooks import WebhookRows
 from cove.store.writer import Writer, WriterStats
 
 _META: Final = "SELECT value FROM meta WHERE key = ?"
@@ -42,6 +43,7 @@ class Store:
         self.idempotency = IdempotencyRows(reader, writer)
         self.exposures = ExposureRows(reader, writer)
         self.audit = AuditRows(reader, writer)
+        self.webhooks = WebhookRows(reader, writer)
         self.credentials = CredentialRows(reader, writer)
         self.services = ServiceRows(reader, writer)
         self.usage = UsageRows(reader, writer, reports)

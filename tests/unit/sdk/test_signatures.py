@@ -24,6 +24,7 @@ CLASSES = [
     "Shell",
     "Terminal",
     "Watch",
+    "Webhooks",
     "Connection",
     "Forward",
 ]

@@ -24,6 +24,7 @@ from cove.dialects.native import (
     terminals,
     trees,
     watches,
+    webhooks,
 )
 from cove.dialects.native.translate_ports import FORM
 from cove.edge.dialect import Dialect
@@ -52,6 +53,7 @@ def dialect() -> Dialect:
             *quotas.OPS,
             *credentials.OPS,
             *audit.OPS,
+            *webhooks.OPS,
             *networks.OPS,
         ),
         errors=errors.TABLE,

@@ -89,3 +89,32 @@ class VerificationKey(Struct, frozen=True):
 
     project: str
     key: str
+
+
+class NewWebhook(Request, frozen=True):
+    """Where to, and what of: beginnings of events (`sandbox.`, `exec.exit`). `project` null: the caller's."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=2048)]
+    events: Annotated[tuple[str, ...], Meta(min_length=1, max_length=32)] = ("sandbox.",)
+    project: ProjectName | None = None
+
+
+class Webhook(Struct, frozen=True, kw_only=True):
+    """A webhook. `failing_since` null: the last delivery went well; `disabled_at`: given up. `secret`: once only."""
+
+    id: str
+    project: str
+    url: str
+    events: tuple[str, ...]
+    created_at: str
+    delivered_at: str | None
+    failing_since: str | None
+    failure: str | None
+    disabled_at: str | None
+    secret: str | None = None
+
+
+class WebhookList(Struct, frozen=True):
+    """Those of the caller's project, for an admin all."""
+
+    webhooks: tuple[Webhook, ...]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.networks import NetworkProfiles
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.transport import AioTransport
+    from cove.sdk.aio.webhooks import Webhooks
     from cove.sdk.aio.websocket import WebSocket
     from cove.sdk.credential_calls import Wishes
     from cove.sdk.network_calls import Policy
@@ -193,6 +194,13 @@ class Client:
         from cove.sdk.aio.networks import NetworkProfiles
 
         return NetworkProfiles(self)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Who is told of the project's events by signed POSTs."""
+        from cove.sdk.aio.webhooks import Webhooks
+
+        return Webhooks(self)
 
     async def server(self) -> dict[str, Any]:
         """Return what the server says of itself: version, drivers, capacity, isolation."""

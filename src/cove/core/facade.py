@@ -118,7 +118,6 @@ class _Parts:
     store: Store
     clock: Clock
     audit: Audit
-    trail: Trail
     webhooks: Webhooks
     admission: Admission
     accounts: Accounts
@@ -152,9 +151,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     """The running core over drivers that work; `unusable` are the others, with what they miss, for `server_info`.
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones. `audit_key` signs the
-    audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network`
-    None: sandboxes have none. `post`: how webhooks leave, and what is closed to them. Raises: EngineFailure when the
-    store cannot be read or written at all.
+    audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network` None:
+    sandboxes have none. `post`: how webhooks leave. Raises: EngineFailure when the store cannot be read or written.
     """
     clock = clock or SystemClock()
     admission = Admission(settings.admission, clock, memory, disk)
@@ -199,7 +197,6 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             store=store,
             clock=clock,
             audit=audit,
-            trail=Trail(audit, store, directory, clock),
             webhooks=_webhooks(settings, store, clock, audit, credentials.secrets, post),
             admission=admission,
             accounts=accounts,
@@ -227,7 +224,7 @@ async def _write_the_rest(journal: StoreJournal, accounts: Accounts, audit: Audi
 async def _working(parts: _Parts, tasks: asyncio.TaskGroup) -> AsyncGenerator[Core]:
     """The core with its chores."""
     core = await _started(parts, tasks)
-    running = [tasks.create_task(chore) for chore in _chores(parts)]
+    running = [tasks.create_task(chore) for chore in _chores(parts, core)]
     try:
         yield core
     finally:
@@ -340,12 +337,12 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     return core
 
 
-def _chores(parts: _Parts) -> tuple[Coroutine[None, None, None], ...]:
+def _chores(parts: _Parts, core: Core) -> tuple[Coroutine[None, None, None], ...]:
     """What goes on for as long as the core does."""
     return (
         parts.journal.retry_forever(),
         parts.audit.retry_forever(),
-        parts.trail.retain_forever(parts.settings.audit_retention_s),
+        core.trail.retain_forever(parts.settings.audit_retention_s),
         parts.webhooks.deliver_forever(),
         purge_forever(parts.store, parts.clock, parts.settings.history_s),
         parts.admission.watch_disk(),
@@ -408,7 +405,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         quotas=parts.accounts.quotas,
         usage=Usages(parts.directory, parts.accounts.metering, parts.store),
         rate_limits=parts.accounts.rate_limits,
-        trail=parts.trail,
+        trail=Trail(parts.audit, parts.store, parts.directory, parts.clock),
         webhooks=parts.webhooks,
         reconciled=found,
         server_info=lambda who: _server_info(parts, who),

@@ -29,7 +29,6 @@ from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
 PAGE: Final = "docs/reference/settings.md"
 
-
 _SHORTEST: Final = 8
 _LONGEST: Final = 28
 _DOMAIN: Final = re.compile(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,16}(:[0-9]{1,5})?")
@@ -89,8 +88,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     requests_per_minute: int
     request_burst: int
     failed_logins_per_minute: int
-    audit_retention: float
     webhook_plain: bool
+    audit_retention: float
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int

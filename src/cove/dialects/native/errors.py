@@ -65,8 +65,6 @@ FIELDS: Final = MappingProxyType(
         "io_read_bps": "io_read_mbps",
         "io_write_bps": "io_write_mbps",
         "idempotency_key": "Idempotency-Key",
-        "since": "from",
-        "until": "to",
     },
 )
 """The core's name of a field -> ours, where they differ."""

@@ -56,6 +56,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture
 async def store(tmp_path):
+    SEALED.holders.clear()  # of the tests before
     async with open_store(tmp_path / "hooks.db") as one:
         for project in ("default", "other"):
             await one.projects.ensure(Project(id=project, created_at=0.0))
@@ -250,3 +251,14 @@ async def test_scopes_projects_and_the_most_there_can_be(server) -> None:
     with pytest.raises(Conflict):
         await server.hooks.create(LOCAL, URL)
     await server.hooks.create(OTHER, URL)
+
+
+async def test_a_new_key_for_secrets_at_rest_leaves_signatures_as_they_are(server, store, receiver, eventually) -> None:
+    _, secret = await server.hooks.create(LOCAL, URL)
+    (before,) = server.hooks.list(LOCAL)
+    assert await SEALED.rotate() >= 1
+    (after,) = server.hooks.list(LOCAL)
+    assert after.secret != before.secret
+    assert SEALED.open(after.secret, "webhook", after.id).reveal() == secret
+    await server.happen("sandbox.created")
+    await eventually(lambda: receiver.posts)

@@ -226,14 +226,14 @@ async def test_http_is_judged_by_each_requests_host(inside: Inside) -> None:
     assert b"of-this-host" in await inside.get(GOOD, "good.example")
     assert b'"at": "11.0.0.10"' in await inside.get(EVIL, "good.example")
     for host in ("evil.example", "169.254.169.254", "10.0.0.5"):
-        assert (await inside.get(GOOD, host)).startswith(b"403 ")
+        start = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            await inside.get(GOOD, host)
+        assert time.monotonic() - start < 0.5
     both = b"GET / HTTP/1.1\r\nHost: good.example\r\n\r\nGET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
-    answers = await inside.talk(GOOD, 80, both)
-    assert answers.count(b"of-this-host") == 1
-    assert b"403 Forbidden" in answers
-    assert (await inside.talk(GOOD, 80, b"GET http://evil.example/ HTTP/1.1\r\nHost: good.example\r\n\r\n")).startswith(
-        b"HTTP/1.1 400 "
-    )
+    for data in (both, b"GET http://evil.example/ HTTP/1.1\r\nHost: good.example\r\n\r\n"):
+        with pytest.raises(ConnectionResetError):
+            await inside.talk(GOOD, 80, data)
     assert inside.world.seen_at(EVIL) == []
 
 

@@ -31,7 +31,8 @@ def serve_explicit(exits: Exits) -> Serve:
             if request is None:
                 return
             if request.method != b"CONNECT":
-                await HttpFlow(exits, box, flow, read_proxied, _NOWHERE).run(client, request)
+                served = HttpFlow(exits, box, flow, read=read_proxied, believed=_NOWHERE, answers=True)
+                await served.run(client, request)
                 return
             asked = read_connect(request)
             if not isinstance(client.next_event(), h11.EndOfMessage):

@@ -28,9 +28,15 @@ Read = Callable[[h11.Request], Wanted]
 
 
 class HttpFlow:
-    """One client's connection. `read` says what each request asks for; `believed`: where the client thinks it is."""
+    """One client's connection. `read` says what each request asks for; `believed`: where the client thinks it is.
 
-    def __init__(self, exits: Exits, box: str, flow: Flow, read: Read, believed: Asked) -> None:
+    `answers`: the client knows that it speaks to a proxy, and is told in HTTP what it may not have. Another one would
+    take our answer for the server's: its connection is reset.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it works for, and three things by name
+        self, exits: Exits, box: str, flow: Flow, *, read: Read, believed: Asked, answers: bool
+    ) -> None:
         self._exits = exits
         self._box = box
         self._flow = flow
@@ -41,6 +47,7 @@ class HttpFlow:
         self._far: Wire | None = None
         self._dialled = ("", 0)
         self._reached = believed
+        self._answers = answers
         self._has_answered = False
 
     async def run(self, client: h11.Connection | None = None, first: h11.Request | None = None) -> None:
@@ -54,7 +61,7 @@ class HttpFlow:
             while request is not None and await self._pass_on(request):
                 request = await self._next_request()
         except Refused as refused:
-            await say(self._near, 403, f"the sandbox's network policy refuses this: {refused.words}")
+            await self._fail(403, f"the sandbox's network policy refuses this: {refused.words}")
         except Unreachable as unreachable:
             await self._fail(502, str(unreachable))
         except (BadRequest, ValueError, h11.RemoteProtocolError) as error:
@@ -121,10 +128,12 @@ class HttpFlow:
                 event = await self._client_event()
                 if isinstance(event, h11.ConnectionClosed):
                     raise ConnectionResetError("the client left within its request")
-                data = self._server.send(event)
+                is_over = isinstance(event, h11.EndOfMessage)
+                # Without its trailers: some servers would take them for headers, a second Host among them.
+                data = self._server.send(h11.EndOfMessage() if is_over else event)
                 if data:
                     await far.write(data)
-                if isinstance(event, h11.EndOfMessage):
+                if is_over:
                     return
         except (OSError, h11.ProtocolError):
             far.reset()
@@ -179,8 +188,8 @@ class HttpFlow:
                 raise Unreachable("the server broke its answer off") from error
 
     async def _fail(self, status: int, text: str) -> None:
-        """Say what went wrong, or if the answer has begun already break it off."""
-        if self._has_answered:
+        """Say what went wrong; or cut the connection, which breaks off an answer that has begun."""
+        if self._has_answered or not self._answers:
             self._near.reset()
         else:
             await say(self._near, status, text)

@@ -42,7 +42,8 @@ async def serve_direct(exits: Exits, box: str, flow: Flow, address: str, port: i
                 return
             await _join_tls(exits, box, (near, far), hello, named)
         case "http":
-            await HttpFlow(exits, box, flow, partial(read_direct, address=address, port=port), asked).run()
+            read = partial(read_direct, address=address, port=port)
+            await HttpFlow(exits, box, flow, read=read, believed=asked, answers=False).run()
         case _:
             await join(near, await exits.dial(box, flow, await exits.route(box, asked)))
 
@@ -69,7 +70,8 @@ async def serve_tunnel(exits: Exits, box: str, flow: Flow, far: Wire, asked: Ask
     if spoken == "http":
         address = flow.destinations[0].address or ""
         far.reset()
-        await HttpFlow(exits, box, flow, partial(read_direct, address=address, port=asked.port), asked).run()
+        read = partial(read_direct, address=address, port=asked.port)
+        await HttpFlow(exits, box, flow, read=read, believed=asked, answers=True).run()
         return
     await join(near, far)
 

@@ -215,8 +215,9 @@ def test_a_redirect_is_passed_on_and_not_followed(box: Box, world: World) -> Non
     assert world.seen_at("169.254.169.254") == []
 
 
-def test_a_credential_is_given_rotated_and_taken_away_live(client: httpx2.Client, world: World) -> None:
-    with boxed(client) as box:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_credential_is_given_rotated_and_taken_away_live(client: httpx2.Client, world: World, driver: str) -> None:
+    with boxed(client, driver=driver) as box:
         assert box.status() == 0, "it has no interface at all"
         given = box.set(key=KEY)
         assert given.status_code == 200, given.text

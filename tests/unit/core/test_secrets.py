@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +109,42 @@ def test_what_is_blinded_depends_on_the_key() -> None:
     assert ours.blind("a") == ours.blind("a") != ours.blind("b")
     assert ours.blind("a") != theirs.blind("a")
     assert len(ours.blind("a")) == 64
+
+
+async def test_a_rotation_asks_everybody_who_keeps_texts_and_forgets_the_old_key_last() -> None:
+    ours, saved = secrets()
+    kept = {name: ours.seal(Secret(name), name) for name in ("a", "b")}
+
+    def holder(name: str) -> Callable[[], Awaitable[int]]:
+        async def reseal() -> int:
+            await asyncio.sleep(0)
+            assert len(saved[-1]) == 2, "the old key is still there"
+            kept[name] = ours.resealed(kept[name], name) or kept[name]
+            return 1
+
+        return reseal
+
+    ours.holders += [holder("a"), holder("b")]
+    assert await ours.rotate() == 2
+    assert len(saved[-1]) == 1
+    for name, sealed in kept.items():
+        assert ours.is_current(sealed)
+        assert ours.open(sealed, name).reveal() == name
+    assert ours.resealed(kept["a"], "a") is None
+    assert ours.resealed("1.ffffffff.x", "a") is None
+
+
+async def test_a_rotation_that_fails_in_the_middle_keeps_both_keys() -> None:
+    ours, saved = secrets()
+    sealed = ours.seal(Secret("x"), "row")
+
+    async def fails() -> int:
+        await asyncio.sleep(0)
+        raise EngineFailure("the disk is full")
+
+    ours.holders.append(fails)
+    with pytest.raises(EngineFailure):
+        await ours.rotate()
+    assert len(saved) == 1
+    assert len(saved[0]) == 2
+    assert ours.open(sealed, "row").reveal() == "x"

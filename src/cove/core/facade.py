@@ -185,7 +185,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         directory = Directory(supervisors, store, journal)
         ports = Ports(directory, audit)
         host_ports = HostPorts(settings.host_ports, ports)
-        networks = _networks(directory, supervisors, store, clock, audit, network)
+        networks: Networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
         credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
         parts = _Parts(
             settings=settings,
@@ -278,6 +278,7 @@ def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
     clock: Clock,
     audit: Audit,
     network: Network | None,
+    tasks: asyncio.TaskGroup,
 ) -> Networks:
     def closed() -> ClosedRanges:
         return ClosedRanges() if network is None else network.closed
@@ -293,7 +294,7 @@ def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
         directory,
         store=store,
         audit=audit,
-        profiles=NetworkProfiles(store.networks, audit, clock, closed),
+        profiles=NetworkProfiles(store.networks, audit, clock, closed, tasks=tasks),
         links=Links(directory, supervisors),
         refusals=refusals,
         network=network,

@@ -1,7 +1,8 @@
 """Network profiles: policies with a name, those that come with Cove and those of the operator.
 
 A profile holds for what is made or changed after it: live sandboxes keep the policy they have. The registries of
-packages that profiles allow are asked of the machine's own clients, when they are needed and ten minutes later again.
+packages that profiles allow are asked of the machine's own clients when they are needed, and ten minutes later again
+behind the next use.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ Registries = Mapping[str, tuple[NetworkRule, ...]]
 class NetworkProfiles:
     """Every operation on profiles."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made once, by the facade
         self,
         rows: NetworkRows,
         audit: Audit,
         clock: Clock,
         closed: Callable[[], ClosedRanges],
+        *,
+        tasks: asyncio.TaskGroup,
         ask: Callable[[], Awaitable[Registries]] = ask_registries,
     ) -> None:
         self._rows = rows
         self._audit = audit
         self._clock = clock
         self._closed = closed
+        self._tasks = tasks
         self._ask = ask
         self._asking = asyncio.Lock()
         self._registries: Registries | None = None
@@ -113,12 +117,23 @@ class NetworkProfiles:
         return replace(profile, rules=(*profile.rules, *dict.fromkeys(asked)))
 
     async def _asked(self) -> Registries:
-        """What the machine's clients say, asked by the first who needs it: npm alone takes half a second."""
+        """What the machine's clients say. The first who needs it waits for it (npm alone takes half a second)."""
+        if self._registries is None:
+            async with self._asking:
+                if self._registries is None:
+                    await self._ask_again()
+        elif self._clock.monotonic() - self._asked_at > REGISTRIES_S and not self._asking.locked():
+            self._tasks.create_task(self._renew())
+        return self._registries or {}
+
+    async def _renew(self) -> None:
         async with self._asking:
-            if self._registries is None or self._clock.monotonic() - self._asked_at > REGISTRIES_S:
-                self._registries = await self._ask()
-                self._asked_at = self._clock.monotonic()
-            return self._registries
+            if self._clock.monotonic() - self._asked_at > REGISTRIES_S:
+                await self._ask_again()
+
+    async def _ask_again(self) -> None:
+        self._registries = await self._ask()
+        self._asked_at = self._clock.monotonic()
 
     def _note(self, who: Principal, name: str, change: str) -> None:
         data = {"profile": name, "change": change}

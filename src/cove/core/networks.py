@@ -21,6 +21,7 @@ from cove.core.refusals import Refusals
 from cove.core.validation import check_count
 from cove.engine.network.flatten import flatten
 from cove.engine.network.port import Network
+from cove.engine.network.resolver import LINK_SUFFIX
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
 from cove.model.audit import AuditValue
@@ -35,9 +36,6 @@ from cove.store.store import Store
 
 FEW_RULES: Final = 8
 """More may be more than the packet filter's form of a policy can hold, and take 60 ms to be brought into it."""
-
-INSIDE_SUFFIX: Final = ".cove.internal"
-"""Names of links end so, inside."""
 
 
 class NetworkState(Struct, frozen=True, kw_only=True):
@@ -191,7 +189,7 @@ class Networks:
     async def _look_up(self, sandbox: Sandbox, name: str) -> tuple[str, ...] | None:
         """The addresses of a name that may be resolved at all; None: nobody was asked, or nobody answered."""
         is_open = sandbox.network.mode is not NetworkMode.NONE and could_allow(sandbox.network, name).is_allowed
-        if self._network is None or not is_open or name.endswith(INSIDE_SUFFIX):
+        if self._network is None or not is_open or name.endswith(LINK_SUFFIX):
             return None
         try:
             return await self._network.look_up(sandbox.id, name)

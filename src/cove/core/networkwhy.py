@@ -7,9 +7,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from cove.engine.network.resolver import LINK_SUFFIX, other_resolver
 from cove.model.closed import ClosedRanges
 from cove.model.network import NetworkMode, NetworkPolicy, Protocol, Verdict
-from cove.model.policy import Destination, could_allow, decide, guarded, needs_name
+from cove.model.policy import Decision, Destination, could_allow, decide, guarded, needs_name
 
 CHECKED_PORTS: Final = frozenset({80, 443})
 """Where the name is looked for in what is sent: HTTP's Host, TLS's server name."""
@@ -59,7 +60,10 @@ def explain(question: Question, addresses: tuple[str, ...] | None) -> Explanatio
         return _told(question, [Step(step="packet", verdict=Verdict.DENY, rule="mode none")], addresses)
     if question.name is None:
         return _told(question, [_packet(question, question.address)], addresses)
+    words = other_resolver(question.policy, question.name)
     first = could_allow(question.policy, question.name)
+    if words is not None:
+        first = Decision(verdict=Verdict.DENY, rule=words)
     steps = [Step(step="dns", verdict=first.verdict, rule=first.rule)]
     if not first.is_allowed:
         return _told(question, steps, addresses)
@@ -72,8 +76,10 @@ def explain(question: Question, addresses: tuple[str, ...] | None) -> Explanatio
 
 def _link(question: Question) -> Step | None:
     """A sandbox of the same project, by its name or its address."""
-    name = (question.name or "").removesuffix(".cove.internal")
-    if question.name is not None and question.name != name and name in question.policy.links:
+    if question.name is not None and question.name.endswith(LINK_SUFFIX):
+        name = question.name.removesuffix(LINK_SUFFIX)
+        if name not in question.policy.links:
+            return Step(step="link", verdict=Verdict.DENY, rule="link: none of that name")
         address = question.links.get(name)
         if address is None:
             return Step(step="link", verdict=Verdict.DENY, rule=f"link {name}: that sandbox has no network now")

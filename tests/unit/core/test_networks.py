@@ -296,6 +296,25 @@ async def test_a_profile_is_used_by_name_with_the_registries_of_the_machines_cli
     assert (await made(core, "three", NetworkRequest(profile="locked-down"))).network.rules == ()
 
 
+async def test_registries_are_asked_once_and_renewed_behind_a_use_ten_minutes_later(core, clock, eventually) -> None:
+    answers = [{"pip": ()}, {"pip": (RULE,)}]
+    asked: list[int] = []
+
+    async def ask():
+        asked.append(1)
+        return answers[min(len(asked), 2) - 1]
+
+    profiles = core.networks.profiles
+    profiles._ask = ask
+    for _ in range(3):
+        assert (await profiles.get(LOCAL, "packages")).rules == ()
+    clock.advance(601)
+    assert (await profiles.get(LOCAL, "packages")).rules == ()
+    await eventually(lambda: len(asked) == 2)
+    assert (await profiles.get(LOCAL, "packages")).rules == (RULE,)
+    assert len(asked) == 2
+
+
 async def test_an_operator_makes_changes_and_restores_profiles(core) -> None:
     profiles = core.networks.profiles
     await profiles.set(LOCAL, NetworkProfile(name="packages", rules=(RULE,)))

@@ -71,7 +71,14 @@ def test_a_link_is_told_by_its_name_and_by_its_address() -> None:
     assert explain(asked(held, address="10.213.0.9", port=5432, links=links), None).verdict is ALLOW
     assert explain(asked(held, name="cache.cove.internal", links=links), None).verdict is DENY
     assert explain(asked(held, address="10.213.0.10", links=links), None).rule == "mode none"
-    assert explain(asked(held, name="other.cove.internal", links=links), None).rule == "mode none"
+    assert explain(asked(held, name="other.cove.internal", links=links), None).rule == "link: none of that name"
+    assert explain(asked(OPEN_NETWORK, name="db.cove.internal"), None).verdict is DENY
+
+
+def test_a_resolver_over_https_is_told_where_names_are_the_rule() -> None:
+    held = policy((DENY, "a.example"), default=ALLOW)
+    assert explain(asked(held, name="dns.google"), None).rule.startswith("names: a resolver over HTTPS")
+    assert explain(asked(OPEN_NETWORK, name="dns.google"), None).verdict is ALLOW
 
 
 def test_a_dry_run_lets_through_what_the_rules_refuse_and_nothing_that_is_closed() -> None:

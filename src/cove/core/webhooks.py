@@ -190,7 +190,8 @@ class Webhooks:
         event_id = f"{entry.project}.{entry.seq}"
         stamp = str(int(self._clock.now()))
         try:
-            secret = self._secrets.open(hook.secret, "webhook", hook.id)
+            row = self._rows.get(hook.id) or hook  # its secret may have been sealed anew
+            secret = self._secrets.open(row.secret, "webhook", hook.id)
             headers = {
                 "Content-Type": "application/json",
                 "User-Agent": "cove",

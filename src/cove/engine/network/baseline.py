@@ -54,6 +54,12 @@ BOXES: Final = "boxes"
 
 _logger = logging.getLogger(__name__)
 _PROC: Final = Path("/proc/sys/net")
+_SYSCTLS: Final = {
+    "ipv4/icmp_ratelimit": "0",
+    "ipv4/icmp_msgs_per_sec": "100000",
+    "ipv4/icmp_msgs_burst": "10000",
+    "netfilter/nf_conntrack_tcp_loose": "1",
+}
 _CONNTRACK_SHARE: Final = 16
 _CONNECTIONS: Final = 4096
 _FEWEST_CONNECTIONS: Final = 256
@@ -280,10 +286,15 @@ def _is_of_other_layout(line: str) -> bool:
 
 
 def _settle_sysctls() -> None:
-    """Let every refusal be told: the kernel sends one "unreachable" per second and address otherwise."""
-    for name, value in (("ipv4/icmp_ratelimit", "0"), ("netfilter/nf_conntrack_tcp_loose", "1")):
+    """Let every refusal be told: the kernel's own limits are one a second for an address, and 1000 for all together.
+
+    The rules have a limit for each sandbox, so that no one takes the others' part.
+    """
+    for name, value in _SYSCTLS.items():
         try:
             (_PROC / name).write_text(value)
+        except FileNotFoundError:
+            continue  # an older kernel has it for the whole machine only
         except OSError as error:
             _logger.warning("cannot set net/%s in the router: %s", name, error.strerror)
 

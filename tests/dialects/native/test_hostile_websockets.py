@@ -18,6 +18,7 @@ import pytest
 import websockets
 from msgspec import Struct
 
+from cove.core.ratelimits import RateLimits, RateSettings
 from cove.dialects.native import errors
 from cove.edge.auth import LOCAL_MARK
 from cove.edge.dialect import Dialect
@@ -27,6 +28,7 @@ from cove.edge.metrics import Metrics
 from cove.edge.ops import Json, Op, ServerFacts, Services
 from cove.edge.stopping import Stopping
 from cove.edge.websocket import WebSocket
+from cove.engine.clock import SystemClock
 from cove.model.errors import BadRequest, CapacityExceeded, Conflict, SandboxGone, Unauthorized
 from cove.server.listen import LocalOperator, _listener
 
@@ -168,7 +170,8 @@ def application(room):
         op("GET", "/plain", plain, public=True, upload=True),
     )
     dialect = Dialect(name="t", prefix="/t", ops=ops, errors=errors.TABLE)
-    core = SimpleNamespace(keys=SimpleNamespace(authenticate=find))
+    rates = RateLimits(RateSettings(), SimpleNamespace(has_rates=False), SystemClock())  # type: ignore[arg-type]
+    core = SimpleNamespace(keys=SimpleNamespace(authenticate=find), rate_limits=rates)
     metrics = Metrics()
     stopping = Stopping()
     services = Services(core=core, control=None, metrics=metrics, facts=ServerFacts(version="0"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import AsyncGenerator
@@ -87,6 +88,12 @@ async def client(port: int) -> AsyncGenerator[tuple[asyncio.DatagramTransport, C
         transport.close()
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 async def test_a_failure_is_its_questions_own(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Echo(), Known()) as port, client(port) as (transport, protocol):
         transport.sendto(b"!" + b"\0" * 11)
@@ -104,7 +111,7 @@ async def test_who_is_nobody_hears_nothing() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with pytest.raises(ConnectionResetError):
             assert await reader.read() == b"nothing"
-        writer.close()
+        await closed(writer)
         assert protocol.got.empty()
 
 
@@ -132,7 +139,7 @@ async def test_queries_over_tcp_come_one_after_the_other() -> None:
         writer.write(struct.pack("!H", 40000))
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
-        writer.close()
+        await closed(writer)
 
 
 async def test_one_connection_too_many_is_closed() -> None:
@@ -141,7 +148,7 @@ async def test_one_connection_too_many_is_closed() -> None:
         with pytest.raises(ConnectionResetError):
             assert await pairs[-1][0].read() == b"nothing"
         for _, writer in pairs:
-            writer.close()
+            await closed(writer)
 
 
 def test_a_share_fills_up_again() -> None:

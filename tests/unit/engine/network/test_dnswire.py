@@ -14,7 +14,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cove.engine.network.dnswire import (
@@ -51,6 +51,7 @@ def read(message: bytes, *, name: str = "www.example", kind: int = Kind.A) -> An
     return parse_answer(message, number=7, name=name, kind=kind)
 
 
+@settings(deadline=None)  # a loaded machine stands still for longer than any of these takes
 @given(NAMES, st.integers(0, 0xFFFF), st.sampled_from(["A", "AAAA", "TXT"]))
 def test_queries_are_read_as_dnspython_writes_them(name: str, number: int, kind: str) -> None:
     message = dns.message.make_query(name, kind, use_edns=True, payload=1400, id=number)
@@ -69,6 +70,7 @@ def test_the_case_of_a_question_comes_back() -> None:
     assert query.payload == 512
 
 
+@settings(deadline=None)
 @given(NAMES, st.lists(st.binary(min_size=4, max_size=4), max_size=20), st.integers(0, 300))
 def test_answers_are_written_as_dnspython_reads_them(name: str, addresses: list[bytes], ttl: int) -> None:
     query = parse_query(dns.message.make_query(name, "A").to_wire())
@@ -161,6 +163,7 @@ def test_64_kib_of_chained_compression_cost_nothing() -> None:
         assert time.perf_counter() - start < 0.1
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_noise_is_refused_and_nothing_else(noise: bytes) -> None:
     for parse in (parse_query, lambda message: read(HEAD[:4] + b"\0\1\0\4" + message)):

@@ -6,7 +6,7 @@ import contextlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cove.engine.network.sni import Hello, NotHello, Repeated, is_tls, read_hello
@@ -49,6 +49,7 @@ def test_a_real_greeting_says_its_name() -> None:
     assert name_of(hello_of(None)) is None
 
 
+@settings(deadline=None)  # a loaded machine stands still for longer than any of these takes
 @given(st.integers(0, len(REAL) - 1))
 def test_a_part_of_a_greeting_needs_more(size: int) -> None:
     assert read_hello(REAL[:size]) is None
@@ -94,12 +95,14 @@ def test_what_two_readers_could_read_differently_is_refused(why: str, hello: byt
         read_hello(hello)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_is_refused_and_nothing_else(noise: bytes) -> None:
     with contextlib.suppress(NotHello):
         read_hello(b"\x16\x03" + noise)
 
 
+@settings(deadline=None)
 @given(st.integers(5, len(REAL) - 1), st.integers(0, 255))
 def test_a_changed_byte_never_ends_in_another_error(at: int, value: int) -> None:
     with contextlib.suppress(NotHello):

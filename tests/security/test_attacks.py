@@ -62,15 +62,17 @@ LAYERS = {
     "network": ("a17", "attack_a17_abstract_sockets_of_the_host"),
     "limits": ("c33", "attack_c33_memory_bombs"),
     "privileges": ("a15", "attack_a15_more_capabilities"),
+    "closed": ("d49", "attack_d49_metadata_services"),
+    "senders": ("d59", "attack_d59_spoofed_senders"),
 }
 """The layer that is taken away, which attacks to try, and the one that must notice."""
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_that_is_gone_is_noticed(layer: str, tmp_path: Path) -> None:
+def test_a_layer_that_is_gone_is_noticed(layer: str, world: World, tmp_path: Path) -> None:
     only, noticing = LAYERS[layer]
-    code, found, complaint = attacked(tmp_path / "d", [WEAKENED, layer], "runc", only)
+    code, found, complaint = attacked(tmp_path / "d", [WEAKENED, layer], "runc", only, outside=world.outside.path)
     assert found, complaint
     assert found[noticing]["outcome"] == "broken", found[noticing]
     assert code == 1

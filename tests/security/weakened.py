@@ -11,6 +11,7 @@ from typing import Any
 
 from cove.engine import ids, seccomp
 from cove.engine.attacks import run
+from cove.engine.network import baseline, router
 from cove.engine.oci import bundle
 
 Config = dict[str, Any]
@@ -56,10 +57,22 @@ CONFIG: dict[str, Callable[[Config], None]] = {
 }
 
 
+RULES = {
+    "closed": "        ip daddr @closed meta mark set @CLOSED\n",
+    "senders": "        iifname . ip saddr != @bound drop\n",
+}
+"""Lines of the router's rules."""
+
+
 def main() -> int:
     layer = sys.argv.pop(1)
     if layer == "users":
         ids.choose = lambda *_, **__: ids.IdsChoice(ids=ids.Ids.HOST)
+    elif layer in RULES:
+        assert RULES[layer] in baseline._RULES, "the rules read otherwise by now"
+        baseline._RULES = baseline._RULES.replace(RULES[layer], "")  # type: ignore[misc]
+        # The kernel's own check of senders stands behind ours.
+        router._SYSCTLS = {name: "0" if "rp_filter" in name else value for name, value in router._SYSCTLS.items()}  # type: ignore[misc]
     else:
         build, weaken = bundle.build, CONFIG[layer]
 

@@ -38,6 +38,15 @@ _NOT_BACK: Final = frozenset(
 )  # fmt: skip
 """A cookie may stand for the key; the others speak for an origin, which is the broker's."""
 
+_ALIKE: Final = re.compile(
+    rb"(?:^|-)(?:api-?key|api-?token|auth|auth-?(?:key|token)|authentication|authorization|access-?(?:key|token)|bearer|"
+    rb"credentials?|secret)(?:-|$)"
+)
+"""Names of headers that say themselves that they carry a key."""
+
+_SUBPROTOCOL: Final = re.compile(rb"api-?key|auth|bearer|secret|token", re.IGNORECASE)
+"""WebSocket subprotocols that carry a key, where a browser could set no header: `openai-insecure-api-key.sk-…`."""
+
 _SEPARATORS: Final = re.compile(rb"([&;])")
 _LINK: Final = re.compile(rb"<([^<>]*)>")
 
@@ -57,8 +66,13 @@ def outgoing(headers: Headers, service: Service, header: tuple[bytes, Secret], u
     found: Headers = [(b"host", authority(service))]
     for name, value in headers:
         alike = name.replace(b"_", b"-")
-        if name not in dropped and alike not in plain and not alike.startswith(b"x-forwarded-"):
-            found.append((name, value))
+        if name in dropped or alike in plain or alike.startswith(b"x-forwarded-") or _ALIKE.search(alike):
+            continue
+        if alike == b"sec-websocket-protocol":
+            value = b", ".join(one.strip() for one in value.split(b",") if not _SUBPROTOCOL.search(one))  # noqa: PLW2901
+            if not value:
+                continue
+        found.append((name, value))
     if upgrade is not None:
         found += [(b"connection", b"Upgrade"), (b"upgrade", upgrade)]
     found.append((name_of_key, key.reveal().encode("ascii")))

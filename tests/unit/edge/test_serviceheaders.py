@@ -75,6 +75,35 @@ def test_there_is_one_key_whatever_is_sent(headers: list[tuple[str, str]]) -> No
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["X-Search-Api-Key", "X_MY_APIKEY", "x-auth", "Service-Secret", "X-Access-Key", "x-credentials", "X-Api-Token"],
+)
+def test_a_header_that_says_itself_that_it_carries_a_key_stays_here(name: str) -> None:
+    assert names(sent(OPENAI, (name, "evil"))) == [b"host", b"authorization"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Sec-WebSocket-Key", "Idempotency-Key", "X-Author", "OpenAI-Organization", "X-Tokens"]
+)
+def test_other_headers_go_out(name: str) -> None:
+    assert names(sent(OPENAI, (name, "x"))) == [b"host", name.lower().encode(), b"authorization"]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("realtime, openai-insecure-api-key.sk-evil, openai-beta.realtime-v1", b"realtime, openai-beta.realtime-v1"),
+        ("base64url.bearer.authorization.k8s.io.ZXZpbA", None),
+        ("OPENAI-INSECURE-API-KEY.x", None),
+        ("chat", b"chat"),
+    ],
+)
+def test_a_subprotocol_that_carries_a_key_stays_here(given: str, left: bytes | None) -> None:
+    found = [value for name, value in sent(OPENAI, ("Sec-WebSocket-Protocol", given)) if b"protocol" in name]
+    assert found == ([] if left is None else [left])
+
+
 def test_what_connection_names_stays_here_and_an_upgrade_goes_on() -> None:
     found = sent(OPENAI, ("Connection", "Upgrade, X-Hop"), ("X-Hop", "1"), ("Upgrade", "websocket"), ("X-Far", "1"))
     assert names(found) == [b"host", b"x-far", b"authorization"]

@@ -95,7 +95,8 @@ class _Area(Struct, frozen=True):
 def flatten(policy: NetworkPolicy) -> Flat:
     """The pieces of a policy. Raises: BadRequest (field `network`) where it is too intricate."""
     steps = steps_of(policy)
-    slabs = [slab for protocol in Protocol for slab in _slabs(protocol, steps)]
+    known_runs: dict[tuple[int, ...], Runs] = {}
+    slabs = [slab for protocol in Protocol for slab in _slabs(protocol, steps, known_runs)]
     covers: dict[Outcome, int] = {}
     for slab in slabs:
         width = slab.ports.last - slab.ports.first + 1
@@ -116,11 +117,18 @@ def flatten(policy: NetworkPolicy) -> Flat:
     return Flat(outcomes=tuple(known), pieces=pieces, default=known[default])
 
 
-def _slabs(protocol: Protocol, steps: Sequence[Step]) -> Iterator[_Slab]:
-    """In the order of their ports, without a gap."""
+def _slabs(protocol: Protocol, steps: Sequence[Step], known: dict[tuple[int, ...], Runs]) -> Iterator[_Slab]:
+    """In the order of their ports, without a gap. `known`: what the same steps came to, elsewhere."""
     mine = [step for step in steps if step.protocol in {None, protocol}]
+
+    def runs_of(active: Sequence[Step]) -> Runs:
+        key = tuple(map(id, active))
+        if key not in known:
+            known[key] = _runs(active)
+        return known[key]
+
     if protocol is Protocol.ICMP:
-        yield _Slab(protocol, PortRange(0, LAST_PORT), _runs([step for step in mine if step.ports is None]))
+        yield _Slab(protocol, PortRange(0, LAST_PORT), runs_of([step for step in mine if step.ports is None]))
         return
     cuts = {0, LAST_PORT + 1}
     for step in mine:
@@ -132,7 +140,7 @@ def _slabs(protocol: Protocol, steps: Sequence[Step]) -> Iterator[_Slab]:
         spent += len(mine) // 8 + len(active)
         if spent > _WORK:
             raise _too_intricate()
-        yield _Slab(protocol, PortRange(first, after - 1), _runs(active))
+        yield _Slab(protocol, PortRange(first, after - 1), runs_of(active))
 
 
 def _runs(steps: Sequence[Step]) -> Runs:

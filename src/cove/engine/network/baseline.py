@@ -128,6 +128,9 @@ table ip @TABLE {
         meta mark != 0 accept
         ip saddr vmap @boxes
         meta mark 0 meta mark set ip saddr map @defaults
+        meta mark & 0x20000000 != 0 meta l4proto { tcp, udp } th dport 853 meta mark set @TLS accept
+        meta mark & 0x40000000 != 0 tcp dport { 80, 443 } meta mark set meta mark & 0x00ffffff | @CHECK accept
+        meta mark & 0x40000000 != 0 udp dport 443 meta mark set @QUIC accept
         meta mark & 0x80000000 != 0 meta mark set ip saddr . ip daddr . meta mark map @learned
     }
     chain to_proxy {
@@ -270,6 +273,8 @@ def is_crowded() -> bool:
 def _marks() -> Iterator[tuple[str, int]]:
     for code in (Code.PROTOCOL, Code.DNS, Code.CLOSED, Code.RATE):
         yield f"@{code.name}", _mark(Action.REFUSE, code)
+    yield "@TLS", _mark(Action.REFUSE, Code.DNS_OVER_TLS)
+    yield "@QUIC", _mark(Action.REFUSE, Code.QUIC)
     yield "@MANY", _mark(Action.REFUSE, Code.CONNECTIONS)
     yield "@LINK", _mark(Action.ACCEPT, Code.LINK)
     for action in (Action.CHECK, Action.ACCEPT, Action.WATCH):

@@ -3,6 +3,8 @@
 Bits of a packet's mark, as the base rules have them too (`baseline.py`):
 
     31      whether it is to be looked up once more, with the addresses, among what names brought
+    30      whether TCP to 80 and 443 goes to the proxy and QUIC is refused
+    29      whether DNS over TLS is refused
     24-27   `Action`
     16-23   the generation of the sandbox's policy: what names brought under an older one fits no more
     0-15    from 1: the place of the outcome in the policy's `Flat`; from 0xF000: a `Code` of the base rules
@@ -35,7 +37,9 @@ VALUE: Final = (19, 4)
 """`mark`."""
 _NAME_BYTES: Final = 16
 _LOOK_UP: Final = 1 << 31
-_FORM: Final = b"1"
+_WEB_CHECKED: Final = 1 << 30
+_NAMED: Final = 1 << 29
+_FORM: Final = b"2"
 """Change it with what `flatten.py` makes of a policy: what an older server put in place is not taken for ours then."""
 _CHAIN: Final = "box"
 _MAP: Final = "pieces"
@@ -44,7 +48,8 @@ _MAP: Final = "pieces"
 def mark_value(flat: Flat, place: int, generation: int) -> int:
     """The mark of an outcome."""
     outcome = flat.outcomes[place]
-    return (_LOOK_UP if outcome.names else 0) | outcome.mark.action << 24 | generation << 16 | place + 1
+    flags = (_LOOK_UP, bool(outcome.names)), (_WEB_CHECKED, outcome.is_web_checked), (_NAMED, outcome.is_named)
+    return sum(bit for bit, is_set in flags if is_set) | outcome.mark.action << 24 | generation << 16 | place + 1
 
 
 def parse_mark(value: int) -> tuple[Action, int, int]:

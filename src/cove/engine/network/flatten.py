@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from cove.engine.network.steps import Mark, Packet, Step, steps_of
+from cove.engine.network.steps import CHECKED_PORTS, DNS_OVER_TLS, QUIC, Action, Code, Mark, Packet, Step, steps_of
 from cove.model.errors import BadRequest
 from cove.model.network import NetworkPolicy, PortRange, Protocol
 
@@ -33,10 +33,26 @@ _WORK: Final = 60_000
 
 
 class Outcome(Struct, frozen=True):
-    """What is decided: by the first of `names` (target, mark) that brought the address, else `mark`."""
+    """What is decided: by the first of `names` (target, mark) that brought the address, else `mark`.
+
+    `is_web_checked`: but web ports go to the proxy, and QUIC is refused. `is_named`: but DNS over TLS is refused. The
+    base rules do both, for otherwise every policy with names would be cut at these ports.
+    """
 
     mark: Mark
     names: tuple[tuple[str, Mark], ...] = ()
+    is_web_checked: bool = False
+    is_named: bool = False
+
+    def common(self, packet: Packet) -> Mark | None:
+        """What the base rules decide about a packet with this outcome; None: they leave it as it is."""
+        if self.is_named and packet.protocol is not Protocol.ICMP and packet.port == DNS_OVER_TLS:
+            return Mark(Action.REFUSE, Code.DNS_OVER_TLS)
+        if self.is_web_checked and packet.protocol is Protocol.TCP and packet.port in CHECKED_PORTS:
+            return Mark(Action.CHECK, self.mark.code)
+        if self.is_web_checked and packet.protocol is Protocol.UDP and packet.port == QUIC:
+            return Mark(Action.REFUSE, Code.QUIC)
+        return None
 
 
 class Piece(Struct, frozen=True, kw_only=True):
@@ -66,7 +82,7 @@ class Flat(Struct, frozen=True, kw_only=True):
         return {piece.outcome for piece in self.pieces if piece.first <= address <= piece.last} | {self.default}
 
     def place(self, mark: Mark) -> int:
-        """The place of an outcome that depends on no name."""
+        """The place of an outcome that depends on nothing more."""
         return self.outcomes.index(Outcome(mark))
 
 
@@ -94,9 +110,11 @@ class _Area(Struct, frozen=True):
 @lru_cache(maxsize=256)
 def flatten(policy: NetworkPolicy) -> Flat:
     """The pieces of a policy. Raises: BadRequest (field `network`) where it is too intricate."""
-    steps = steps_of(policy)
+    every = steps_of(policy)
+    is_named = any(step.is_common and step.mark.code == Code.DNS_OVER_TLS for step in every)
+    steps = [step for step in every if step.name is not None or not step.is_common]
     known_runs: dict[tuple[int, ...], Runs] = {}
-    slabs = [slab for protocol in Protocol for slab in _slabs(protocol, steps, known_runs)]
+    slabs = [slab for protocol in Protocol for slab in _slabs(protocol, steps, known_runs, is_named=is_named)]
     covers: dict[Outcome, int] = {}
     for slab in slabs:
         width = slab.ports.last - slab.ports.first + 1
@@ -117,14 +135,16 @@ def flatten(policy: NetworkPolicy) -> Flat:
     return Flat(outcomes=tuple(known), pieces=pieces, default=known[default])
 
 
-def _slabs(protocol: Protocol, steps: Sequence[Step], known: dict[tuple[int, ...], Runs]) -> Iterator[_Slab]:
+def _slabs(
+    protocol: Protocol, steps: Sequence[Step], known: dict[tuple[int, ...], Runs], *, is_named: bool
+) -> Iterator[_Slab]:
     """In the order of their ports, without a gap. `known`: what the same steps came to, elsewhere."""
     mine = [step for step in steps if step.protocol in {None, protocol}]
 
     def runs_of(active: Sequence[Step]) -> Runs:
         key = tuple(map(id, active))
         if key not in known:
-            known[key] = _runs(active)
+            known[key] = _runs(active, is_named=is_named)
         return known[key]
 
     if protocol is Protocol.ICMP:
@@ -143,9 +163,11 @@ def _slabs(protocol: Protocol, steps: Sequence[Step], known: dict[tuple[int, ...
         yield _Slab(protocol, PortRange(first, after - 1), runs_of(active))
 
 
-def _runs(steps: Sequence[Step]) -> Runs:
+def _runs(steps: Sequence[Step], *, is_named: bool) -> Runs:
     """Sweep over the addresses: what holds at each is the first step whose addresses have it in them."""
     names: list[tuple[str, Mark]] = []
+    checked_from = len(steps)
+    """The place of the first step for a name by which web ports are checked."""
     before: list[int] = []
     """For each step how many steps for names come before it."""
     begins: list[tuple[int, int, int]] = []
@@ -153,6 +175,7 @@ def _runs(steps: Sequence[Step]) -> Runs:
         before.append(len(names))
         if step.name is not None:
             names.append((step.name, step.mark))
+            checked_from = min(checked_from, place) if step.is_common else checked_from
         else:
             first, last = (0, LAST_ADDRESS) if step.network is None else _ends(step.network)
             begins.append((first, place, last))
@@ -168,7 +191,7 @@ def _runs(steps: Sequence[Step]) -> Runs:
         while open_steps[0][1] < cut:
             heapq.heappop(open_steps)
         place = open_steps[0][0]
-        outcome = Outcome(steps[place].mark, tuple(names[: before[place]]))
+        outcome = Outcome(steps[place].mark, tuple(names[: before[place]]), checked_from < place, is_named)
         if not runs or runs[-1][1] != outcome:
             runs.append((cut, outcome))
     return tuple(runs)

@@ -70,7 +70,7 @@ from cove.model.policy import Destination, guarded, rule_words
 
 _logger = logging.getLogger(__name__)
 _CUT_PASSES: Final = 3
-_FEW_RULES: Final = 16
+_FEW_RULES: Final = 32
 _FEW_PIECES: Final = 32
 """Up to here a change takes the kernel less than a millisecond."""
 _LONGEST_S: Final = 24 * 3600.0

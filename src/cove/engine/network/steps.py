@@ -26,8 +26,8 @@ STEPS: Final = 4096
 """Most steps of one policy: a rule makes one for each of its port ranges, one for a name up to five more."""
 
 CHECKED_PORTS: Final = (80, 443)
-_QUIC: Final = 443
-_DNS_OVER_TLS: Final = 853
+QUIC: Final = 443
+DNS_OVER_TLS: Final = 853
 _ALL_PORTS: Final = PortRange(0, 65535)
 
 
@@ -75,6 +75,8 @@ class Step(Struct, frozen=True, kw_only=True):
     ports: PortRange | None = None
     name: str | None = None
     """It fits where a name of this target brought the address."""
+    is_common: bool = False
+    """Of all policies alike, and so done by the base rules where `Outcome` says that they should."""
 
 
 class Packet(Struct, frozen=True, kw_only=True):
@@ -101,7 +103,8 @@ def steps_of(policy: NetworkPolicy) -> tuple[Step, ...]:
     steps: list[Step] = []
     if names_matter(policy):
         mark = Mark(_refusal(policy), Code.DNS_OVER_TLS)
-        steps.append(Step(mark=mark, ports=PortRange(_DNS_OVER_TLS, _DNS_OVER_TLS)))
+        ports = PortRange(DNS_OVER_TLS, DNS_OVER_TLS)
+        steps.append(Step(mark=mark, ports=ports, is_common=not policy.dry_run))
     for place, rule in enumerate(policy.rules, 1):
         mark = Mark(_action(policy, rule.verdict), place)
         make = _for_name if is_name_target(rule.target) else _for_addresses
@@ -136,15 +139,17 @@ def _for_addresses(rule: NetworkRule, mark: Mark, _: Action) -> Iterator[Step]:
 
 def _for_name(rule: NetworkRule, mark: Mark, refusal: Action) -> Iterator[Step]:
     ranges = rule.ports or (_ALL_PORTS,)
+    is_common = not rule.ports and rule.protocol is None and refusal is Action.REFUSE
     if rule.protocol in {None, Protocol.TCP}:
         for port in CHECKED_PORTS:
             if _has(ranges, port):
                 one = PortRange(port, port)
-                yield Step(mark=Mark(Action.CHECK, mark.code), protocol=Protocol.TCP, ports=one)
-    if rule.protocol in {None, Protocol.UDP} and _has(ranges, _QUIC):
-        yield Step(mark=Mark(refusal, Code.QUIC), protocol=Protocol.UDP, ports=PortRange(_QUIC, _QUIC))
+                yield Step(mark=Mark(Action.CHECK, mark.code), protocol=Protocol.TCP, ports=one, is_common=is_common)
+    if rule.protocol in {None, Protocol.UDP} and _has(ranges, QUIC):
+        quic = PortRange(QUIC, QUIC)
+        yield Step(mark=Mark(refusal, Code.QUIC), protocol=Protocol.UDP, ports=quic, is_common=is_common)
     for protocol, ports in _combinations(rule):
-        yield Step(mark=mark, protocol=protocol, ports=ports, name=rule.target)
+        yield Step(mark=mark, protocol=protocol, ports=ports, name=rule.target, is_common=is_common)
 
 
 def _combinations(rule: NetworkRule) -> Iterator[tuple[Protocol | None, PortRange | None]]:

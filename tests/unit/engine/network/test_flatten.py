@@ -67,8 +67,11 @@ packets = st.tuples(st.sampled_from(ADDRESSES), st.sampled_from(tuple(Protocol))
 
 
 def as_kernel(policy: NetworkPolicy, packet: Packet, name: str | None) -> Mark:
-    """The two lookups: among the pieces, then among what names brought."""
+    """Two lookups, among the pieces and among what names brought; between them the base rules."""
     outcome = flatten(policy).outcomes[flatten(policy).at(packet)]
+    common = outcome.common(packet)
+    if common is not None:
+        return common
     for target, mark in outcome.names:
         if name is not None and matches_name(target, name):
             return mark
@@ -79,7 +82,10 @@ def as_kernel(policy: NetworkPolicy, packet: Packet, name: str | None) -> Mark:
 @given(policies, packets, st.sampled_from((None, *NAMES)))
 def test_pieces_say_what_the_steps_say(policy: NetworkPolicy, packet: Packet, name: str | None) -> None:
     targets = [target for target in name_targets(policy) if name is not None and matches_name(target, name)]
-    assert as_kernel(policy, packet, name) == evaluate(steps_of(policy), packet, targets)
+    found, wanted = as_kernel(policy, packet, name), evaluate(steps_of(policy), packet, targets)
+    assert found.action is wanted.action
+    # Which rule sent it to the proxy nobody asks: the proxy decides with the whole policy.
+    assert found.code == wanted.code or found.action is Action.CHECK
 
 
 @settings(max_examples=1000 if SOAK else 600 if SOAK else 150, deadline=None)
@@ -126,7 +132,7 @@ def test_pieces_never_overlap(policy: NetworkPolicy) -> None:
 def test_a_dry_run_watches_what_would_be_refused(policy: NetworkPolicy, packet: Packet) -> None:
     dry = NetworkPolicy(mode=policy.mode, rules=policy.rules, default=policy.default, dry_run=True)
     real, watched = as_kernel(policy, packet, None), as_kernel(dry, packet, None)
-    assert watched.code == real.code
+    assert watched.code == real.code or real.action is Action.CHECK
     assert watched.action is (Action.WATCH if real.action is Action.REFUSE else real.action)
 
 
@@ -147,7 +153,7 @@ def test_addresses_only_make_one_piece_each() -> None:
 def test_a_long_list_of_names_makes_few_pieces() -> None:
     rules_ = tuple(NetworkRule(verdict=Verdict.ALLOW, target=f"h{n}.example") for n in range(256))
     flat = flatten(NetworkPolicy(mode=NetworkMode.POLICY, rules=rules_))
-    assert len(flat.pieces) <= 6
+    assert not flat.pieces
 
 
 def test_rules_that_make_too_many_pieces_are_refused_and_soon() -> None:

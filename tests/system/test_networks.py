@@ -143,3 +143,18 @@ def test_refusals_of_every_layer_come_to_the_audit_trail(client: Client, world_s
 def layers(page) -> set[str]:
     lines = page.get("entries") or page.get("lines") or []
     return {one["data"]["layer"] for one in lines if one["event"] == "network.blocked"}
+
+
+def test_bytes_over_the_network_are_on_the_bill(client: Client) -> None:
+    box = client.create(network=["allow good.example"])
+    assert fetch(box, "http://good.example/")
+    live = client.account.bill(box.id)
+    assert live.sent_bytes > 0
+    assert live.received_bytes > 0
+    assert fetch(box, "http://good.example/")
+    box.destroy()
+    ended = client.account.bill(box.id)
+    assert ended.sent_bytes > live.sent_bytes, "what was sent after the last look is not lost"
+    assert ended.received_bytes > live.received_bytes
+    used = box.refresh().usage
+    assert (used.sent_bytes, used.received_bytes) == (ended.sent_bytes, ended.received_bytes)

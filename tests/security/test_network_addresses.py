@@ -29,7 +29,7 @@ from world_support import (
 
 pytestmark = pytest.mark.real
 
-GENEROUS = (policy(default="allow"), policy("0.0.0.0/0"), policy("*", "0.0.0.0/0"))
+GENEROUS = (policy(default="allow"), policy("0.0.0.0/0"), policy("*", "0.0.0.0/0"), policy(dry_run=True))
 """Policies that allow all that a tenant can."""
 BELOW_A_SECOND = 1.0
 
@@ -73,7 +73,7 @@ def test_49_metadata_addresses_are_refused_at_once(lab: Lab, driver: str) -> Non
     assert not [one for one in lab.world.seen if one.at in METADATA]
 
 
-@pytest.mark.parametrize("network", GENEROUS, ids=["default-allow", "cidr", "star"])
+@pytest.mark.parametrize("network", GENEROUS, ids=["default-allow", "cidr", "star", "dry-run"])
 def test_49_whatever_a_tenant_allows_metadata_stays_closed(lab: Lab, network: dict[str, object]) -> None:
     words, _ = split(lab.inside(lab.box(network), attempts(METADATA)))
     assert_refused(words)

@@ -17,7 +17,7 @@ import pytest
 
 from network_lab_support import MISSING, OPEN, Lab, assert_refused, policy
 from world_namespace_support import _call, in_own_thread
-from world_support import EVIL, GOOD, PRIVATE, PUBLIC6
+from world_support import EVIL, GOOD, OTHER, PRIVATE, PUBLIC6
 
 pytestmark = pytest.mark.real
 
@@ -131,6 +131,25 @@ def test_56_ipv6_is_no_way_around_rules_of_ipv4(lab: Lab, driver: str) -> None:
     assert told.pop("names") == []
     assert_refused(told, allowed=frozenset(MISSING))
     assert {one.at for one in lab.world.seen} == {EVIL}
+
+
+def test_41_one_sandbox_does_not_take_all_of_the_connections_that_are_tracked(lab: Lab) -> None:
+    greedy, other = lab.box(OPEN), lab.box(OPEN)
+    told = lab.inside(
+        greedy,
+        f"""
+        failed = 0
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            for turn in range(30000):
+                try:
+                    s.sendto(b"x", ({OTHER!r} if turn % 2 else {EVIL!r}, 1024 + turn // 2))
+                except OSError:
+                    failed += 1
+        say("one more", echoed({GOOD!r}, limit=2))
+        """,
+    )
+    assert told["one more"] != "open", "no limit was met, so nothing was tried"
+    assert lab.inside(other, f"say('control', echoed({GOOD!r}))") == {"control": "open"}
 
 
 def test_59_the_interface_cannot_be_changed_from_inside(lab: Lab, driver: str) -> None:

@@ -45,6 +45,11 @@ RETRY_S: Final = 1.0
 _KEY_META: Final = "audit_key"
 RETRY_AFTER_S: Final = 5
 
+LINGERING: Final = frozenset({"exec.exit"})
+"""Nobody waits for these; a little later they share a transaction with what comes next."""
+
+LINGER_S: Final = 0.005
+
 FLOOD_EVENTS: Final = frozenset({"network.blocked", "credential.proxied", "port.dialed", "key.refused"})
 """What a program in a sandbox, or somebody without a key, causes as often as they like."""
 
@@ -62,6 +67,7 @@ class Audit:
         self._ticket = self._written = self._rows.mark()
         self._pending: deque[AuditDraft] = deque()
         self._is_flushing = self._is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
         self._failure: CoveError | None = None
         self._dropped = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -93,7 +99,10 @@ class Audit:
             return 0
         self._ticket += 1
         self._pending.append(self._draft(self._ticket, event, project, sandbox, data, who))
-        self._schedule()
+        if event in LINGERING:
+            self._linger()
+        else:
+            self._schedule()
         return self._ticket
 
     async def kept(self, ticket: int) -> None:
@@ -202,6 +211,15 @@ class Audit:
         if not self._is_scheduled and not self._is_flushing and self._failure is None:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    def _linger(self) -> None:
+        """Write soon, but not while the answer that this line is about is on its way."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._over)
+
+    def _over(self) -> None:
+        self._timer = None
+        self._schedule()
 
     def _flush(self) -> None:
         self._is_scheduled = False

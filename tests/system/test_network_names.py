@@ -190,7 +190,7 @@ async def test_answers_that_point_inwards_bring_nothing(inside: Inside, name: st
 async def test_hostile_answers_neither_arrive_nor_stop_the_others(inside: Inside) -> None:
     await inside.may(OPEN_NETWORK)
     start = time.monotonic()
-    for name in ("pointer-loop.example", "garbage.example", "wrong-question.example", "poison.example", "huge.example"):
+    for name in ("pointer-loop.example", "garbage.example", "poison.example", "huge.example"):
         answer = await inside.ask(name)
         found = {item.to_text() for rrset in answer.answer for item in rrset if rrset.rdtype == dns.rdatatype.A}
         assert all(one.startswith("11.0.0.") for one in found)

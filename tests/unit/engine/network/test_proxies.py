@@ -310,6 +310,18 @@ async def test_who_says_nothing_is_cut_in_time(monkeypatch: pytest.MonkeyPatch) 
             await world.get(b"")
 
 
+async def test_the_end_of_the_listener_cuts_what_is_open_at_once() -> None:
+    async with asyncio.timeout(5):
+        async with world_of() as world:
+            pairs = [await world.client(data) for data in (hello_of("good.example"), request("good.example"), b"")]
+            await pairs[0][0].readexactly(15)
+            await pairs[1][0].readuntil(b"from 127.0.0.11")
+        for reader, writer in pairs:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+
 # Changes.
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from time import monotonic, time
 from types import MappingProxyType
@@ -45,6 +45,9 @@ REQUESTS: Final = 64
 RATE: Final = 200.0
 BURST: Final = 400.0
 """Requests of one sandbox in a second, and at once: each writes a line into the audit trail."""
+
+REFUSE_S: Final = 0.5
+"""How long a sandbox that asks too much waits to be told: its connections are bounded, so what it costs us is too."""
 
 CONNECTIONS: Final = 128
 """Connections of one sandbox at a time."""
@@ -126,8 +129,7 @@ class Broker:
 
     async def serve(self, exchange: Exchange, way: ServiceWay) -> None:
         """Forward one request that may be made, and write down what became of it."""
-        room = self._rooms.setdefault(way.grant.sandbox, _Room())
-        with room.request():
+        async with self._rooms.setdefault(way.grant.sandbox, _Room()).request():
             try:
                 async with self._cuttable(way):
                     await forward(exchange, way)
@@ -160,7 +162,7 @@ class Broker:
         if endpoint is None:
             raise Forbidden("only sandboxes are served here")
         exchange.origin.sandbox = endpoint.box
-        self._rooms.setdefault(endpoint.box, _Room()).count()
+        await self._rooms.setdefault(endpoint.box, _Room()).count()
         check_coding(exchange.scope["headers"])
         name, path = _split(exchange.scope["raw_path"])
         grant = self._credentials.grant(endpoint.box, name)
@@ -321,19 +323,21 @@ class _Room:
         self._left = BURST
         self._at = monotonic()
 
-    def count(self) -> None:
-        """Count a request. Raises: CapacityExceeded."""
+    async def count(self) -> None:
+        """Count a request. Raises: CapacityExceeded, after a while."""
         now = monotonic()
         self._left = min(BURST, self._left + (now - self._at) * RATE)
         self._at = now
         if self._left < 1:
+            await asyncio.sleep(REFUSE_S)
             raise CapacityExceeded(f"more than {RATE:.0f} requests in a second", retry_after_s=1)
         self._left -= 1
 
-    @contextmanager
-    def request(self) -> Generator[None]:
-        """For one request. Raises: CapacityExceeded."""
+    @asynccontextmanager
+    async def request(self) -> AsyncGenerator[None]:
+        """For one request. Raises: CapacityExceeded, after a while."""
         if self._running >= REQUESTS:
+            await asyncio.sleep(REFUSE_S)
             raise CapacityExceeded(f"{REQUESTS} requests of this sandbox are under way", retry_after_s=1)
         self._running += 1
         try:

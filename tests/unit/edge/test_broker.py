@@ -656,6 +656,7 @@ async def test_smuggling_is_refused_before_anything_goes_out(bench: Bench) -> No
 
 async def test_requests_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_module, "REQUESTS", 2)
+    monkeypatch.setattr(broker_module, "REFUSE_S", 0.05)
     release = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -679,6 +680,38 @@ async def test_requests_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert [(await bench.ask())[0] for _ in range(2)] == [200, 429]
     await bench.sandbox(OTHER)
     assert (await bench.ask(via=OTHER))[0] == 200, "another sandbox has its own room"
+
+
+async def test_a_flood_is_answered_slowly_and_others_are_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "RATE", 0.0)
+    await bench.upstream(OK)
+    await bench.sandbox(OTHER)
+    assert (await bench.ask())[0] == 200
+    bench.broker._rooms[bench.box.id]._left = 0.0
+    answers = 0
+
+    async def hammer() -> None:
+        nonlocal answers
+        reader, writer = await bench.dial()
+        while True:
+            writer.write(b"GET /proxy/service HTTP/1.1\r\nHost: b\r\n\r\n" * 4)
+            for _ in range(4):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                assert head.startswith(b"HTTP/1.1 429")
+                answers += 1
+
+    hammers = [asyncio.ensure_future(hammer()) for _ in range(20)]
+    begin = asyncio.get_running_loop().time()
+    for _ in range(3):
+        assert (await bench.ask(via=OTHER))[0] == 200
+    await asyncio.sleep(max(0.0, begin + 1.2 - asyncio.get_running_loop().time()))
+    seconds = asyncio.get_running_loop().time() - begin
+    for one in hammers:
+        one.cancel()
+    await asyncio.gather(*hammers, return_exceptions=True)
+    assert 20 <= answers <= 20 * seconds / broker_module.REFUSE_S + 20
 
 
 async def test_connections_are_bounded_for_each_sandbox(bench: Bench) -> None:

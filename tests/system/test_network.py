@@ -17,6 +17,7 @@ from cove.engine.network.netns import NetNs
 from cove.engine.network.router import box_links
 from cove.engine.network.rtnetlink import End, RtNetlink, new_pair
 from tests_support import NewServer, RunningServer
+from world_namespace_support import Namespace
 from world_support import GOOD, World
 
 pytestmark = pytest.mark.real
@@ -268,6 +269,28 @@ def test_when_all_is_taken_down_the_outside_is_as_it_was(new_server: NewServer, 
     assert outside() == before
     for server in (one, two):
         server.client.close()
+
+
+def test_another_outside_is_taken_at_the_next_start_and_the_first_one_left(mortal: Boxes, world: World) -> None:
+    box = mortal.make(OPEN)
+    table = f"cove_{mortal.server.instance}"
+    assert table in world.outside.command("nft", "list", "tables")
+    elsewhere = Namespace()
+    try:
+        mortal.server.stop()
+        mortal.server.env["COVE_NETWORK_OUTSIDE"] = elsewhere.path
+        mortal.server.start()
+        mortal.again()
+        assert table not in world.outside.command("nft", "list", "tables")
+        assert table in elsewhere.command("nft", "list", "tables")
+        assert mortal.run(box, f"curl -sS -m 2 http://{GOOD}/")[0] != 0
+        mortal.server.stop()
+    finally:
+        elsewhere.close()
+    mortal.server.start()  # its outside is gone: it works all the same, without a network
+    mortal.again()
+    assert mortal.client.post("/sandboxes", json={"network": OPEN}).status_code == 501
+    assert mortal.interfaces(mortal.make()) == {"lo"}
 
 
 def test_what_an_administrator_flushes_or_deletes_of_the_way_out_is_put_back(boxes: Boxes, world: World) -> None:

@@ -304,7 +304,8 @@ def _address(text: str) -> str:
 
 def _network_range(text: str) -> ipaddress.IPv4Network:
     network = ipaddress.IPv4Network(text)
-    if not network.is_private or not _SHORTEST <= network.prefixlen <= _LONGEST:
+    is_usable = network.is_private and not (network.is_loopback or network.is_link_local or network.is_unspecified)
+    if not is_usable or not _SHORTEST <= network.prefixlen <= _LONGEST:
         raise ValueError(f"a private IPv4 range with a prefix of {_SHORTEST} to {_LONGEST} bits")
     return network
 

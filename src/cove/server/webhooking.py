@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,9 @@ from cove.engine.network.ownaddresses import own_addresses
 from cove.engine.network.service import SandboxNetwork
 from cove.engine.webpost import OwnWorld, Poster, WebPost
 from cove.model.closed import ClosedRanges, Opening
+from cove.model.errors import EngineFailure
+
+log = logging.getLogger(__name__)
 
 
 async def open_poster(
@@ -33,6 +37,10 @@ async def open_poster(
         return WebPost(OwnWorld(), closed, tls).post, closed
     if network is None:
         return None, closed
-    space = NetNs(outside, "webhooks")
+    try:
+        space = NetNs(outside, "webhooks")
+    except (OSError, EngineFailure) as error:
+        log.warning("webhooks cannot leave: %s: %s", outside, error)
+        return None, closed
     stack.callback(space.close)
     return WebPost(Outside(space, network.resolve), closed, tls).post, closed

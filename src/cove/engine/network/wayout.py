@@ -64,13 +64,20 @@ class WayOut:
             if places is not None:
                 await places.outside.run(lambda: uplink.remove(self._config))
             elif self._claims.held():
-                space = netns.NetNs(self._config.outside, "outside")
-                try:
-                    await space.run(lambda: uplink.remove(self._config))
-                finally:
-                    space.close()
+                await self._remove_alone()
             self._is_made = False
             self._claims.give_back_all()
+
+    async def _remove_alone(self) -> None:
+        try:
+            space = netns.NetNs(self._config.outside, "outside")
+        except (OSError, EngineFailure) as error:
+            log.warning("the outside is gone, and with it what led there: %s", error)
+            return
+        try:
+            await space.run(lambda: uplink.remove(self._config))
+        finally:
+            space.close()
 
     async def _mend_at(self, changes: Changes, places: Places) -> None:
         async for _ in changes:
@@ -93,8 +100,7 @@ class WayOut:
     async def _make(self, places: Places) -> None:
         held = self._claims.held()
         number = held[0] if held else self._claims.take()
-        outside = self._config.outside
-        self._config.outside_note.write_text("" if outside is None else str(outside))
+        await asyncio.to_thread(self._leave_former)
         is_there = await places.outside.run(lambda: uplink.is_there(self._config, number))
         is_there = is_there and await places.router.run(uplink.has_end)
         if not is_there:
@@ -102,6 +108,17 @@ class WayOut:
         is_new = not is_there and not self._is_made
         await places.outside.run(lambda: uplink.finish_outside(self._config, number, is_new=is_new))
         await places.router.run(lambda: uplink.finish_router(number))
+
+    def _leave_former(self) -> None:
+        """Where it led elsewhere before (the operator named another outside), nothing of it stays there."""
+        note = self._config.outside_note
+        now = "" if self._config.outside is None else str(self._config.outside)
+        if note.exists() and note.read_text() != now:
+            try:
+                uplink.remove_noted(self._config.instance, self._config.run_dir)
+            except (OSError, EngineFailure) as error:
+                log.warning("what led out by %s may still be there: %s", note.read_text() or "the machine", error)
+        note.write_text(now)
 
     async def _make_pair(self, places: Places, number: int) -> None:
         fd = await places.outside.run(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))

@@ -18,19 +18,17 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from cove.engine.network.upstream_dns import NameServer
-from cove.model.closed import Opening, parse_opening
+from cove.model.closed import Opening
 from cove.model.errors import BadRequest
 from cove.model.reference import check_registry
 from cove.model.usage import NANO, nano
 from cove.server.graveyard import GRAVEYARD
+from cove.server.network_settings import network_range, openings, resolvers
 from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 
 SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
 PAGE: Final = "docs/reference/settings.md"
 
-_SHORTEST: Final = 8
-_LONGEST: Final = 28
 _DOMAIN: Final = re.compile(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,16}(:[0-9]{1,5})?")
 
 
@@ -302,25 +300,6 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
-def _network_range(text: str) -> ipaddress.IPv4Network:
-    network = ipaddress.IPv4Network(text)
-    is_usable = network.is_private and not (network.is_loopback or network.is_link_local or network.is_unspecified)
-    if not is_usable or not _SHORTEST <= network.prefixlen <= _LONGEST:
-        raise ValueError(f"a private IPv4 range with a prefix of {_SHORTEST} to {_LONGEST} bits")
-    return network
-
-
-def _openings(text: str) -> tuple[Opening, ...]:
-    return tuple(parse_opening(entry) for entry in _words(text))
-
-
-def _resolvers(text: str) -> tuple[str, ...]:
-    words = _words(text)
-    for word in words:
-        NameServer.parse(word)
-    return words
-
-
 def _port_range(text: str) -> tuple[int, int] | None:
     if not text:
         return None
@@ -409,10 +388,10 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),
     "network": _flag,
-    "network_range": _network_range,
+    "network_range": network_range,
     "network_outside": _optional_path,
-    "network_resolvers": _resolvers,
-    "network_opened_ranges": _openings,
+    "network_resolvers": lambda text: resolvers(_words(text)),
+    "network_opened_ranges": lambda text: openings(_words(text)),
     "forward_host": _address,
     "forward_ports": _port_range,
     "json_body_mib": _number(int, 1, 1024),

@@ -149,9 +149,12 @@ async def test_boxes_reach_each_other_by_links_only_and_one_way(here: Yard) -> N
 async def test_a_link_goes_with_the_box_that_it_leads_to(here: Yard) -> None:
     await here.apply(NO_NETWORK, box=2)
     await here.apply(NO_NETWORK, links={"db": ADDRESSES[2]})
+    left = await here.connected(ADDRESSES[2], 7000)
     await here.ruleset.forget(2)
     await here.apply(NO_NETWORK, box=2)  # another, at the same address
     assert await here.tcp(ADDRESSES[2], 7000) == "refused"
+    assert await here.echo(left) == "reset"
+    left.close()
 
 
 async def test_the_first_rule_that_fits_decides(here: Yard) -> None:
@@ -291,27 +294,32 @@ async def test_a_restart_leaves_no_moment_without_rules_and_no_flow_cut(here: Ya
     await here.apply(chosen)
     await here.ruleset.learn(1, "git.example", PUBLIC, 60)
     await here.apply(OPEN_NETWORK, box=2)
+    await here.apply(chosen, links={"db": ADDRESSES[2]})
     open_one = await here.connected(OTHER, 22)
     by_name = await here.connected(PUBLIC, 22)
+    linked = await here.connected(ADDRESSES[2], 7000)
     closed = ClosedRanges(inside=[RANGE, "169.254.64.0/18"])
     for _ in range(2):
         async with open_ruleset(here.router, addresses=RANGE, closed=closed) as again:
             # Before anything is applied again, what was holds; a box that is not known any more is closed.
             assert await here.tcp(OTHER, 22) == "open"
             assert await here.tcp(OTHER, 5432) == "refused"
-            await again.reconcile({1: ADDRESSES[1]})
-            assert await here.tcp(PUBLIC, 80, box=2) == "silent"
-            await again.apply(1, ADDRESSES[1], chosen, {})
+            await again.reconcile(ADDRESSES)
+            assert await here.echo(linked) == "open"
+            await again.apply(1, ADDRESSES[1], chosen, {"db": ADDRESSES[2]})
+            assert await here.echo(linked) == "open"
             assert await here.echo(open_one) == "open"
             assert await here.echo(by_name) == "open"
             assert await here.tcp(PUBLIC, 22) == "open"
             assert await here.tcp(PUBLIC, 5432) == "open"
     async with open_ruleset(here.router, addresses=RANGE, closed=closed) as again:
         await again.reconcile({1: ADDRESSES[1]})
+        assert await here.tcp(PUBLIC, 80, box=2) == "silent"
+        assert await here.echo(linked) != "open"
         await again.apply(1, ADDRESSES[1], policy(allow("git.example")), {})
         assert await here.echo(open_one) == "reset"
-    open_one.close()
-    by_name.close()
+    for one in (open_one, by_name, linked):
+        one.close()
 
 
 async def test_what_somebody_changed_in_the_kernel_is_made_anew_and_closed_meanwhile(here: Yard) -> None:

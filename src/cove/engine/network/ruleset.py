@@ -167,10 +167,10 @@ class Ruleset:
         if box is None:
             return
         links = link_keys(box.address, box.links)
-        for other in self._boxes.values():
-            if box.address in other.links:
-                links += link_keys(other.address, [box.address])
-                other.links -= {box.address}
+        linked = [other for other in self._boxes.values() if box.address in other.links]
+        for other in linked:
+            links += link_keys(other.address, [box.address])
+            other.links -= {box.address}
         key = socket.inet_aton(box.address)
         self._tolerate(
             [
@@ -187,6 +187,8 @@ class Ruleset:
             ]
         )
         self._drop_learned(box, box.held)
+        if linked:
+            await self._cut(*linked)  # theirs to it: they would reach whoever gets its address
         if await self._router.run(baseline.is_crowded):
             await self._end_flows(box.address, lambda _: True)
 
@@ -250,9 +252,7 @@ class Ruleset:
             if known.get(index) != box.address:
                 await self.forget(index)
         self._tolerate([nfnetlink.delete_chain(TABLE, chain_of(index)) for index in kept.chains - set(self._boxes)])
-        await self._end_flows(
-            None, lambda flow: self.closed.why(socket.inet_ntoa(flow.destination), flow.port) is not None
-        )
+        await self._cut_closed()
         ours = {socket.inet_aton(box.address) for box in self._boxes.values()}
         self._tolerate(_without(LINKS, [key for key in kept.links if key[:4] not in ours]))
         self._tolerate(_without(SERVED, [key for key in kept.served if key[:4] not in ours]))
@@ -315,6 +315,18 @@ class Ruleset:
         for _ in range(_CUT_PASSES):
             if not await self._end_flows(address, should_go):
                 return
+
+    async def _cut_closed(self) -> None:
+        """End the flows into ranges that are closed now; what links lead to is, but for them."""
+        linked = {key for box in self._boxes.values() for key in link_keys(box.address, box.links)}
+        closed, gateway = self.closed, socket.inet_aton(baseline.GATEWAY)
+
+        def should_go(flow: conntrack.Flow) -> bool:
+            if flow.destination == gateway or flow.source + flow.destination in linked:
+                return False
+            return closed.why(socket.inet_ntoa(flow.destination), flow.port) is not None
+
+        await self._end_flows(None, should_go)
 
     async def _end_flows(self, address: str | None, should_go: Callable[[conntrack.Flow], bool]) -> int:
         try:

@@ -78,7 +78,7 @@ def as_kernel(policy: NetworkPolicy, packet: Packet, name: str | None) -> Mark:
     return outcome.mark
 
 
-@settings(max_examples=1000 if SOAK else 600 if SOAK else 150, deadline=None)
+@settings(max_examples=1000 if SOAK else 300 if SOAK else 80, deadline=None)
 @given(policies, packets, st.sampled_from((None, *NAMES)))
 def test_pieces_say_what_the_steps_say(policy: NetworkPolicy, packet: Packet, name: str | None) -> None:
     targets = [target for target in name_targets(policy) if name is not None and matches_name(target, name)]
@@ -88,7 +88,7 @@ def test_pieces_say_what_the_steps_say(policy: NetworkPolicy, packet: Packet, na
     assert found.code == wanted.code or found.action is Action.CHECK
 
 
-@settings(max_examples=1000 if SOAK else 600 if SOAK else 150, deadline=None)
+@settings(max_examples=1000 if SOAK else 300 if SOAK else 80, deadline=None)
 @given(policies, packets, st.sampled_from((None, *NAMES)))
 def test_pieces_say_what_the_policy_says(policy: NetworkPolicy, packet: Packet, name: str | None) -> None:
     address = str(ipaddress.IPv4Address(packet.address))
@@ -112,7 +112,7 @@ def test_pieces_say_what_the_policy_says(policy: NetworkPolicy, packet: Packet, 
     assert decision.rule.startswith(said)
 
 
-@settings(max_examples=1000 if SOAK else 60, deadline=None)
+@settings(max_examples=1000 if SOAK else 30, deadline=None)
 @given(policies)
 def test_pieces_never_overlap(policy: NetworkPolicy) -> None:
     pieces = flatten(policy).pieces
@@ -127,7 +127,7 @@ def test_pieces_never_overlap(policy: NetworkPolicy) -> None:
             assert is_apart or one.ports.last < other.ports.first or other.ports.last < one.ports.first
 
 
-@settings(max_examples=500 if SOAK else 40, deadline=None)
+@settings(max_examples=500 if SOAK else 25, deadline=None)
 @given(policies, packets)
 def test_a_dry_run_watches_what_would_be_refused(policy: NetworkPolicy, packet: Packet) -> None:
     dry = NetworkPolicy(mode=policy.mode, rules=policy.rules, default=policy.default, dry_run=True)

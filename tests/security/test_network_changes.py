@@ -118,13 +118,12 @@ def test_60_a_new_sandbox_is_closed_before_its_first_command(lab: Lab, driver: s
     assert not lab.world.seen_at(EVIL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mortal(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A server to be killed, in the same world."""
-    world = session_lab.world
-    server = world.server(tmp_path_factory.mktemp("mortal"), COVE_POOL_SIZE="1")
+    server = session_lab.world.server(tmp_path_factory.mktemp("mortal"), COVE_POOL_SIZE="1")
     server.start()
-    lab = Lab(server, world)
+    lab = Lab(server, session_lab.world)
     yield lab
     if server.process is not None and server.process.poll() is not None:
         server.start()
@@ -140,7 +139,7 @@ def test_60_a_killed_server_leaves_everything_closed_and_its_restart_too(mortal:
         driver: (mortal.box(policy(f"{GOOD}/32", "other.example"), driver), mortal.box(NONE, driver))
         for driver in ("runc", "crun", "gvisor")
     }
-    commands = [(box, mortal.start(box, hammer(8))) for pair in boxes.values() for box in pair]
+    commands = [(box, mortal.start(box, hammer(5))) for pair in boxes.values() for box in pair]
     time.sleep(0.5)
     for _ in range(3 if SOAK else 1):
         mortal.server.kill()

@@ -176,7 +176,7 @@ for address in ("10.0.0.1", "10.213.0.1", "100.64.0.1", "172.16.0.1", "172.17.0.
     refused(address, address, 443)
 for address in ("224.0.0.1", "224.0.0.251", "239.255.255.250", "255.255.255.255"):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(0.3)
+        s.settimeout(0.1)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         try:
             s.sendto(b"anybody", (address, 5353))

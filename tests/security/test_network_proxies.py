@@ -219,6 +219,46 @@ def test_57_the_explicit_proxy_opens_no_tunnel_that_the_policy_does_not(lab: Lab
     assert {one.at for one in lab.world.seen} == {GOOD}
 
 
+@pytest.mark.parametrize("network", [OPEN, policy(deny=("evil.example",), default="allow")], ids=["open", "denied"])
+def test_50_the_proxies_lead_nowhere_that_is_closed(lab: Lab, network: dict[str, object]) -> None:
+    """They dial from where the machine's own addresses are: only the closed ranges stand between."""
+    victim, box = lab.box(OPEN), lab.box(network)
+    other = lab.facts(victim)["address"]
+    closed = [
+        f"{address}:{port}"
+        for address in (
+            "127.0.0.1",
+            "0.0.0.0",  # noqa: S104 - dialled, it is the loopback
+            OUTSIDE,
+            PRIVATE[0],
+            "169.254.169.254",
+            "169.254.1.1",
+            "169.254.64.1",
+            other,
+        )
+        for port in (80, 7777, 3129, lab.server.port)
+    ]
+    names = ("loopback.example", "private.example", "host.example", "metadata.example", "mapped.example", "localhost")
+    told = lab.inside(
+        box,
+        f"""
+        def tunnel(target):
+            request = "CONNECT %s HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n" % (target, target)
+            return talk("169.254.1.1", 3128, request.encode()).split("\\r\\n")[0]
+        say("control", tunnel("{GOOD}:9999"))
+        say("tunnels", {{target: tunnel(target) for target in {closed!r}}})
+        say("named", {{name: tunnel(name + ":80") for name in {names!r}}})
+        say("spoken", {{name: str(http({OTHER!r}, name)) for name in {names!r} + ("127.0.0.1", "10.0.0.5")}})
+        say("spoken in TLS", {{name: str(tls({OTHER!r}, name)) for name in {names!r}}})
+        """,
+        timeout_s=120,
+    )
+    assert " 200" in told.pop("control")
+    opened = {key: said for group in ("tunnels", "named") for key, said in told[group].items() if " 200" in said}
+    assert not opened
+    assert {one.at for one in lab.world.seen} <= {GOOD, OTHER}
+
+
 def test_57_without_the_explicit_proxy_a_pattern_lets_nothing_through(lab: Lab) -> None:
     box = lab.box(REGEX)
     told = lab.inside(box, f"say('echo', echoed({EVIL!r})); say('http', http({EVIL!r}, 'xgood.example'))")

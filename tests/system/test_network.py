@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.real
 
 DRIVERS = ("runc", "crun", "gvisor")
 OPEN = {"mode": "open"}
+STRAY = 60000
 PING = f"""python3 -c '
 import socket, struct
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
@@ -103,14 +105,27 @@ def until(check: Callable[[], bool], limit_s: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def router_links(server: RunningServer) -> set[int]:
-    """The numbers of the boxes with an interface in the server's router."""
+@contextmanager
+def router_of(server: RunningServer) -> Iterator[NetNs]:
+    """The server's router, also while the server is dead."""
     assert server.process is not None
     space = NetNs(Path(f"/proc/{server.process.pid}/root{server.run_dir}/router"), "look")
     try:
-        return set(space.call(box_links))
+        yield space
     finally:
         space.close()
+
+
+def router_links(server: RunningServer) -> set[int]:
+    """The numbers of the boxes with an interface in the server's router."""
+    with router_of(server) as space:
+        return set(space.call(box_links))
+
+
+def make_stray() -> None:
+    """An interface as of a box, which is nobody's."""
+    with RtNetlink() as kernel:
+        kernel.change(new_pair(End(name=f"sv{STRAY}", index=61000), End(name="stray", is_up=False)))
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -198,7 +213,7 @@ def test_what_was_refused_a_moment_before_the_end_is_on_record(boxes: Boxes) -> 
         assert [line["data"]["ip"] for line in answer.json()["lines"]] == ["10.0.0.5"], answer.text
 
 
-def test_connections_and_counts_survive_a_killed_server(mortal: Boxes) -> None:
+def test_connections_and_counts_survive_a_killed_server_and_stray_interfaces_do_not(mortal: Boxes) -> None:
     box = mortal.make(OPEN)
     flow = f"""
 import socket, time
@@ -213,10 +228,13 @@ for n in range(200):
     mortal.client.put(f"/sandboxes/{box}/files/content", params={"path": "/root/flow.py"}, content=flow.encode())
     mortal.said(box, "nohup python3 /root/flow.py >/tmp/out 2>&1 & sleep 0.5; cat /tmp/beat")
     before = mortal.seen(box)
-    mortal.server.kill()
+    with router_of(mortal.server) as space:
+        mortal.server.kill()
+        space.call(make_stray)
     time.sleep(0.7)
     mortal.server.start()
     mortal.again()
+    until(lambda: STRAY not in router_links(mortal.server))
     first = int(mortal.said(box, "cat /tmp/beat"))
     assert first > 10, "the connection waited for the server"
     until(lambda: int(mortal.said(box, "cat /tmp/beat")) > first + 5)
@@ -225,27 +243,6 @@ for n in range(200):
     assert after["address"] == before["address"]
     assert int(str(after["sent_bytes"])) > int(str(before["sent_bytes"])) > 0
     assert GOOD in mortal.said(box, "curl -sS -m 10 http://good.example/")
-
-
-def test_an_interface_that_nobody_knows_is_swept_at_the_start(mortal: Boxes) -> None:
-    kept = mortal.make(OPEN)
-
-    def stray() -> None:
-        with RtNetlink() as kernel:
-            kernel.change(new_pair(End(name="sv60000", index=61000), End(name="stray", is_up=False)))
-
-    process = mortal.server.process
-    assert process is not None
-    space = NetNs(Path(f"/proc/{process.pid}/root{mortal.server.run_dir}/router"), "look")
-    try:
-        mortal.server.kill()
-        space.call(stray)
-    finally:
-        space.close()
-    mortal.server.start()
-    mortal.again()
-    until(lambda: 60000 not in router_links(mortal.server))
-    assert GOOD in mortal.said(kept, f"curl -sS -m 10 http://{GOOD}/")
 
 
 def test_when_all_is_taken_down_the_outside_is_as_it_was(new_server: NewServer, world: World) -> None:

@@ -217,3 +217,40 @@ def test_a_key_that_nobody_knows_is_told_to_the_server_chain_and_not_repeated(se
     assert bad not in json.dumps(lines)
     started = server.operator.get("/audit", params={"project": "_server"}).json()["lines"]
     assert "server.started" in {line["event"] for line in started}
+
+
+def test_every_kind_of_work_has_its_lines(server):
+    box = server.sandbox()
+    path, client = f"/sandboxes/{box['id']}", server.client
+    started = client.post(f"{path}/commands", json={"command": "exit 3"}).json()
+    assert client.post(f"{path}/commands/{started['id']}/wait", json={}).status_code == 200
+    shell = client.post(f"{path}/shells", json={})
+    assert shell.status_code == 201, shell.text
+    ref = f"{path}/shells/{shell.json()['id']}"
+    assert client.post(f"{ref}/run", json={"command": "true # in a shell"}).status_code == 200
+    assert client.delete(ref).status_code == 204
+    terminal = client.post(f"{path}/terminals", json={"command": "cat"})
+    assert terminal.status_code == 201, terminal.text
+    assert client.delete(f"{path}/terminals/{terminal.json()['id']}").status_code == 204
+    assert client.put(f"{path}/ports/8000", json={"access": "token"}).status_code == 200
+    assert client.delete(f"{path}/ports/8000").status_code == 204
+    assert client.put(f"{path}/files/content", params={"path": "/tmp/a"}, content=b"12").status_code in {200, 201}
+    assert client.post(f"{path}/files/move", json={"from": "/tmp/a", "to": "/tmp/b"}).status_code == 200
+    assert client.delete(f"{path}/files", params={"path": "/tmp/b"}).status_code in {200, 204}
+    assert client.patch(path, json={"name": "renamed-in-the-trail"}).status_code == 200
+    client.delete(path)
+    lines = client.get(f"{path}/audit").json()["lines"]
+    events = [line["event"] for line in lines]
+    wanted = {
+        "terminal.opened", "terminal.closed", "port.exposed", "port.closed", "file.uploaded", "file.moved",
+        "file.removed", "sandbox.changed", "sandbox.destroyed", "shell.opened", "shell.closed",
+    }  # fmt: skip
+    assert wanted <= set(events)
+    background = next(line for line in lines if line["data"].get("background"))
+    assert background["data"] == {"exec": started["id"], "command": "exit 3", "background": True}
+    ended = next(line for line in lines if line["event"] == "exec.exit" and line["data"]["exec"] == started["id"])
+    assert ended["data"]["exit_code"] == 3
+    in_shell = next(line for line in lines if "shell" in line["data"] and line["event"] == "exec.start")
+    assert in_shell["data"]["command"] == "true # in a shell"
+    token = next(line for line in lines if line["event"] == "port.exposed")
+    assert token["data"] == {"port": 8000, "access": "token", "host_port": None}

@@ -215,6 +215,9 @@ def test_what_was_refused_a_moment_before_the_end_is_on_record(boxes: Boxes) -> 
 
 def test_connections_and_counts_survive_a_killed_server_and_stray_interfaces_do_not(mortal: Boxes) -> None:
     box = mortal.make(OPEN)
+    # The pool's one member has an interface already now, which goes where none is wanted.
+    until(lambda: len(router_links(mortal.server)) == 2)
+    assert mortal.interfaces(mortal.make()) == {"lo"}
     flow = f"""
 import socket, time
 s = socket.create_connection(("{GOOD}", 9999), 5)

@@ -511,3 +511,15 @@ def test_a_restart_keeps_the_host_key_and_ends_connections_cleanly(tmp_path: Pat
     finally:
         server.down()
         shutil.rmtree(server.data_dir, ignore_errors=True)
+
+
+def test_what_comes_by_ssh_is_in_the_audit_trail_with_its_key_and_address(
+    user: SshUser, api: httpx2.Client, box: str
+) -> None:
+    name = box.partition("@")[0]
+    assert user.ssh(box, "echo audited-by-ssh").returncode == 0
+    query = {"event": "exec.start", "newest": "true"}
+    lines = api.get(f"/sandboxes/{name}/audit", params=query).json()["lines"]
+    (line,) = [one for one in lines if "echo audited-by-ssh" in one["data"]["command"]]
+    assert line["actor"]["key"].startswith("ssh:")
+    assert (line["actor"]["via"], line["actor"]["address"]) == ("ssh", "127.0.0.1")

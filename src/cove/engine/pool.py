@@ -309,7 +309,10 @@ class Pool:
 
     async def _prepare_some(self, shelf: _Shelf) -> None:
         try:
-            while (box := shelf.unprepared()) is not None:
+            while True:
+                await self._stand_back()
+                if (box := shelf.unprepared()) is None:
+                    return
                 async with asyncio.timeout(CREATE_TIMEOUT_S):
                     await box.prepare_network()
                 if not box.is_joined:
@@ -320,6 +323,11 @@ class Pool:
             log.exception("no network for the pool's members")
         finally:
             shelf.is_preparing = False
+
+    async def _stand_back(self) -> None:
+        """Wait while callers wait for creates of their own: what is made ahead would take their time."""
+        while self._foreground > 0 or self._clock.monotonic() - self._last_demand < self._config.quiet_s:
+            await sleep(self._clock, self._config.quiet_s)
 
     async def _watch(self, shelf: _Shelf, box: Box) -> None:
         """Until the box dies on the shelf; a claim cancels this."""

@@ -245,7 +245,7 @@ class _Checker:
         if self.whose is None:
             self.whose = (fields.get("project", ""), None)
         own = fields.get("sandbox_hmac")
-        if {*fields, "hmac"} != _FIELDS or (own is None) != (fields["sandbox"] is None) or own == "":
+        if frozenset((*fields, "hmac")) != _FIELDS or (own is None) != (fields["sandbox"] is None) or own == "":
             raise _Bad("was altered: it lacks what such a line has, or has more")
         content = {name: value for name, value in fields.items() if name not in {"hmac", "sandbox_hmac"}}
         text = _ENCODE(content)

@@ -11,7 +11,7 @@ from cove.model.quota import Quota
 from cove.store.reader import Reader
 from cove.store.writer import Writer
 
-_ALL: Final = "SELECT subject, id, quota, parent FROM quotas"
+_ALL: Final = "SELECT subject, id, COALESCE(quota, ''), parent FROM quotas"
 _SAVE: Final = """
 INSERT INTO quotas (subject, id, quota, parent) VALUES (?, ?, ?, ?)
 ON CONFLICT (subject, id) DO UPDATE SET quota = excluded.quota, parent = excluded.parent
@@ -39,7 +39,7 @@ class QuotaRows:
     def all(self) -> list[QuotaRow]:
         """Every row."""
         return [
-            QuotaRow(subject=subject, id=of, quota=None if quota is None else _decode(quota), parent=parent or None)
+            QuotaRow(subject=subject, id=of, quota=_decode(quota) if quota else None, parent=parent or None)
             for subject, of, quota, parent in self._reader.all(_ALL, ())
         ]
 

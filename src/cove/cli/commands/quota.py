@@ -38,7 +38,13 @@ def show_command(session: Session, *, project: str | None, key: str | None) -> N
     for one in found:
         session.emit(_wire(one))
     if not session.json:
-        put(table(("OF", "WHAT", "USED", "LIMIT"), [row for one in found for row in _rows(one)], lambda *_: None))
+        put(
+            table(
+                ("OF", "WHAT", "USED", "LIMIT"),
+                [row for one in found for row in _rows(one)],
+                lambda _column, _cell: None,
+            )
+        )
 
 
 def _rows(info: QuotaInfo) -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -36,7 +35,8 @@ class Directory:
         self._by_address: dict[str, Endpoint] = {}
         self._processes: dict[str, Process] = {}
         self._fresh = iter(config.indexes)
-        self._returned: deque[int] = deque()
+        self._returned: dict[int, None] = {}
+        """In the order in which they were given back."""
         self._taken: set[int] = set()
 
     def by_address(self, address: str) -> Endpoint | None:
@@ -63,26 +63,27 @@ class Directory:
     def take(self) -> int:
         """A free number. Raises: CapacityExceeded."""
         for index in self._fresh:
-            if index not in self._taken:
+            # One from before a restart may be given back before its turn comes here.
+            if index not in self._taken and index not in self._returned:
                 self._taken.add(index)
                 return index
         if not self._returned:
             raise CapacityExceeded("all addresses of the sandboxes' network are in use", retry_after_s=_RETRY_S)
-        index = self._returned.popleft()
+        index = next(iter(self._returned))
+        del self._returned[index]
         self._taken.add(index)
         return index
 
     def mark(self, index: int) -> None:
         """Note that a number is in use, from before this server."""
         self._taken.add(index)
-        if index in self._returned:
-            self._returned.remove(index)
+        self._returned.pop(index, None)
 
     def give_back(self, index: int) -> None:
         """Free a number. The caller has seen that no interface of it is left."""
         if index in self._taken:
             self._taken.discard(index)
-            self._returned.append(index)
+            self._returned[index] = None
 
     def add(self, box: str, index: int, process: Process) -> Endpoint:
         """A box that has the interface of number `index`."""

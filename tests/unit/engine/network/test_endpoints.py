@@ -52,6 +52,16 @@ def test_when_all_addresses_are_used_the_next_waits() -> None:
         directory.take()
 
 
+def test_a_number_from_before_a_restart_is_given_to_one_only_when_it_is_free() -> None:
+    directory = Directory(SMALL)
+    directory.mark(4)
+    directory.give_back(4)
+    taken = [directory.take() for _ in SMALL.indexes]
+    assert sorted(taken) == list(SMALL.indexes)
+    with pytest.raises(CapacityExceeded):
+        directory.take()
+
+
 def test_a_number_from_before_a_restart_is_nobody_elses() -> None:
     directory = Directory(SMALL)
     directory.mark(2)

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -118,6 +121,25 @@ def test_policies_and_links_outlive_the_server(client: Client, world_server: Run
     assert fetch(app, "http://good.example/")
     assert not fetch(app, "http://evil.example/")
     assert fetch(app, "http://db.cove.internal:5432/")
+
+
+def test_a_link_to_one_that_died_while_no_server_ran_leads_to_nobody_who_gets_its_address(
+    client: Client, world_server: RunningServer
+) -> None:
+    db = client.create(name="db", network="locked-down")
+    app = client.create(name="app", network={"links": ["db"]})
+    soon(lambda: bool(app.network.get().links["db"]), "the link leads to db")
+    address = app.network.get().links["db"]
+    world_server.kill()
+    facts = json.loads((world_server.run_dir / "sb" / db.id.removeprefix("sb_") / "box.json").read_text())
+    os.kill(facts["init_pid"], signal.SIGKILL)
+    world_server.start()
+    assert client.get("app").network.get().links == {"db": None}
+    heirs = [client.create(network="locked-down") for _ in range(4)]
+    heir = next(one for one in heirs if one.network.get().address == address)
+    heir.start("exec python3 -m http.server 5432")
+    soon(lambda: heir.run("curl -sS -f -m 2 -o /dev/null http://127.0.0.1:5432/").ok, "the heir serves")
+    assert not fetch(client.get("app"), f"http://{address}:5432/")
 
 
 def test_patterns_hold_by_the_proxy_and_without_it(client: Client) -> None:

@@ -434,6 +434,7 @@ async def _reconciled(parts: _Parts) -> Reconciled:
         keep_unknown=not parts.store.is_new,
     )
     found = await reconcile(parts.store.sandboxes.unended(), machine)
+    parts.networks.links.all_moved()
     log.info("start: %s", found)
     return found
 

@@ -41,6 +41,12 @@ class Links:
             if sandbox.project == project and not set(names).isdisjoint(sandbox.network.links):
                 supervisor.connect_soon()
 
+    def all_moved(self) -> None:
+        """Anyone may have another address: after a start."""
+        for supervisor in tuple(self._supervisors.all()):
+            if supervisor.sandbox.network.links:
+                supervisor.connect_soon()
+
     def _address(self, sandbox: Sandbox, name: str) -> str:
         holder = self._directory.holder(sandbox.project, name)
         supervisor = None if holder in {None, sandbox.id} else self._supervisors.get(holder or "")

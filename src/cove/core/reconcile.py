@@ -76,18 +76,30 @@ async def reconcile(rows: list[Sandbox], machine: Machine) -> Reconciled:
     boxes = await _boxes(machine.drivers)
     tally = dict.fromkeys(Reconciled.__struct_fields__, 0)
     limit = asyncio.Semaphore(AT_ONCE)
-    # Of all, before any is adopted: a link must not be cut because the other end comes later.
-    addresses = {(row.project, row.name): boxes[row.id].address for row in rows if row.id in boxes}
-    named = {key: address for key, address in addresses.items() if address}
+    remains = {row.id: boxes.pop(row.id, None) for row in rows}
+    living: dict[str, Box] = {}
+
+    async def found(row: Sandbox) -> None:
+        async with limit:
+            box = await _living(row, remains[row.id], machine)
+        if box is not None:
+            living[row.id] = box
 
     async def counted(work: Awaitable[str]) -> None:
         async with limit:
             tally[await work] += 1
 
+    # First who lives: a link must not be cut because its other end comes later, nor lead to the address of one that is
+    # dead, which somebody else gets.
+    async with asyncio.TaskGroup() as tasks:
+        for row in rows:
+            tasks.create_task(found(row))
+    addresses = {(row.project, row.name): living[row.id].facts.address for row in rows if row.id in living}
+    named = {key: address for key, address in addresses.items() if address}
     async with asyncio.TaskGroup() as tasks:
         for row in rows:
             links = {name: named[row.project, name] for name in row.network.links if (row.project, name) in named}
-            tasks.create_task(counted(_account(row, boxes.pop(row.id, None), links, machine)))
+            tasks.create_task(counted(_account(row, remains[row.id], living.get(row.id), links, machine)))
         for facts in boxes.values():
             tasks.create_task(counted(_place(facts, machine)))
     for driver in machine.drivers.values():
@@ -99,17 +111,25 @@ async def _boxes(drivers: Mapping[str, Driver]) -> dict[str, BoxFacts]:
     return {facts.id: facts for driver in drivers.values() for facts in await driver.remains()}
 
 
-async def _account(row: Sandbox, facts: BoxFacts | None, links: Mapping[str, str], machine: Machine) -> str:
+async def _living(row: Sandbox, facts: BoxFacts | None, machine: Machine) -> Box | None:
+    """The box of a row that may go on, if it lives."""
+    driver = machine.drivers.get(row.driver)
+    if driver is None or facts is None or row.state not in LIVE:
+        return None
+    return await _adopted(driver, facts)
+
+
+async def _account(
+    row: Sandbox, facts: BoxFacts | None, box: Box | None, links: Mapping[str, str], machine: Machine
+) -> str:
     """One unended row. Returns what it counts as."""
     driver = machine.drivers.get(row.driver)
     if driver is None:
         log.warning("sandbox %s is left as it is: its driver %s is not loaded", row.id, row.driver)
         return "unreachable"
-    if row.state in LIVE and facts is not None:
-        box = await _adopted(driver, facts)
-        if box is not None and await _settled(row, box, links):
-            machine.adopt(row, box)
-            return "adopted"
+    if box is not None and await _settled(row, box, links):
+        machine.adopt(row, box)
+        return "adopted"
     if facts is not None:
         await _quietly(driver.reap(facts), f"what sandbox {row.id} left")
     await machine.journal.write_surely(_ended(row, machine.clock.now(), was_there=facts is not None))

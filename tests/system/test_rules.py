@@ -13,9 +13,11 @@ import pytest
 
 from cove.engine.network import baseline, conntrack
 from cove.engine.network.baseline import Baseline
+from cove.engine.network.nfnetlink import Message
 from cove.engine.network.refusals import open_refusals
 from cove.engine.network.ruleset import open_ruleset
 from cove.model.closed import ClosedRanges, Opening
+from cove.model.errors import EngineFailure
 from cove.model.network import (
     NO_NETWORK,
     OPEN_NETWORK,
@@ -345,6 +347,25 @@ async def test_a_long_policy_is_applied_beside_other_work_and_what_is_learned_me
         tasks.create_task(here.ruleset.learn(1, "git.example", PUBLIC, 60))
     assert await here.tcp(PUBLIC, 22) == "open"
     assert await here.tcp(OTHER, 22) == "refused"
+
+
+async def test_a_change_that_came_too_late_is_taken_back(here: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel did it, but whoever waited was told that it failed: what held before must hold again."""
+    narrow = policy(allow("20.1.0.0/16"))
+    wide = policy(*(allow(f"20.{n}.0.0/16", 1000 + n) for n in range(200)), default=Verdict.ALLOW)
+    await here.apply(narrow)
+    apart = here.ruleset._transact_apart  # pyright: ignore[reportPrivateUsage]
+
+    async def late(changes: list[Message]) -> None:
+        await apart(changes)
+        raise EngineFailure("the machine's network did not answer in time")
+
+    monkeypatch.setattr(here.ruleset, "_transact_apart", late)
+    with pytest.raises(EngineFailure):
+        await here.apply(wide)
+    assert await here.tcp(PUBLIC, 80) == "open"
+    await here.apply(narrow)
+    assert await here.tcp(PUBLIC, 80) == "refused"
 
 
 async def test_ranges_that_close_while_sandboxes_live_close_at_once(here: Yard) -> None:

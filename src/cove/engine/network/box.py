@@ -35,6 +35,8 @@ class Box:
         self.generation = secrets.randbelow(GENERATIONS)
         self.fingerprint = b""
         """Of the policy that the kernel has; empty: it has none."""
+        self.is_sure = True
+        """False: a change failed or was given up, and the kernel may have done it all the same."""
         self.links: frozenset[str] = frozenset()
         self.served: frozenset[int] = frozenset()
         self.brought = Brought()

@@ -124,10 +124,11 @@ class Ruleset:
         is_new = index not in self._boxes
         box = Box(index, address) if is_new else self._boxes[index]
         print_ = fingerprint(policy)
-        is_same = print_ == box.fingerprint
+        is_same = print_ == box.fingerprint and box.is_sure
         narrows = not is_new and (not (is_same or flat == box.flat) or not box.links <= wanted)
         ports = served_ports(policy, has_links=bool(wanted))
         changes = self._linking(box, wanted) + _serving(box, ports)
+        box.is_sure = False
         if is_same:
             # As it was before a restart: with its generation, so that what names brought stays.
             self._transact(changes)
@@ -144,6 +145,7 @@ class Ruleset:
             self._drop_learned(box, stale)
             box.before, box.generation, box.fingerprint = box.flat, generation, print_
         box.policy, box.flat, box.links, box.served = policy, flat, wanted, ports
+        box.is_sure = True
         self._boxes[index] = box
         now = time.monotonic()
         for key, held_now in _held(box, flat, box.generation).items() if len(flat.pieces) > _FEW_PIECES else ():

@@ -274,6 +274,8 @@ class SandboxNetwork:
             parts = await stack.enter_async_context(
                 open_parts(self.config, router.places, self.directory, there, self._refused)
             )
+            for endpoint in self.directory.all():  # of a network that failed: the new rules know no policy yet
+                await parts.apply(endpoint)
             await stack.enter_async_context(self._way_out.mended(router.places))
             for hook in self.on_open:
                 await hook(router.places)

@@ -95,7 +95,11 @@ class WayOut:
             log.warning("it could not be put back: %s", error)
 
     async def _is_whole(self, places: Places, number: int) -> bool:
-        return await places.outside.run(lambda: uplink.is_whole(self._config, number))
+        try:
+            return await places.outside.run(lambda: uplink.is_whole(self._config, number))
+        except (OSError, EngineFailure) as error:
+            log.warning("whether the sandboxes' way out is whole cannot be seen: %s", error)
+            return True
 
     async def _make(self, places: Places) -> None:
         held = self._claims.held()

@@ -143,6 +143,7 @@ class OciBox(Box):
             elif policy.is_connected or self._policy is None or self._policy.is_connected:
                 network = self._network()
                 await self._join(network)
+                self._policy = None  # should it fail half-way: the next one is applied whatever it is
                 await network.apply(self.facts.id, policy, links)
                 self._policy = policy
 
@@ -379,7 +380,11 @@ class OciDriver(Driver):
         ground.uids.mark(facts.uid_base)
         ground.live.add(facts.id)
         if facts.address and ground.network is not None:
-            await ground.network.adopt(facts.id, facts.address, facts.init_pid)
+            is_there = await ground.network.adopt(facts.id, facts.address, facts.init_pid)
+            if not is_there and not ground.network.missing:
+                # Its interface is gone, and its address may be another's by the next start.
+                facts = msgspec.structs.replace(facts, address="")
+                ground.write_facts(facts)
         # Not connected: the sandbox owns the socket, and one that does not answer must not hold up a start.
         return OciBox(self, ground, facts, None)
 

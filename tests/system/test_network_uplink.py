@@ -82,6 +82,18 @@ def test_a_machine_that_forwards_nothing_forwards_for_cove_alone(machine: Machin
     machine.outside.run(lambda: uplink.remove(config))
 
 
+def test_what_forwarding_sets_along_with_it_is_put_back(machine: Machine) -> None:
+    settings = {"all/accept_redirects": "0", "left/forwarding": "1", "right/forwarding": "0"}
+    for name, value in settings.items():
+        machine.outside.sysctl(f"ipv4/conf/{name}", value)
+    configs = [machine.connect("aaaaaaaaaaaa", 7), machine.connect("bbbbbbbbbbbb", 8)]
+    for config in configs:
+        machine.outside.run(lambda config=config: uplink.remove(config))
+    assert not machine.is_forwarding
+    files = {name: f"/proc/sys/net/ipv4/conf/{name}" for name in settings}
+    assert {name: machine.outside.command("cat", file).strip() for name, file in files.items()} == settings
+
+
 def test_what_the_operator_lets_pass_goes_on_passing(machine: Machine) -> None:
     machine.outside.sysctl("ipv4/ip_forward", "1")
     config = machine.connect("aaaaaaaaaaaa", 7)

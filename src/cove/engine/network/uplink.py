@@ -11,14 +11,16 @@ All functions here block for some milliseconds; each says in which namespace it 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from cove.engine.config import RUN_ROOT
 from cove.engine.network import nft
@@ -34,6 +36,7 @@ _LINK: Final = 900
 """The uplink's number in the router, below those of the boxes' interfaces."""
 
 _FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
+_CONF: Final = Path("/proc/sys/net/ipv4/conf")
 _SHARED_TABLE: Final = "cove_forwarding"
 
 _TABLE: Final = """
@@ -155,7 +158,8 @@ def finish_outside(config: NetworkConfig, number: int, *, is_new: bool = True) -
             )
         if is_off or _is_ours():
             _replace(_SHARED_TABLE, _FORWARDING)
-            _mark().touch(mode=0o600)
+            if not _is_ours():
+                _note_settings()
             _FORWARD.write_text("1")
 
 
@@ -173,6 +177,30 @@ def _mark() -> Path:
 
 def _is_ours() -> bool:
     return _mark().exists()
+
+
+def _note_settings() -> None:
+    """Write down what switching forwarding sets along with it, so that it can be put back."""
+    files = [_CONF / "all/accept_redirects", *(one for one in _CONF.glob("*/forwarding") if one.parent.name != "all")]
+    found: dict[str, str] = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # an interface that went meanwhile
+            found[str(file.relative_to(_CONF))] = file.read_text().strip()
+    mark = _mark()
+    partial = mark.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode(found))
+    partial.rename(mark)
+
+
+def _restore_settings() -> None:
+    try:
+        noted = msgspec.json.decode(_mark().read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("what forwarding had changed is not known: %s", error)
+        return
+    for name, value in noted.items():
+        with contextlib.suppress(FileNotFoundError):
+            (_CONF / name).write_text(value)
 
 
 def put_rules(config: NetworkConfig, number: int) -> None:
@@ -224,12 +252,13 @@ def remove(config: NetworkConfig) -> None:
     with _alone():
         if _is_ours() and not _others(config):
             _FORWARD.write_text("0")
+            _restore_settings()
             _mark().unlink(missing_ok=True)
             if _SHARED_TABLE in tables:
                 nft.run_once(f"delete table ip {_SHARED_TABLE}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone() -> Generator[None]:
     """One server of the machine at a time: forwarding is everybody's."""
     RUN_ROOT.mkdir(mode=0o711, exist_ok=True)

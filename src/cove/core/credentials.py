@@ -6,6 +6,7 @@ change a sandbox may change its credentials; a project's keys take the scope `ke
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,8 @@ class Credentials:
         self._audit = audit
         self._missing = missing
         self.on_change: Callable[[str | None, str | None], None] = lambda _sandbox, _service: None
-        secrets.holders.append(lambda: store.credentials.reseal(self._resealed))
+        self._changing = asyncio.Lock()  # a row is made of the one before it: nobody changes it in between
+        secrets.holders.append(self._reseal)
         services.on_change = lambda name: self.on_change(None, name)
 
     # At a create.
@@ -156,36 +158,38 @@ class Credentials:
         supervisor = self._directory.live(who, ref)
         sandbox = supervisor.sandbox
         self._require_network()
-        rows = self._store.credentials.of_sandbox(sandbox.id, sandbox.project)
-        earlier = next((one for one in rows if one.service == found.name), None)
-        if earlier is None and len(rows) >= MOST:
-            raise TooLarge(f"a sandbox has at most {MOST} credentials", field="credentials")
-        rules = (earlier.endpoints if earlier else ()) if isinstance(endpoints, UnsetType) else endpoints
-        _check_rules(rules)
+        if not isinstance(endpoints, UnsetType):
+            _check_rules(endpoints)
         if isinstance(key, Secret):
             _check_key(key)
-        elif key is None or earlier is None or earlier.sealed is None:
-            key = None
-            self._require_shared(sandbox.project, found.name)
+        else:
+            self._which(sandbox, found.name, key, self._earlier(sandbox, found.name))  # before its way is opened
         await supervisor.change(lambda now: _with_way(now, is_open=True))
-        row = self._row(sandbox.project, sandbox.id, found.name, key, rules, earlier)
-        if not await self._store.credentials.save(row):
+        async with self._changing:
+            earlier = self._earlier(sandbox, found.name)
+            if not isinstance(key, Secret):
+                key = self._which(sandbox, found.name, key, earlier)
+            rules = (earlier.endpoints if earlier else ()) if isinstance(endpoints, UnsetType) else endpoints
+            row = self._row(sandbox.project, sandbox.id, found.name, key, rules, earlier)
+            is_saved = await self._store.credentials.save(row)
+        if not is_saved:
             self._directory.live(who, ref)  # raises Gone where it has ended in between
             raise NotFound("no such sandbox")
         if earlier is not None and earlier.endpoints != rules:
             self.on_change(sandbox.id, found.name)
-        self._note(who, row, "set" if earlier is None else "changed")
+        await self._note(who, row, "set" if earlier is None else "changed")
         return Held(row, found)
 
     async def remove(self, who: Principal, ref: str, service: str) -> None:
         """Take a credential away; what is under way with it is cut. There is none: nothing. Raises: NotFound."""
         require(who, Scope.CREATE)
         sandbox = self._directory.known(who, ref)
-        row = self._store.credentials.get(sandbox.id, sandbox.project, service)
-        if row is None or not await self._store.credentials.remove(sandbox.id, sandbox.project, service):
-            return
+        async with self._changing:
+            row = self._store.credentials.get(sandbox.id, sandbox.project, service)
+            if row is None or not await self._store.credentials.remove(sandbox.id, sandbox.project, service):
+                return
         self.on_change(sandbox.id, service)
-        self._note(who, row, "removed")
+        await self._note(who, row, "removed")
         if not self._store.credentials.of_sandbox(sandbox.id, sandbox.project):
             await self._directory.live(who, sandbox.id).change(lambda now: _with_way(now, is_open=False))
 
@@ -212,31 +216,34 @@ class Credentials:
         require(who, Scope.KEYS)
         owner = self._project(who, project)
         found = self.services.get(service)
-        earlier = self._store.credentials.get(PROJECT, owner, found.name)
-        if isinstance(key, UnsetType) and earlier is None:
-            raise BadRequest("a new credential needs a key", field="key")
-        if earlier is None and len(self._store.credentials.of_project(owner)) >= MOST:
-            raise TooLarge(f"a project has at most {MOST} credentials", field="credentials")
-        rules = (earlier.endpoints if earlier else ()) if isinstance(endpoints, UnsetType) else endpoints
-        _check_rules(rules)
+        if not isinstance(endpoints, UnsetType):
+            _check_rules(endpoints)
         if isinstance(key, Secret):
             _check_key(key)
-        row = self._row(owner, PROJECT, found.name, key, rules, earlier)
-        await self._store.credentials.save(row)
+        async with self._changing:
+            earlier = self._store.credentials.get(PROJECT, owner, found.name)
+            if isinstance(key, UnsetType) and earlier is None:
+                raise BadRequest("a new credential needs a key", field="key")
+            if earlier is None and len(self._store.credentials.of_project(owner)) >= MOST:
+                raise TooLarge(f"a project has at most {MOST} credentials", field="credentials")
+            rules = (earlier.endpoints if earlier else ()) if isinstance(endpoints, UnsetType) else endpoints
+            row = self._row(owner, PROJECT, found.name, key, rules, earlier)
+            await self._store.credentials.save(row)
         if earlier is not None and earlier.endpoints != rules:
             self._changed_for_all(found.name, owner)
-        self._note(who, row, "set" if earlier is None else "changed")
+        await self._note(who, row, "set" if earlier is None else "changed")
         return Held(row, found)
 
     async def remove_shared(self, who: Principal, service: str, *, project: str | None = None) -> None:
         """Forget a project's key; what uses it is cut. There is none: nothing. Raises: NotFound (project)."""
         require(who, Scope.KEYS)
         owner = self._project(who, project)
-        row = self._store.credentials.get(PROJECT, owner, service)
-        if row is None or not await self._store.credentials.remove(PROJECT, owner, service):
-            return
+        async with self._changing:
+            row = self._store.credentials.get(PROJECT, owner, service)
+            if row is None or not await self._store.credentials.remove(PROJECT, owner, service):
+                return
         self._changed_for_all(service, owner)
-        self._note(who, row, "removed")
+        await self._note(who, row, "removed")
 
     # For the broker.
 
@@ -295,8 +302,15 @@ class Credentials:
         """
         require(who, Scope.ADMIN)
         count = await self._secrets.rotate()
-        self._audit.note("credential.changed", project=who.project, sandbox=None, data={"action": "rekeyed"}, who=who)
+        facts: dict[str, AuditValue] = {"action": "rekeyed"}
+        ticket = self._audit.note("credential.changed", project=who.project, sandbox=None, data=facts, who=who)
+        await self._audit.kept(ticket)
         return count
+
+    async def _reseal(self) -> int:
+        """For the ring. Alone, so that no row that was read before is written behind it."""
+        async with self._changing:
+            return await self._store.credentials.reseal(self._resealed)
 
     def _resealed(self, row: Credential) -> str | None:
         """In the writer's thread."""
@@ -305,6 +319,23 @@ class Credentials:
         return self._secrets.resealed(row.sealed, *_context(row.project, row.sandbox, row.service))
 
     # Parts.
+
+    def _earlier(self, sandbox: Sandbox, service: str) -> Credential | None:
+        """The row that is there. Raises: TooLarge, where there is none and no room for one."""
+        rows = self._store.credentials.of_sandbox(sandbox.id, sandbox.project)
+        earlier = next((one for one in rows if one.service == service), None)
+        if earlier is None and len(rows) >= MOST:
+            raise TooLarge(f"a sandbox has at most {MOST} credentials", field="credentials")
+        return earlier
+
+    def _which(
+        self, sandbox: Sandbox, service: str, key: UnsetType | None, earlier: Credential | None
+    ) -> UnsetType | None:
+        """UNSET: the key that the row has; None: the project's. Raises: NotFound (it keeps none)."""
+        if isinstance(key, UnsetType) and earlier is not None and earlier.sealed is not None:
+            return key
+        self._require_shared(sandbox.project, service)
+        return None
 
     def _row(  # noqa: PLR0913, PLR0917 - the fields of a row
         self,
@@ -358,8 +389,9 @@ class Credentials:
             if sandbox is not None and sandbox.project == project:
                 self.on_change(sandbox_id, service)
 
-    def _note(self, who: Principal, row: Credential, action: str) -> None:
-        self._audit.note(
+    async def _note(self, who: Principal, row: Credential, action: str) -> None:
+        """Write it down, before the answer."""
+        ticket = self._audit.note(
             "credential.changed",
             project=row.project,
             sandbox=row.sandbox or None,
@@ -371,6 +403,7 @@ class Credentials:
             },
             who=who,
         )
+        await self._audit.kept(ticket)
 
 
 def _context(project: str, sandbox: str, service: str) -> tuple[str, ...]:

@@ -183,7 +183,7 @@ class Quotas:
         self._project(who, project)
         check_quota(quota)
         await self._book.set(SUBJECT_PROJECT, project, None if quota == UNLIMITED else quota)
-        self._note(who, project_subject(project), project, quota)
+        await self._note(who, project_subject(project), project, quota)
         return self._state(SUBJECT_PROJECT, project, project)
 
     async def set_key(self, who: Principal, key_id: str, quota: Quota) -> QuotaState:
@@ -194,7 +194,7 @@ class Quotas:
             raise NotFound("no such key")
         check_quota(quota, of_key=True)
         await self._book.set(SUBJECT_KEY, key_id, None if quota == UNLIMITED else quota)
-        self._note(who, key_subject(key_id), key.project, quota)
+        await self._note(who, key_subject(key_id), key.project, quota)
         return self._state(SUBJECT_KEY, key_id, key.project)
 
     async def add_key(self, who: Principal, key_id: str, quota: Quota | None) -> None:
@@ -218,9 +218,10 @@ class Quotas:
         """Numbers for the metrics."""
         return QuotaStats(refused=dict(self._refused), limited=len(self._book.limited))
 
-    def _note(self, who: Principal, subject: str, project: str, quota: Quota) -> None:
+    async def _note(self, who: Principal, subject: str, project: str, quota: Quota) -> None:
         said = {name: value for name, value in asdict(quota).items() if value is not None}
-        self._audit.note("quota.changed", project=project, sandbox=None, data={"subject": subject, **said}, who=who)
+        facts = {"subject": subject, **said}
+        await self._audit.kept(self._audit.note("quota.changed", project=project, sandbox=None, data=facts, who=who))
 
     def _state(self, kind: str, of: str, project: str) -> QuotaState:
         subject = f"{kind}:{of}"

@@ -26,6 +26,7 @@ from cove.model.errors import RateLimited
 KEPT_BUCKETS: Final = 16_384
 KEPT_FRIENDS: Final = 16_384
 MINUTE_S: Final = 60.0
+_KEYS: Final = key_subject("")
 _SITE: Final = 64
 """Of an IPv6 address: one customer has at least such a net, so its addresses count as one."""
 
@@ -99,9 +100,8 @@ class RateLimits:
             return None
         tightest: RateState | None = None
         taken: list[tuple[str, float]] = []
-        own = key_subject(who.key_id)
         for subject in self._book.chain(who.project, who.key_id):
-            limit, burst = self._limit(subject, own)
+            limit, burst = self._limit(subject)
             if not limit:
                 continue
             tokens = self._requests.look(subject, limit, burst) - 1
@@ -118,9 +118,8 @@ class RateLimits:
 
     def refused_state(self, who: Principal) -> RateState | None:
         """What the answer to a refused request says: nothing is left of the tightest limit."""
-        own = key_subject(who.key_id)
         for subject in self._book.chain(who.project, who.key_id):
-            limit, burst = self._limit(subject, own)
+            limit, burst = self._limit(subject)
             if limit and (tokens := self._requests.look(subject, limit, burst)) < 1:
                 return RateState(limit, 0, math.ceil((burst - tokens) * MINUTE_S / limit))
         return None
@@ -171,12 +170,15 @@ class RateLimits:
             buckets=len(self._requests) + len(self._logins),
         )
 
-    def _limit(self, subject: str, own: str) -> tuple[int, int]:
-        """Requests per minute (0: any) and at once. The settings say it for keys without a limit of their own."""
+    def _limit(self, subject: str) -> tuple[int, int]:
+        """Requests per minute (0: any) and at once. The settings say it for keys without a limit of their own.
+
+        For those that made the caller's key, too: else whoever may make keys would have as many requests as it likes.
+        """
         limit = self._book.quota(subject).requests_per_minute
         if limit is not None:
             return limit, limit
-        if subject != own or not self._settings.requests:
+        if not self._settings.requests or not subject.startswith(_KEYS):
             return 0, 0
         return self._settings.requests, self._settings.request_burst or self._settings.requests
 

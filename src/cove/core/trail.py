@@ -69,7 +69,7 @@ class Trail:
             low, high = (low, min(high, cursor)) if newest else (max(low, cursor + 1), high)
         found: list[AuditEntry] = []
         while low < high and len(found) <= limit:
-            step = high - low if wanted.sandbox is not None else min(WINDOW, high - low)
+            step = min(WINDOW, high - low)  # of one sandbox, too: it may have made all of them
             room = limit + 1 - len(found)
             if newest:
                 found += self._rows.last(chain, wanted, first=high - step, end=high, limit=room)
@@ -157,19 +157,22 @@ class Trail:
         """Lines with numbers from `start` on and below `end`."""
         start = max(start, self._first(chain))
         while start < end:
-            # A sandbox's lines are found by their own index: the window need not be small.
-            stop = end if wanted.sandbox is not None else min(start + WINDOW, end)
+            stop = min(start + WINDOW, end)
             found = self._rows.window(chain, wanted, first=start, end=stop, limit=PIECE)
             for entry in found:
                 yield entry
             start = found[-1].seq + 1 if len(found) == PIECE else stop
             await asyncio.sleep(0)
 
-    def key(self, who: Principal, project: str | None = None) -> tuple[str, str]:
-        """The project, and the key that verifies (and could forge) its exports, as hex. For an admin only."""
+    async def key(self, who: Principal, project: str | None = None) -> tuple[str, str]:
+        """The project, and the key that verifies (and could forge) its exports, as hex. For an admin only.
+
+        Not before it is on record. Raises: CapacityExceeded.
+        """
         require(who, Scope.ADMIN)
+        self._audit.check()
         chain = self._project(who, project)
-        self._audit.note("audit.key_shown", project=chain, sandbox=None, data={}, who=who)
+        await self._audit.kept(self._audit.note("audit.key_shown", project=chain, sandbox=None, data={}, who=who))
         return chain, self._audit.key_of(chain).hex()
 
     async def retain_forever(self, retention_s: float) -> None:

@@ -48,6 +48,9 @@ GIVE_UP_S: Final = 24 * 3600.0
 FIRST_RETRY_S: Final = 1.0
 LONGEST_RETRY_S: Final = 3600.0
 WINDOW: Final = 256
+PIECE: Final = 32
+"""Lines read at a time, which takes 0.3 ms: most of them are wanted."""
+
 DEFAULT_EVENTS: Final = ("sandbox.",)
 
 _EVENT: Final = re.compile(r"[a-z_]{1,32}\.(?:[a-z_.-]{0,64})")
@@ -80,6 +83,7 @@ class Webhooks:
         self._plain = plain
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._adding = asyncio.Lock()
         secrets_at_rest.holders.append(lambda: store.webhooks.reseal(self._resealed))
 
     def _resealed(self, hook_id: str, sealed: str) -> str | None:
@@ -98,22 +102,23 @@ class Webhooks:
         owner = self._project(who, project)
         host = self._check_url(url)
         wanted = _checked_events(events)
-        if len(self._rows.list(owner)) >= HOOKS_PER_PROJECT:
-            raise Conflict(f"a project has at most {HOOKS_PER_PROJECT} webhooks")
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         hook_id = new_core_id()[:12]
-        hook = Webhook(
-            id=hook_id,
-            project=owner,
-            url=url,
-            events=wanted,
-            secret=self._secrets.seal(Secret(secret), "webhook", hook_id),
-            created_at=self._clock.now(),
-            seq=self._trail.chain(owner, None).link.seq - 1,
-        )
-        await self._rows.add(hook)
-        await self._note("webhook.created", who, hook, {"host": host, "events": " ".join(wanted)})
+        async with self._adding:
+            if len(self._rows.list(owner)) >= HOOKS_PER_PROJECT:
+                raise Conflict(f"a project has at most {HOOKS_PER_PROJECT} webhooks")
+            hook = Webhook(
+                id=hook_id,
+                project=owner,
+                url=url,
+                events=wanted,
+                secret=self._secrets.seal(Secret(secret), "webhook", hook_id),
+                created_at=self._clock.now(),
+                seq=self._trail.chain(owner, None).link.seq - 1,
+            )
+            await self._rows.add(hook)
         self._begin(hook)
+        await self._note("webhook.created", who, hook, {"host": host, "events": " ".join(wanted)})
         return hook, secret
 
     def list(self, who: Principal) -> list[Webhook]:
@@ -178,11 +183,11 @@ class Webhooks:
     def _next(self, hook: Webhook) -> tuple[AuditEntry | None, int]:
         """The next line that the hook wants, or None and the number up to which there is none."""
         end = min(self._trail.chain(hook.project, None).link.seq, hook.seq + 1 + WINDOW)
-        found = self._trail.window(hook.project, AuditFilter(), first=hook.seq + 1, end=end, limit=WINDOW)
+        found = self._trail.window(hook.project, AuditFilter(), first=hook.seq + 1, end=end, limit=PIECE)
         for entry in found:
             if hook.wants(entry.event):
                 return entry, entry.seq
-        return None, max(end - 1, hook.seq)
+        return None, found[-1].seq if len(found) == PIECE else max(end - 1, hook.seq)
 
     async def _try(self, hook: Webhook, entry: AuditEntry, post: Poster) -> str | None:
         """Deliver one event; returns why it failed, in words of ours."""

@@ -448,3 +448,66 @@ async def test_a_credential_whose_service_is_gone_opens_nothing(core) -> None:
 async def test_rows_of_a_project_are_no_sandboxs(core) -> None:
     await core.credentials.set_shared(ALICE, "openai", key=Secret(KEY))
     assert core.credentials.grant(PROJECT, "openai") is None
+
+
+@pytest.mark.parametrize("rules_first", [True, False])
+async def test_changes_at_the_same_time_undo_none_of_each_other(core, *, rules_first: bool) -> None:
+    box = await made(core, openai=wish("sk-old"))
+    await core.credentials.set_shared(ALICE, "openai", key=Secret("sk-shared-old"))
+    both = [
+        core.credentials.set(ALICE, box.id, "openai", endpoints=RULES),
+        core.credentials.set(ALICE, box.id, "openai", key=Secret("sk-new")),
+    ]
+    shared = [
+        core.credentials.set_shared(ALICE, "openai", endpoints=RULES),
+        core.credentials.set_shared(ALICE, "openai", key=Secret("sk-shared-new")),
+    ]
+    await asyncio.gather(*(both if rules_first else both[::-1]), *(shared if rules_first else shared[::-1]))
+    grant = core.credentials.grant(box.id, "openai")
+    assert grant is not None
+    assert (grant.key.reveal(), grant.rules[0]) == ("sk-new", RULES)
+    await core.credentials.set(ALICE, box.id, "openai", key=None)
+    grant = core.credentials.grant(box.id, "openai")
+    assert grant is not None
+    assert (grant.key.reveal(), grant.rules[1]) == ("sk-shared-new", RULES)
+
+
+async def test_a_key_that_was_taken_away_does_not_come_back_with_new_rules(core) -> None:
+    box = await made(core, openai=wish("sk-revoked"))
+    set_, removed = await asyncio.gather(
+        core.credentials.set(ALICE, box.id, "openai", endpoints=RULES),
+        core.credentials.remove(ALICE, box.id, "openai"),
+        return_exceptions=True,
+    )
+    assert removed is None
+    assert isinstance(set_, NotFound) or key_of(core, box) is None
+    assert key_of(core, box) is None
+
+
+async def test_new_rules_during_a_rotation_lose_no_key(core) -> None:
+    box = await made(core, openai=wish())
+    await asyncio.gather(
+        core.credentials.set(ALICE, box.id, "openai", endpoints=RULES),
+        core.credentials.rekey(LOCAL),
+        core.credentials.set(ALICE, box.id, "openai", endpoints=()),
+    )
+    assert key_of(core, box) == KEY
+
+
+async def test_there_is_room_for_no_more_than_the_most_at_once(core, monkeypatch) -> None:
+    monkeypatch.setattr("cove.core.credentials.MOST", 2)
+    box = await made(core)
+    names = ("openai", "anthropic", "google", "github")
+    done = await asyncio.gather(
+        *(core.credentials.set(ALICE, box.id, name, key=Secret("sk-1")) for name in names), return_exceptions=True
+    )
+    assert sum(isinstance(one, TooLarge) for one in done) == 2
+    assert len(core.credentials.services_of(box.id)) == 2
+
+
+async def test_changes_are_on_record_before_they_are_answered(core) -> None:
+    box = await made(core)
+    await core.credentials.set(ALICE, box.id, "openai", key=Secret(KEY))
+    assert (await core.trail.page(ALICE, AuditFilter(event="credential."))).entries[-1].data["action"] == "set"
+    await core.credentials.remove(ALICE, box.id, "openai")
+    assert (await core.trail.page(ALICE, AuditFilter(event="credential."))).entries[-1].data["action"] == "removed"

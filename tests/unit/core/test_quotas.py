@@ -15,6 +15,7 @@ from cove.core.metering import MeteringSettings
 from cove.core.prices import Prices
 from cove.core.quotabook import DEPTH
 from cove.model.access import DEFAULT_PROJECT, Principal, Scope
+from cove.model.audit import AuditFilter
 from cove.model.errors import (
     BadRequest,
     BudgetExceeded,
@@ -316,3 +317,9 @@ async def test_usage_is_of_ones_own_project(opened, clock) -> None:
                 await core.usage.of_sandbox(
                     Principal(key_id="x", name="x", project="third", scopes=MINTER), row.sandbox
                 )
+
+
+async def test_a_change_is_on_record_before_it_is_answered(core) -> None:
+    await limit(core, sandboxes=3)
+    (line,) = (await core.trail.page(LOCAL, AuditFilter(event="quota."))).entries
+    assert (line.data["subject"], line.data["sandboxes"]) == ("project:default", 3)

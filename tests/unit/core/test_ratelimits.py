@@ -150,10 +150,19 @@ def test_an_address_counts_as_its_site(address: str, counts_as: str) -> None:
 def test_memory_is_bounded_however_many_come(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratelimits, "KEPT_BUCKETS", 100)
     monkeypatch.setattr(ratelimits, "KEPT_FRIENDS", 100)
-    one = limits(clock, requests=5)
+    one = limits(clock, requests=5000)
     for number in range(1000):
         one.failed(f"203.0.{number // 250}.{number % 250}")
         one.succeeded(f"203.0.{number // 250}.{number % 250}", str(number))
         one.take(Principal(key_id=str(number), name="", project="p", scopes=frozenset()))
     assert one.stats().buckets == 200
     assert len(one._friends) == 100
+
+
+def test_keys_that_a_key_makes_share_the_limit_of_the_settings(clock: ManualClock) -> None:
+    one = limits(clock, requests=5)
+    children = [Principal(key_id=f"c{number}", name="c", project="p", scopes=frozenset()) for number in range(4)]
+    assert sum(len(list(take(one, child))) for child in children) == 5
+    state = one.refused_state(children[0])
+    assert state is not None
+    assert state.remaining == 0

@@ -1,18 +1,21 @@
 """Reading the trail, and taking from its beginning."""
 
-# ruff: noqa: ANN001, ANN002, ANN003, ANN201 - fixtures and stand-ins are typed where they are defined
+# ruff: noqa: ANN001, ANN002, ANN003, ANN201, ANN202 - fixtures and stand-ins are typed where they are defined
 
 from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from cove.core.access import LOCAL
 from cove.core.audit import Audit
 from cove.core.trail import Trail
 from cove.engine.clock import ManualClock
+from cove.model.access import Project
 from cove.model.audit import AuditFilter
 from cove.model.auditchain import project_key, verify
-from cove.model.errors import NotFound
+from cove.model.errors import CapacityExceeded, NotFound
 from cove.store.store import open_store
 
 KEY = bytes(32)
@@ -156,3 +159,47 @@ async def test_a_filter_that_finds_nothing_in_a_long_chain_lets_the_loop_turn(tm
             other.cancel()
         found = await trail.page(LOCAL, AuditFilter(event="exec."), limit=2, cursor=11_000)
         assert [one.seq for one in found.entries] == [11_001, 11_002]
+
+
+async def test_no_read_looks_at_more_lines_than_a_window_of_one_sandbox_either(tmp_path, monkeypatch) -> None:
+    """A sandbox may have made a million lines, and a filter may match none of them."""
+    monkeypatch.setattr("cove.core.trail.WINDOW", 16)
+    clock = ManualClock()
+    async with open_store(tmp_path / "a.db") as store:
+        audit, trail = trail_of(store, clock)
+        for number in range(100):
+            audit.note("exec.start", project="default", sandbox=(A, B)[number % 2], data={"n": number})
+        audit.note("sandbox.destroyed", project="default", sandbox=A, data={})
+        await audit.drain()
+        looks: list[int] = []
+        window, last = store.audit.window, store.audit.last
+
+        def looked(read):
+            def look(project, wanted, *, first, end, limit):
+                if limit > 1:
+                    looks.append(end - first)
+                return read(project, wanted, first=first, end=end, limit=limit)
+
+            return look
+
+        monkeypatch.setattr(store.audit, "window", looked(window))
+        monkeypatch.setattr(store.audit, "last", looked(last))
+        wanted = AuditFilter(sandbox=A, event="sandbox.")
+        for newest in (False, True):
+            page = await trail.page(LOCAL, wanted, newest=newest)
+            assert [one.event for one in page.entries] == ["sandbox.destroyed"]
+        every = await trail.page(LOCAL, AuditFilter(sandbox=A), newest=True, limit=10)
+        assert [one.data.get("n") for one in every.entries] == [None, *range(98, 80, -2)]
+        assert checked(await exported(trail, sandbox=A)).count == 51
+        assert max(looks) <= 16
+
+
+async def test_the_key_is_not_shown_before_that_is_on_record(tmp_path) -> None:
+    async with open_store(tmp_path / "a.db") as store:
+        audit, trail = trail_of(store, ManualClock())
+        await store.projects.ensure(Project(id="default", created_at=0.0))
+        assert (await trail.key(LOCAL))[1] == project_key(KEY, "default").hex()
+        assert [one.event for one in (await trail.page(LOCAL)).entries] == ["audit.key_shown"]
+        audit._failure = CapacityExceeded("full")
+        with pytest.raises(CapacityExceeded):
+            await trail.key(LOCAL)

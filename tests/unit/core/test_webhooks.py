@@ -250,7 +250,10 @@ async def test_scopes_projects_and_the_most_there_can_be(server) -> None:
         await server.hooks.create(LOCAL, URL)
     with pytest.raises(Conflict):
         await server.hooks.create(LOCAL, URL)
-    await server.hooks.create(OTHER, URL)
+    at_once = (server.hooks.create(OTHER, URL) for _ in range(HOOKS_PER_PROJECT + 3))
+    done = await asyncio.gather(*at_once, return_exceptions=True)
+    assert sum(isinstance(one, Conflict) for one in done) == 3
+    assert len(server.hooks.list(OTHER)) == HOOKS_PER_PROJECT
 
 
 async def test_a_new_key_for_secrets_at_rest_leaves_signatures_as_they_are(server, store, receiver, eventually) -> None:

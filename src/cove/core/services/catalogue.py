@@ -85,7 +85,7 @@ class Services:
         if self._rows.get(name) is None and len(self._rows.list()) >= MOST:
             raise TooLarge(f"there are {MOST} services of your own already")
         await self._rows.save(service)
-        self._changed(who, name, {"action": "set", "upstream": service.upstream})
+        await self._changed(who, name, {"action": "set", "upstream": service.upstream})
         return service
 
     async def remove(self, who: Principal, name: str) -> None:
@@ -93,11 +93,13 @@ class Services:
         require(who, Scope.ADMIN)
         if not await self._rows.remove(name):
             raise NotFound("no such service of your own", field="service")
-        self._changed(who, name, {"action": "removed"})
+        await self._changed(who, name, {"action": "removed"})
 
-    def _changed(self, who: Principal, name: str, data: dict[str, AuditValue]) -> None:
+    async def _changed(self, who: Principal, name: str, data: dict[str, AuditValue]) -> None:
         self.on_change(name)
-        self._audit.note("service.changed", project=who.project, sandbox=None, data={"service": name, **data}, who=who)
+        facts = {"service": name, **data}
+        ticket = self._audit.note("service.changed", project=who.project, sandbox=None, data=facts, who=who)
+        await self._audit.kept(ticket)
 
 
 @cache

@@ -49,7 +49,7 @@ async def export_audit(call: Call[None, wire.ExportQuery]) -> Answer:
 
 async def show_audit_key(call: Call[None, wire.KeyQuery]) -> Json:
     """For whoever verifies."""
-    return Json(wire.VerificationKey(*call.core.trail.key(call.who, call.query.project)))
+    return Json(wire.VerificationKey(*await call.core.trail.key(call.who, call.query.project)))
 
 
 OPS: Final = (

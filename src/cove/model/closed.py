@@ -71,14 +71,16 @@ class ClosedRanges:
 
     Args:
         opened: the operator's list.
-        own: addresses of the host, as text (IPv4 and IPv6).
+        own: addresses of the host, as text (IPv4 and IPv6), and ranges of IPv4 that are all its own.
         inside: ranges that sandboxes and their links to the host have, as CIDRs: nothing opens them.
     """
 
     def __init__(self, opened: Iterable[Opening] = (), *, own: Iterable[str] = (), inside: Iterable[str] = ()) -> None:
         self._opened = [(ipaddress.IPv4Network(one.network), one.port) for one in opened]
         self._inside = [ipaddress.IPv4Network(text) for text in inside]
-        own_addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in own]
+        own = frozenset(own)
+        self._own_ranges = sorted(ipaddress.IPv4Network(text) for text in own if "/" in text)
+        own_addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in own if "/" not in text]
         self._own_6 = {one for one in own_addresses if isinstance(one, ipaddress.IPv6Address)}
         named = {ipaddress.IPv4Address(text): f"closed: {text} (metadata)" for text in METADATA}
         host = {one: f"closed: {one} (this server)" for one in own_addresses if isinstance(one, ipaddress.IPv4Address)}
@@ -127,7 +129,7 @@ class ClosedRanges:
 
     def _sweep(self) -> Iterable[ClosedSpan]:
         """Cut the address space where anything begins or ends, ask each piece's first address, join equal pieces."""
-        nets = [*_SPECIAL_4, *self._inside, *(net for net, _ in self._opened)]
+        nets = [*_SPECIAL_4, *self._inside, *self._own_ranges, *(net for net, _ in self._opened)]
         nets += [ipaddress.IPv4Network(one) for one in self._by_itself]
         cuts = sorted({int(net[0]) for net in nets} | {int(net[-1]) + 1 for net in nets} | {0})
         held: ClosedSpan | None = None
@@ -148,7 +150,8 @@ class ClosedRanges:
         inside = next((net for net in self._inside if address in net), None)
         if inside is not None:
             return ClosedSpan(first, last, (), f"closed: {inside} (sandboxes)")
-        words = self._by_itself.get(address)
+        own = next((net for net in self._own_ranges if address in net), None)
+        words = self._by_itself.get(address) or (f"closed: {own} (this server)" if own is not None else None)
         exact = words is not None
         if words is None:
             words = next((f"closed: {net}" for net in _SPECIAL_4 if address in net), None)

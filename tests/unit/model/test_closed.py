@@ -126,3 +126,12 @@ def _is_closed(opened: list[Opening], address: ipaddress.IPv4Address, port: int 
         address in net and (not is_exact or net.prefixlen == 32) and (port is None or at is None or at == port)
         for net, at in nets
     )
+
+
+def test_a_range_of_the_hosts_own_is_opened_by_each_address_only() -> None:
+    opened = [parse_opening("11.9.0.0/16"), parse_opening("11.9.0.7:22")]
+    closed = ClosedRanges(opened, own=["11.9.0.0/24"])
+    assert closed.why("11.9.0.8", 22) == "closed: 11.9.0.0/24 (this server)"
+    assert closed.why("11.9.0.7", 80) == "closed: 11.9.0.0/24 (this server)"
+    assert closed.why("11.9.0.7", 22) is None
+    assert closed.why("11.9.1.7", 22) is None

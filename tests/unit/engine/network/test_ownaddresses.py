@@ -34,6 +34,24 @@ def test_all_addresses_but_loopback_are_told(tmp_path: Path) -> None:
     assert own_addresses(tmp_path) == {"10.0.0.5", "203.0.113.9", "fe80::42:acff:fe11:2"}
 
 
+def test_a_range_that_is_the_machines_own_is_told_whole(tmp_path: Path) -> None:
+    table = """Local:
+     +-- 127.0.0.0/8 2 0 2
+        |-- 127.0.0.0
+           /8 host LOCAL
+     |-- 11.9.0.0
+        /24 host LOCAL
+     |-- 11.8.0.1
+        /32 link BROADCAST
+        /32 host LOCAL
+Id 100:
+     |-- 0.0.0.0
+        /0 host LOCAL
+"""
+    (tmp_path / "fib_trie").write_text(table)
+    assert own_addresses(tmp_path) == {"11.9.0.0/24", "11.8.0.1"}
+
+
 def test_where_ipv6_is_off_only_ipv4_is_told(tmp_path: Path) -> None:
     (tmp_path / "fib_trie").write_text(FIB)
     assert own_addresses(tmp_path) == {"10.0.0.5", "203.0.113.9"}

@@ -90,6 +90,7 @@ class Quotas:
         self._store = store
         self._of_sandbox: dict[str, tuple[tuple[str, ...], _Held]] = {}
         self._held: dict[str, _Held] = {}
+        self._changing: dict[str, list[_Held]] = {}
         self._refused: dict[str, int] = {}
         self.counters: dict[str, Callable[[str], int]] = {"host_ports": store.exposures.count_host_ports}
         self._audit = audit
@@ -125,20 +126,24 @@ class Quotas:
         Raises: QuotaExceeded, QuotaTooSmall, BudgetExceeded, where it is to get more.
         """
         chain, held = self._of_sandbox.get(sandbox.id, ((), _NOTHING))
-        more = _grown(held, _held(limits))
+        wanted = _held(limits)
+        more = _grown(held, wanted)
         if more != _NOTHING:
-            self._fit(chain, more, whole=_held(limits))
+            self._fit(chain, more, whole=wanted)
             self._check_budget(chain)
-        self._add(chain, more)
+        under_way = self._changing.setdefault(sandbox.id, [])
+        under_way.append(wanted)
+        self._hold_of(sandbox.id, held + more)
         try:
             yield
         finally:
-            self._add(chain, -more)
-            if sandbox.id in self._of_sandbox:
-                chain, held = self._of_sandbox[sandbox.id]
-                fact = _held(now_has())
-                self._add(chain, -held + fact)
-                self._of_sandbox[sandbox.id] = (chain, fact)
+            under_way.remove(wanted)
+            fact = _held(now_has())
+            for other in under_way:  # what a change beside this one shall come to is not given away in between
+                fact += _grown(fact, other)
+            self._hold_of(sandbox.id, fact)
+            if not under_way:
+                self._changing.pop(sandbox.id, None)
 
     def check_count(self, project: str, field: str) -> None:
         """Whether a project may have one more of what is counted by `counters[field]`. Raises: QuotaExceeded."""
@@ -293,6 +298,13 @@ class Quotas:
 
     def _count_refusal(self, field: str) -> None:
         self._refused[field] = self._refused.get(field, 0) + 1
+
+    def _hold_of(self, sandbox_id: str, now: _Held) -> None:
+        """Count anew what a sandbox holds, unless it has ended."""
+        if sandbox_id in self._of_sandbox:
+            chain, held = self._of_sandbox[sandbox_id]
+            self._of_sandbox[sandbox_id] = (chain, now)
+            self._add(chain, -held + now)
 
     def _add(self, chain: tuple[str, ...], held: _Held) -> None:
         for subject in chain:

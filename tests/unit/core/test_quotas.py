@@ -323,3 +323,22 @@ async def test_a_change_is_on_record_before_it_is_answered(core) -> None:
     await limit(core, sandboxes=3)
     (line,) = (await core.trail.page(LOCAL, AuditFilter(event="quota."))).entries
     assert (line.data["subject"], line.data["sandboxes"]) == ("project:default", 3)
+
+
+async def test_changes_of_one_sandbox_at_a_time_give_away_nothing_that_the_last_one_takes(core) -> None:
+    await limit(core, cpus=4.0)
+    box = await core.sandboxes.create(LOCAL, SandboxSpec(limits=Limits(cpus=4.0)))
+    now = box.limits
+    with core.quotas.changing(box, box.limits, lambda: now):  # back to what it has, judged before it shrinks
+        with core.quotas.changing(box, replace(box.limits, cpus=1.0), lambda: now):
+            now = replace(box.limits, cpus=1.0)
+        with pytest.raises(QuotaExceeded):
+            core.quotas.check(box.project, box.key, replace(box.limits, cpus=3.0))
+        now = box.limits
+    assert (await used(core)).cpus == 4.0
+    with core.quotas.changing(box, replace(box.limits, cpus=1.0), lambda: now):
+        now = replace(box.limits, cpus=1.0)
+    core.quotas.check(box.project, box.key, replace(box.limits, cpus=3.0))
+    with pytest.raises(QuotaExceeded), core.quotas.changing(box, replace(box.limits, cpus=4.5), lambda: now):
+        pass
+    assert not core.quotas._changing

@@ -70,19 +70,10 @@ class Budgets:
         self._spent: dict[str, _Spent] = {}
         self._told: dict[tuple[str, str], int] = {}
         self._day = self._month = 0
-        now = clock.now()
-        day, month = period_start(BudgetPeriod.DAY, now), period_start(BudgetPeriod.MONTH, now)
         for project, key, cost in store.usage.spent():
             for subject in book.chain(project, key):
                 self._of(subject).total += cost
-        for project, key, cost in store.usage.spent_since(month):
-            for subject in book.chain(project, key):
-                spent = self._of(subject)
-                spent.month, spent.month_start = spent.month + cost, month
-        for project, key, cost in store.usage.spent_since(day):
-            for subject in book.chain(project, key):
-                spent = self._of(subject)
-                spent.day, spent.day_start = spent.day + cost, day
+        self._read_periods(clock.now())
         metering.on_cost = self._add
 
     def spent(self, subject: str, period: BudgetPeriod) -> int:
@@ -196,11 +187,35 @@ class Budgets:
             spent = self._spent[subject] = _Spent()
         return spent
 
+    def _go_back(self, day: int) -> None:
+        """The wall clock was ahead for a while: what was spent before that is spent still."""
+        try:
+            self._read_periods(day)
+        except CoveError as error:
+            log.warning("what budgets have spent could not be read: %s %s", error, error.internal)
+
+    def _read_periods(self, now: float) -> None:
+        """What was spent in the periods that `now` is in, as far as it is written. Raises: EngineFailure."""
+        day, month = period_start(BudgetPeriod.DAY, now), period_start(BudgetPeriod.MONTH, now)
+        of_month, of_day = self._store.usage.spent_since(month), self._store.usage.spent_since(day)
+        for spent in self._spent.values():
+            spent.month, spent.month_start, spent.day, spent.day_start = 0, month, 0, day
+        for project, key, cost in of_month:
+            for subject in self._book.chain(project, key):
+                spent = self._of(subject)
+                spent.month, spent.month_start = spent.month + cost, month
+        for project, key, cost in of_day:
+            for subject in self._book.chain(project, key):
+                spent = self._of(subject)
+                spent.day, spent.day_start = spent.day + cost, day
+
     def _add(self, project: str, key: str, hour: int, nano: int) -> None:
         """Told by the meters. What belongs to an hour of a period that is over does not count for the new one."""
         day = int(self._clock.now()) // DAY_S * DAY_S
         if day != self._day:
-            self._day, self._month = day, period_start(BudgetPeriod.MONTH, day)
+            before, self._day, self._month = self._day, day, period_start(BudgetPeriod.MONTH, day)
+            if day < before:
+                self._go_back(day)
         month = self._month
         for subject in self._book.chain(project, key):
             spent = self._of(subject)

@@ -342,3 +342,21 @@ async def test_changes_of_one_sandbox_at_a_time_give_away_nothing_that_the_last_
     with pytest.raises(QuotaExceeded), core.quotas.changing(box, replace(box.limits, cpus=4.5), lambda: now):
         pass
     assert not core.quotas._changing
+
+
+async def test_a_clock_that_is_ahead_for_a_while_gives_no_budget_back(opened, clock) -> None:
+    async with opened(accounts=DEAR) as core:
+        await limit(core, budget_nano=100 * NANO, budget_period=BudgetPeriod.DAY)
+        await core.sandboxes.create(LOCAL, replace(SMALL, limits=Limits(cpus=1.0)))
+        clock.advance(100)
+        with pytest.raises(BudgetExceeded):
+            await core.sandboxes.create(LOCAL, SMALL)
+        await core.usage.report(LOCAL, UsageQuery())  # which writes what is counted
+        clock.jump_wall(86400)
+        clock.advance(5)
+        assert (await used(core)).spent_nano == 5 * NANO
+        clock.jump_wall(-86400)
+        clock.advance(5)
+        assert (await used(core)).spent_nano >= 105 * NANO
+        with pytest.raises(BudgetExceeded):
+            await core.sandboxes.create(LOCAL, SMALL)

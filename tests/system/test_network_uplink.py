@@ -10,9 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cove.engine.network import uplink
 from cove.engine.network.topology import NetworkConfig
+from cove.engine.network.wayout import WayOut
 from world_namespace_support import Namespace, wire
 
 pytestmark = pytest.mark.real
@@ -126,3 +128,12 @@ def test_what_is_noted_is_found_again_without_settings(machine: Machine) -> None
     uplink.remove_noted(config.instance, config.run_dir)
     assert not machine.is_forwarding
     assert machine.outside.run(lambda: uplink.traces(config.instance)) == []
+
+
+async def test_what_leads_to_a_former_outside_goes_too_when_all_is_taken_down(machine: Machine) -> None:
+    """The operator named another one, and no sandbox was connected since."""
+    config = machine.connect("aaaaaaaaaaaa", 7)
+    config.outside_note.write_text(f"/proc/{os.getpid()}/fd/{machine.outside.fd}")
+    await WayOut(replace(config, outside=Path(machine.left.path))).remove(None)
+    assert not machine.is_forwarding
+    assert machine.rules() == ""

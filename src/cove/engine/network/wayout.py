@@ -61,6 +61,7 @@ class WayOut:
         Raises: OSError.
         """
         async with self._one_at_a_time:
+            await asyncio.to_thread(self._leave_former)
             if places is not None:
                 await places.outside.run(lambda: uplink.remove(self._config))
             elif self._claims.held():
@@ -105,6 +106,7 @@ class WayOut:
         held = self._claims.held()
         number = held[0] if held else self._claims.take()
         await asyncio.to_thread(self._leave_former)
+        self._config.outside_note.write_text(self._outside)
         is_there = await places.outside.run(lambda: uplink.is_there(self._config, number))
         is_there = is_there and await places.router.run(uplink.has_end)
         if not is_there:
@@ -116,13 +118,16 @@ class WayOut:
     def _leave_former(self) -> None:
         """Where it led elsewhere before (the operator named another outside), nothing of it stays there."""
         note = self._config.outside_note
-        now = "" if self._config.outside is None else str(self._config.outside)
-        if note.exists() and note.read_text() != now:
+        if note.exists() and note.read_text() != self._outside:
             try:
                 uplink.remove_noted(self._config.instance, self._config.run_dir)
             except (OSError, EngineFailure) as error:
                 log.warning("what led out by %s may still be there: %s", note.read_text() or "the machine", error)
-        note.write_text(now)
+
+    @property
+    def _outside(self) -> str:
+        """As it is noted."""
+        return "" if self._config.outside is None else str(self._config.outside)
 
     async def _make_pair(self, places: Places, number: int) -> None:
         fd = await places.outside.run(lambda: os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))

@@ -164,6 +164,7 @@ async def test_a_filter_that_finds_nothing_in_a_long_chain_lets_the_loop_turn(tm
 async def test_no_read_looks_at_more_lines_than_a_window_of_one_sandbox_either(tmp_path, monkeypatch) -> None:
     """A sandbox may have made a million lines, and a filter may match none of them."""
     monkeypatch.setattr("cove.core.trail.WINDOW", 16)
+    monkeypatch.setattr("cove.core.trail.PIECE", 3)
     clock = ManualClock()
     async with open_store(tmp_path / "a.db") as store:
         audit, trail = trail_of(store, clock)
@@ -178,6 +179,7 @@ async def test_no_read_looks_at_more_lines_than_a_window_of_one_sandbox_either(t
             def look(project, wanted, *, first, end, limit):
                 if limit > 1:
                     looks.append(end - first)
+                    assert limit <= 3
                 return read(project, wanted, first=first, end=end, limit=limit)
 
             return look
@@ -188,6 +190,15 @@ async def test_no_read_looks_at_more_lines_than_a_window_of_one_sandbox_either(t
         for newest in (False, True):
             page = await trail.page(LOCAL, wanted, newest=newest)
             assert [one.event for one in page.entries] == ["sandbox.destroyed"]
+        for limit in (1, 2, 3, 7, 51, 60):
+            for newest in (False, True):
+                read: list[int] = []
+                cursor = None
+                while not read or cursor is not None:
+                    page = await trail.page(LOCAL, newest=newest, limit=limit, cursor=cursor)
+                    read += [one.seq for one in page.entries]
+                    cursor = page.cursor
+                assert read == list(range(101))[:: -1 if newest else 1]
         every = await trail.page(LOCAL, AuditFilter(sandbox=A), newest=True, limit=10)
         assert [one.data.get("n") for one in every.entries] == [None, *range(98, 80, -2)]
         assert checked(await exported(trail, sandbox=A)).count == 51

@@ -220,6 +220,9 @@ class OciBox(Box):
         async with self._freed:
             if self._is_freed:
                 return self._last_usage
+            self._is_spare = False  # it gets no interface any more
+            async with self._joining:
+                pass  # and the one that it is getting goes below, with its address
             with contextlib.suppress(CoveError, OSError):
                 await self.usage()
             if self._agent is not None:

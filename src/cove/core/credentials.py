@@ -177,6 +177,8 @@ class Credentials:
             raise NotFound("no such sandbox")
         if earlier is not None and earlier.endpoints != rules:
             self.on_change(sandbox.id, found.name)
+        if len(self._store.credentials.of_sandbox(sandbox.id, sandbox.project)) == 1:
+            await supervisor.change(self._with_way_if_used)  # the last one beside it may just have closed the way
         await self._note(who, row, "set" if earlier is None else "changed")
         return Held(row, found)
 
@@ -191,7 +193,7 @@ class Credentials:
         self.on_change(sandbox.id, service)
         await self._note(who, row, "removed")
         if not self._store.credentials.of_sandbox(sandbox.id, sandbox.project):
-            await self._directory.live(who, sandbox.id).change(lambda now: _with_way(now, is_open=False))
+            await self._directory.live(who, sandbox.id).change(self._with_way_if_used)
 
     # Of a project.
 
@@ -319,6 +321,9 @@ class Credentials:
         return self._secrets.resealed(row.sealed, *_context(row.project, row.sandbox, row.service))
 
     # Parts.
+
+    def _with_way_if_used(self, now: Sandbox) -> Sandbox:
+        return _with_way(now, is_open=bool(self._store.credentials.of_sandbox(now.id, now.project)))
 
     def _earlier(self, sandbox: Sandbox, service: str) -> Credential | None:
         """The row that is there. Raises: TooLarge, where there is none and no room for one."""

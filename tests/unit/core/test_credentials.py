@@ -511,3 +511,18 @@ async def test_changes_are_on_record_before_they_are_answered(core) -> None:
     assert (await core.trail.page(ALICE, AuditFilter(event="credential."))).entries[-1].data["action"] == "set"
     await core.credentials.remove(ALICE, box.id, "openai")
     assert (await core.trail.page(ALICE, AuditFilter(event="credential."))).entries[-1].data["action"] == "removed"
+
+
+@pytest.mark.parametrize("late", range(6))
+async def test_one_that_comes_while_the_last_one_goes_keeps_the_way(core, driver, late) -> None:
+    box = await made(core, openai=wish())
+
+    async def remove() -> None:
+        for _ in range(late):
+            await asyncio.sleep(0)
+        await core.credentials.remove(ALICE, box.id, "openai")
+
+    await asyncio.gather(remove(), core.credentials.set(ALICE, box.id, "anthropic", key=Secret("sk-2")))
+    assert key_of(core, box, "anthropic") == "sk-2"
+    assert core.sandboxes.get(ALICE, box.id).network.broker
+    assert driver.boxes[box.id].network.broker

@@ -52,6 +52,14 @@ def soon(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> Non
         time.sleep(0.05)
 
 
+def newcomers(client: Client) -> Iterator[Sandbox]:
+    """One after the other, each gone before the next: addresses that nobody had since the start come in their order."""
+    for _ in range(64):
+        box = client.create(network="locked-down")
+        yield box
+        box.destroy()
+
+
 def test_what_why_says_is_what_happens(client: Client, world: World) -> None:
     world.forget()
     rules = [
@@ -135,8 +143,7 @@ def test_a_link_to_one_that_died_while_no_server_ran_leads_to_nobody_who_gets_it
     os.kill(facts["init_pid"], signal.SIGKILL)
     world_server.start()
     assert client.get("app").network.get().links == {"db": None}
-    heirs = [client.create(network="locked-down") for _ in range(4)]
-    heir = next(one for one in heirs if one.network.get().address == address)
+    heir = next(one for one in newcomers(client) if one.network.get().address == address)
     heir.start("exec python3 -m http.server 5432")
     soon(lambda: heir.run("curl -sS -f -m 2 -o /dev/null http://127.0.0.1:5432/").ok, "the heir serves")
     assert not fetch(client.get("app"), f"http://{address}:5432/")

@@ -83,14 +83,14 @@ class NetworkProfiles:
         if self._rows.profile(wanted.name) is None and len(self._rows.profiles()) >= PROFILES:
             raise TooLarge(f"there are {PROFILES} profiles, more is the limit", field="name")
         await self._rows.save_profile(wanted, at=self._clock.now())
-        self._note(who, wanted.name, "set")
+        await self._note(who, wanted.name, "set")
         return await self._filled(wanted)
 
     async def remove(self, who: Principal, name: str) -> None:
         """Forget the operator's; one of Cove's is again as it came. Raises: Forbidden, NotFound, Conflict."""
         require(who, Scope.ADMIN)
         if await self._rows.remove_profile(name):
-            self._note(who, name, "removed")
+            await self._note(who, name, "removed")
         elif name in self._builtin:
             raise Conflict("this profile comes with Cove and is as it came; change it instead")
         else:
@@ -135,9 +135,10 @@ class NetworkProfiles:
         self._registries = await self._ask()
         self._asked_at = self._clock.monotonic()
 
-    def _note(self, who: Principal, name: str, change: str) -> None:
+    async def _note(self, who: Principal, name: str, change: str) -> None:
         data = {"profile": name, "change": change}
-        self._audit.note("network.changed", project=SERVER_PROJECT, sandbox=None, data=data, who=who)
+        ticket = self._audit.note("network.changed", project=SERVER_PROJECT, sandbox=None, data=data, who=who)
+        await self._audit.kept(ticket)
 
 
 class _Builtin(Struct, frozen=True, forbid_unknown_fields=True):

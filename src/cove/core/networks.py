@@ -163,7 +163,7 @@ class Networks:
         data: dict[str, AuditValue] = {"change": "default"}
         if request is not None:
             data |= {"mode": request.mode, "profile": request.profile, "rules": len(request.rules)}
-        self._audit.note("network.changed", project=project, sandbox=None, data=data, who=who)
+        await self._audit.kept(self._audit.note("network.changed", project=project, sandbox=None, data=data, who=who))
 
     async def _policy(self, project: str, request: NetworkRequest, *, own_name: str | None = None) -> NetworkPolicy:
         checked = checked_request(request, self._closed())

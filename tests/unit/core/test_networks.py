@@ -8,6 +8,7 @@ import pytest
 
 from cove.core.access import LOCAL
 from cove.model.access import FULL, Principal, Scope
+from cove.model.audit import SERVER_PROJECT, AuditFilter
 from cove.model.closed import ClosedRanges
 from cove.model.errors import (
     BadRequest,
@@ -419,3 +420,12 @@ async def test_a_question_that_is_none_is_refused(core, host: str, port: int, fi
         await core.networks.why(LOCAL, "one", host, port, Protocol.TCP)
     assert caught.value.field == field
     assert core.sandboxes.get(LOCAL, "one").state is State.RUNNING
+
+
+async def test_a_default_and_a_profile_are_on_record_before_they_are_answered(core) -> None:
+    await core.networks.set_default(LOCAL, "default", NAMES)
+    (line,) = (await core.trail.page(LOCAL, AuditFilter(event="network."))).entries
+    assert line.data["change"] == "default"
+    await core.networks.profiles.set(LOCAL, NetworkProfile(name="mine", rules=(RULE,)))
+    page = await core.trail.page(LOCAL, AuditFilter(event="network."), project=SERVER_PROJECT)
+    assert [one.data["profile"] for one in page.entries] == ["mine"]

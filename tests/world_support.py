@@ -170,8 +170,8 @@ class World:
             f"route add default via {OUTSIDE}",
             "addr add fd99::2/64 dev world nodad",
             "route add default via fd99::1",
-            f"addr add {METADATA6}/128 dev lo",
-            f"addr add {PUBLIC6}/128 dev lo",
+            f"addr add {METADATA6}/128 dev lo nodad",
+            f"addr add {PUBLIC6}/128 dev lo nodad",
             *everywhere,
         )
 

@@ -108,10 +108,11 @@ def cramped(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cramped]
                 kernel.umount(point, kernel.MNT_DETACH)
 
 
-def test_a_full_disk_under_the_database_refuses_creates_and_nothing_else(cramped: Cramped) -> None:
+def test_a_full_disk_under_the_database_refuses_what_it_could_not_record(cramped: Cramped) -> None:
     server = cramped.server
     with server.client() as client:
         kept, doomed = create(client), create(client)
+        assert said(client, kept, "echo on > /root/f; (while sleep 0.1; do date +%s%N > /root/t; done) &") == ""
         cramped.fill_up()
         refused = first_refusal(client, kept)
         for answer in refused:
@@ -123,8 +124,11 @@ def test_a_full_disk_under_the_database_refuses_creates_and_nothing_else(cramped
             assert int(answer.headers["retry-after"]) > 0
             assert str(server.data_dir) not in answer.text
 
-        assert said(client, kept, "echo on > /root/f; cat /root/f") == "on\n"
-        assert client.put(f"/sandboxes/{kept}/files/content?path=/root/g", content=b"g" * 100_000).status_code == 200
+        # Work that belongs in the audit trail is refused, once a line of it could not be written.
+        upload = f"/sandboxes/{kept}/files/content?path=/root/g"
+        wait_until(lambda: client.put(upload, content=b"g" * 100_000).status_code == 503, "unrecorded work was done")
+        assert "audit trail" in client.post(f"/sandboxes/{kept}/exec", json={"command": "true"}).json()["detail"]
+        assert client.get(f"/sandboxes/{kept}").json()["state"] == "running"
         gone = client.delete(f"/sandboxes/{doomed}")
         assert (gone.status_code, gone.json()["state"]) == (200, "terminated"), gone.text
         assert client.get(f"/sandboxes/{doomed}").json()["state"] == "terminated"
@@ -133,6 +137,9 @@ def test_a_full_disk_under_the_database_refuses_creates_and_nothing_else(cramped
         cramped.free_space()
         wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
         assert said(client, "fresh", "echo yes") == "yes\n"
+        before = said(client, kept, "cat /root/f /root/t")
+        assert before.startswith("on\n"), "what ran in it was ended by a full disk of the server's"
+        wait_until(lambda: said(client, kept, "cat /root/f /root/t") != before, "what ran in it stands still")
         # What could not be written then is written now, without anybody asking.
         wait_until(lambda: stored_state(server, doomed) == "terminated", "the end was never written")
     server.kill()
@@ -169,10 +176,13 @@ def test_a_crash_on_a_full_disk_loses_no_sandbox(cramped: Cramped) -> None:
     server.kill()
     server.start()
     with server.client() as client:
-        assert said(client, kept, "echo on") == "on\n"
-        assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code == 410
+        assert client.get(f"/sandboxes/{kept}").json()["state"] == "running"
+        # Its end could not be written: the start found it gone, and that can be written no better.
+        assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code in {410, 503}
         cramped.free_space()
         wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
+        assert said(client, kept, "echo on") == "on\n"
+        assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code == 410
         assert said(client, "fresh", "echo yes") == "yes\n"
         for box in (kept, "fresh"):
             assert client.delete(f"/sandboxes/{box}").status_code == 200
@@ -213,21 +223,23 @@ def held_database(server: RunningServer) -> Iterator[Callable[[], None]]:
             holder.kill()
 
 
-def test_a_create_waits_for_a_database_that_is_locked_for_a_moment(new_server: NewServer) -> None:
+def test_what_must_be_written_waits_for_a_database_that_is_locked_for_a_moment(new_server: NewServer) -> None:
     server = new_server()
     with server.client() as client, ThreadPoolExecutor() as threads:
         box = create(client)
         with held_database(server) as let_go:
             pending = threads.submit(client.post, "/sandboxes", json={})
+            recorded = threads.submit(said, client, box, "echo fine")
             deadline = time.monotonic() + 1.5
             while time.monotonic() < deadline:
                 started = time.monotonic()
-                assert said(client, box, "echo fine") == "fine\n"
                 assert client.get("/sandboxes").status_code == 200
+                assert client.get(f"/sandboxes/{box}").json()["state"] == "running"
                 assert time.monotonic() - started < 1, "the lock stops more than writes"
                 assert not pending.done()
             let_go()
             answer = pending.result(10)
+            assert recorded.result(10) == "fine\n"
         assert answer.status_code == 201, answer.text
         for one in (box, answer.json()["id"]):
             assert client.delete(f"/sandboxes/{one}").status_code == 200

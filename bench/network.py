@@ -95,6 +95,7 @@ for n in range(count):
     answer = s.recv(1000)
     times.append(time.perf_counter() - began)
     assert answer[7] == 1, "no address came"
+    time.sleep(0.006)  # below the 200 questions a second that one sandbox may ask
 print(statistics.median(times))
 """
 

@@ -39,7 +39,7 @@ test-v2: setup-dev ## Every driver on a kernel with cgroup v2 alone, in a virtua
 soak: setup-dev ## The same tests at full size: 1000 cycles, 20 kills, 1 GiB files, 10000 races. About 15 minutes.
 	@$(SUDO) env COVE_SOAK=1 $(BIN)/python -m pytest -m real --timeout 1800 $(or $(T),tests) $(ARGS) </dev/null
 
-check: .venv/.dev ## All that needs no sandbox: lint, format, types, layers, policy and unit tests. Under a minute.
+check: .venv/.dev ## All that needs no sandbox: lint, format, types, layers, policy and unit tests. About two minutes.
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going lint mypy pyright go unit contracts
 
 lint:

@@ -34,7 +34,7 @@ from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL
 from cove.store.store import Store
 
-FEW_RULES: Final = 8
+FEW_RULES: Final = 16
 """More may be more than the packet filter's form of a policy can hold, and take 60 ms to be brought into it."""
 
 

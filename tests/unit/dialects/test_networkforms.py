@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cove.core.networkrules import checked_request, policy_of
-from cove.core.policyforms import from_isol8, from_isorun, from_opensandbox
+from cove.dialects.networkforms import from_isol8, from_isorun, from_opensandbox
 from cove.model.closed import ClosedRanges
 from cove.model.errors import BadRequest
 from cove.model.network import NetworkMode, NetworkPolicy, NetworkRequest, Protocol, Verdict

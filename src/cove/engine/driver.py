@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from cove.agentlink.client import AgentClient
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.model.errors import Unsupported
 from cove.model.image import ImageOrigin
 from cove.model.network import NetworkPolicy, NetworkUse
@@ -40,12 +41,18 @@ class BoxImage(Struct, frozen=True, kw_only=True):
 
 
 class BoxSpec(Struct, frozen=True, kw_only=True):
-    """What a driver needs to make a box. `id` is the core id of the sandbox that will own it."""
+    """What a driver needs to make a box. `id` is the core id of the sandbox that will own it.
+
+    `origin`: the box starts as that checkpoint was; with `with_memory` its processes go on, else its files are there.
+    The driver verifies what it reads of it.
+    """
 
     id: str
     image: BoxImage
     limits: Limits
     hostname: str
+    origin: Checkpoint | None = None
+    with_memory: bool = False
 
 
 class BoxFacts(Struct, frozen=True, kw_only=True):
@@ -118,6 +125,22 @@ class Box(ABC):
     async def network_use(self) -> NetworkUse:
         """Bytes over its interface so far. Never raises."""
         return NetworkUse()
+
+    async def checkpoint(self, draft: Draft, *, with_memory: bool, stay_paused: bool = False) -> CheckpointFacts:
+        """Take what the box is at one instant, memory and files, into `draft`; then it goes on as it was before.
+
+        Calls that run in it go on, too. Cancelling or failing leaves the box as it was and the draft to its maker.
+
+        Args:
+            draft: where it goes.
+            with_memory: False: files only.
+            stay_paused: do not let it go on; from the instant that was taken on nothing runs in it.
+
+        Raises: Unsupported (`memory_gaps`, or something in this box that cannot be kept, named), EngineFailure,
+        CapacityExceeded (the disk is full), SandboxGone.
+        """
+        del draft, with_memory, stay_paused
+        raise Unsupported(f"the driver {self.facts.driver} cannot keep sandboxes on the disk")
 
     @abstractmethod
     async def pause(self) -> None:
@@ -197,13 +220,27 @@ class Driver(ABC):
         """Why its boxes cannot be connected here, one sentence each; empty: they can."""
         return (f"the driver {self.name} has no network",)
 
+    @property
+    def memory_gaps(self) -> tuple[str, ...]:
+        """Why the memory of its boxes cannot be kept on the disk here, one sentence each; empty: it can."""
+        return (f"the driver {self.name} cannot keep memory on the disk",)
+
+    def origin_gaps(self, origin: Checkpoint) -> tuple[str, ...]:
+        """Why no box can be made here of this checkpoint with its memory, one sentence each (versions, kernel, CPU)."""
+        del origin
+        return self.memory_gaps
+
     @abstractmethod
     async def requirements(self) -> tuple[str, ...]:
         """What this machine lacks for this driver, one sentence each; empty: usable."""
 
     @abstractmethod
     async def create(self, spec: BoxSpec) -> Box:
-        """A box whose agent answers. On failure or cancellation nothing is left. Raises: EngineFailure, Unsupported."""
+        """A box whose agent answers. On failure or cancellation nothing is left.
+
+        One made with memory has no network until `Box.set_network`, and its agent wants `revive` in place of `claim`.
+        Raises: EngineFailure (a damaged checkpoint, too: named), Unsupported.
+        """
 
     @abstractmethod
     async def adopt(self, facts: BoxFacts) -> Box:

@@ -51,6 +51,18 @@ class LayerStore(ABC):
     def used_bytes(self, name: str) -> int:
         """What it takes on the disk now; 0 where the kind does not tell."""
 
+    def copy(self, source: str, name: str, limit_bytes: int | None) -> None:
+        """Make layer `name` a copy of what `source` is now, with another limit; None: it is only kept, not written.
+
+        At once where `copies_at_once`; otherwise it takes as long as its files are big. Raises: OSError.
+        """
+        raise NotImplementedError
+
+    @property
+    def copies_at_once(self) -> bool:
+        """Whether `copy` takes milliseconds whatever the size."""
+        return False
+
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove it with all it holds. Idempotent."""

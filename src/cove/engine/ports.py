@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.driver import BoxImage
 from cove.model.image import ImageInfo
 from cove.model.sandbox import Sandbox
@@ -30,4 +31,38 @@ class Journal(Protocol):
 
     async def write_surely(self, sandbox: Sandbox) -> None:
         """Write it now, or as soon as the store takes it again. Never raises: what it tells has happened."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints lie. Implemented in `engine/checkpoints/store.py`.
+
+    An id is a core id: a snapshot's or, of a hibernated sandbox, its own.
+    """
+
+    async def begin(self, checkpoint_id: str) -> Draft:
+        """Room for a new one. What an earlier try left is removed. Raises: CapacityExceeded (too little disk space)."""
+        ...
+
+    async def seal(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        """Make it durable and complete: after this a crash of the machine loses nothing of it.
+
+        Raises: CapacityExceeded, EngineFailure; then `discard` it.
+        """
+        ...
+
+    async def discard(self, draft: Draft) -> None:
+        """Remove what was begun. Never raises."""
+        ...
+
+    async def get(self, checkpoint_id: str) -> Checkpoint:
+        """A sealed one, whole and undamaged. Raises: NotFound, EngineFailure (damaged: what, in its public text)."""
+        ...
+
+    async def remove(self, checkpoint_id: str) -> None:
+        """Remove it. Idempotent. Never raises: what could not be removed is swept at the next start."""
+        ...
+
+    async def sweep(self, known: frozenset[str]) -> list[str]:
+        """Remove all others, half-made ones too. Returns their ids."""
         ...

@@ -23,6 +23,7 @@ class IdleAction(StrEnum):
     """What an idle sandbox's timer does."""
 
     PAUSE = "pause"
+    HIBERNATE = "hibernate"
     TERMINATE = "terminate"
     NONE = "none"
 
@@ -55,6 +56,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
 
     `network` None: the project's default, which is `none` unless the project says otherwise.
     `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
+    `auto_resume`: work in it resumes it when it is paused or hibernated; otherwise that is refused.
     `credentials` by service: keys that stay outside; `placeholder` stands in the environment in their place.
     """
 
@@ -68,6 +70,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     idle_timeout_s: float | None = 1800.0
     idle_action: IdleAction = IdleAction.PAUSE
+    auto_resume: bool = True
     run_entrypoint: bool = False
     network: NetworkRequest | None = None
     credentials: dict[str, CredentialWish] = field(default_factory=dict[str, CredentialWish])
@@ -103,13 +106,32 @@ class Usage(Struct, frozen=True, kw_only=True):
     received_bytes: int = 0
 
 
+class Kept(Struct, frozen=True, kw_only=True):
+    """What was carried over of a source: of a hibernated sandbox, a snapshot, a fork. Files always are.
+
+    `memory`: its processes with their memory too; if not, `reason` says why in one sentence.
+    """
+
+    memory: bool
+    reason: str | None = None
+
+
+class Lineage(Struct, frozen=True, kw_only=True):
+    """Where a sandbox came from: the snapshot, the sandbox that it was of (core ids; it may have ended), what came."""
+
+    snapshot: str | None
+    sandbox: str
+    kept: Kept
+
+
 class Sandbox(Struct, frozen=True, kw_only=True):
     """A sandbox as the store knows it. Times are Unix seconds; None means absent.
 
     `id` is the core id (16 lowercase hex digits); each dialect spells it in its own form.
     `image` is the name that was asked for; `image_used` and `image_digest` say which image and version really runs, and
     `image_note` why it is another (an alias in place of an unreachable registry). `key`: the id of its
-    maker's key.
+    maker's key. `came_from`: of one made from a snapshot or by a fork. `kept`: of a hibernated one what will be there
+    again when it is resumed, afterwards what was; None: it never was hibernated.
     """
 
     id: str
@@ -139,3 +161,6 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     image_note: str | None = None
     network: NetworkPolicy = NO_NETWORK
     key: str = ""
+    auto_resume: bool = True
+    came_from: Lineage | None = None
+    kept: Kept | None = None

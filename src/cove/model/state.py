@@ -4,13 +4,14 @@
 
     pending ──> running <──> paused
        │          │ ^          │
-       │          v │          │
-       │       hibernated      │
-       v          v            v
+       │          v │          v
+       │       hibernated <────┘
+       v          v
     failed     stopping ──> terminated
 
-`pending` is the intent written before anything exists. `stopping` is the intent to end. `terminated`
-and `failed` are final; `failed` means that Cove or the machine, not the caller, ended it.
+`pending` is the intent written before anything exists. `hibernated` has no processes and takes no memory: all of it
+lies on the disk. `stopping` is the intent to end. `terminated` and `failed` are final; `failed` means that Cove or the
+machine, not the caller, ended it.
 
 To add a state: add it here with its row, then the drawing, then `docs/reference/lifecycle.md`;
 `tests/unit/model/test_state.py` walks the table.
@@ -39,7 +40,7 @@ TRANSITIONS: Final = MappingProxyType(
     {
         State.PENDING: frozenset({State.RUNNING, State.STOPPING, State.FAILED}),
         State.RUNNING: frozenset({State.PAUSED, State.HIBERNATED, State.STOPPING, State.FAILED}),
-        State.PAUSED: frozenset({State.RUNNING, State.STOPPING, State.FAILED}),
+        State.PAUSED: frozenset({State.RUNNING, State.HIBERNATED, State.STOPPING, State.FAILED}),
         State.HIBERNATED: frozenset({State.RUNNING, State.STOPPING, State.FAILED}),
         State.STOPPING: frozenset({State.TERMINATED, State.FAILED}),
         State.TERMINATED: frozenset[State](),

@@ -28,7 +28,7 @@ Owner = Annotated[int, Meta(ge=0, le=65535, description="An id as it is inside t
 Path = Annotated[str, Meta(min_length=1, max_length=4096, description="Absolute path, as the sandbox sees it.")]
 Encoding = Literal["utf-8", "base64"]
 State = Literal["pending", "running", "paused", "hibernated", "stopping", "terminated", "failed"]
-IdleAction = Literal["pause", "terminate", "none"]
+IdleAction = Literal["pause", "hibernate", "terminate", "none"]
 ScopeName = Literal["read", "create", "exec", "files", "destroy", "keys", "admin"]
 
 DriverName = Annotated[str, Meta(min_length=1, max_length=63, description="An isolation driver.")]

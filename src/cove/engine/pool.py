@@ -353,6 +353,8 @@ class Pool:
 
     def _is_current(self, box: Box) -> bool:
         """Whether a box is as one that is made now would be, and can be claimed at once."""
+        if box.facts.origin:
+            return False  # it has somebody's files in it
         try:
             image = self._images.get(box.facts.image)
         except CoveError:

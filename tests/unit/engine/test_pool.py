@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from cove.engine.clock import ManualClock
 from cove.engine.driver import Box, BoxSpec
@@ -195,7 +196,7 @@ async def test_members_outlive_the_pool_and_are_adopted_by_the_next(driver, imag
         assert driver.created == 2
 
 
-@pytest.mark.parametrize("difference", ["limits", "digest", "build", "closed", "image"])
+@pytest.mark.parametrize("difference", ["limits", "digest", "build", "closed", "image", "origin"])
 async def test_a_box_unlike_new_ones_is_not_adopted(driver, images, clock, difference: str) -> None:
     limits = Limits(cpus=2.0) if difference == "limits" else Limits()
     box = await driver.create(BoxSpec(id="a" * 16, image=images.get("base"), limits=limits, hostname="h"))
@@ -205,6 +206,8 @@ async def test_a_box_unlike_new_ones_is_not_adopted(driver, images, clock, diffe
         await box.agent.close()
     if difference == "image":
         images.missing = True
+    if difference == "origin":
+        box.facts = replace(box.facts, origin="c" * 16)
     config = PoolConfig(
         targets=(PoolTarget(image="base", driver="stub", size=2),), agent_build="x" if difference == "build" else "b"
     )

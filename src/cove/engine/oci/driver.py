@@ -352,6 +352,7 @@ class OciDriver(Driver):
             isolation=self.isolation,
             agent_build=self._ground.agent_build,
             created_at=time.time(),
+            origin="" if spec.origin is None else spec.origin.id,
         )
 
     def _completed(self, facts: BoxFacts) -> BoxFacts:

@@ -3,6 +3,9 @@
 It needs no root and keeps the driver's promises about lifetimes: boxes outlive the server, are adopted, and leave
 nothing. It gives no isolation and enforces no limit, which its `Isolation` says. A process that leaves the agent's
 family (double fork) is not found again, so never run code in it that you would not run yourself.
+
+A checkpoint of a fake box has neither files (they are the machine's own) nor memory, and says so. For tests of what
+stands above the engine, `Staged` makes the driver claim that it keeps memory, fail, or hang.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from cove.agentlink.client import AgentClient
 from cove.engine.agentbin import agent_path
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.config import EngineConfig
 from cove.engine.driver import Box, BoxFacts, BoxSpec, Driver
-from cove.model.errors import AgentTimeout, EngineFailure, SandboxGone
+from cove.model.errors import AgentTimeout, EngineFailure, SandboxGone, Unsupported
 from cove.model.sandbox import Isolation, Limits, Usage
 
 NAME: Final = "fake"
@@ -43,6 +48,31 @@ ISOLATION: Final = Isolation(
     missing=("no isolation of any kind: commands run as the server's own user, on its files and network",),
 )
 
+NO_MEMORY: Final = "the fake driver keeps no memory: it is for tests"
+IMAGE: Final = "fake-memory"
+"""The one file of a staged checkpoint with memory."""
+
+
+class Staged(Struct, frozen=True, kw_only=True):
+    """What a test makes the driver do. It lies in a file, so that a server in a process of its own can be told, too.
+
+    `keeps_memory`: it claims that it can; a box that is made "with memory" is in truth a fresh agent. `fails`: every
+    checkpoint ends with that text. `hangs`: every checkpoint waits until this is False again or it is cancelled.
+    `restore_fails`: no box can be made of a checkpoint.
+    """
+
+    keeps_memory: bool = False
+    fails: str | None = None
+    hangs: bool = False
+    restore_fails: str | None = None
+
+
+def stage(run_dir: Path, staged: Staged) -> None:
+    """Tell the fake driver of the server (or engine) with that run directory."""
+    partial = run_dir / "fake.partial"
+    partial.write_bytes(msgspec.json.encode(staged))
+    partial.rename(run_dir / "fake.staged")
+
 
 class _NamelessAgent(AgentClient):
     """An agent that must not write /etc/hostname and /etc/hosts, which here are the machine's own."""
@@ -56,12 +86,16 @@ class _NamelessAgent(AgentClient):
 
 
 class FakeBox(Box):
-    """One agent process and its family. `pretended_oom_kills` lets a test stage an out-of-memory kill."""
+    """One agent process and its family. `pretended_oom_kills` lets a test stage an out-of-memory kill.
+
+    `is_paused` is of this server's own doing: an adopted box was let go on.
+    """
 
     def __init__(self, facts: BoxFacts, agent: AgentClient, home: Path) -> None:
         self.facts = facts
         self._agent = agent
         self.pretended_oom_kills = 0
+        self.is_paused = False
         self._home = home
         self._usage = Usage()
 
@@ -86,10 +120,52 @@ class FakeBox(Box):
     async def pause(self) -> None:
         """Stop the family."""
         _signal_family(self.facts, signal.SIGSTOP)
+        self.is_paused = True
 
     async def resume(self) -> None:
         """Let it go on."""
         _signal_family(self.facts, signal.SIGCONT)
+        self.is_paused = False
+
+    async def checkpoint(self, draft: Draft, *, with_memory: bool, stay_paused: bool = False) -> CheckpointFacts:
+        """Facts, and with memory (where a test staged it) a file that holds none."""
+        started, was_paused = time.monotonic(), self.is_paused
+        if with_memory and not self._staged.keeps_memory:
+            raise Unsupported(NO_MEMORY, field="memory")
+        if not _is_alive(self.facts):
+            raise SandboxGone("the sandbox has ended")
+        await self.pause()
+        try:
+            while self._staged.hangs:
+                await asyncio.sleep(POLL_S)
+            if self._staged.fails is not None:
+                raise EngineFailure(self._staged.fails)
+            if with_memory:
+                (draft.memory / IMAGE).write_bytes(msgspec.json.encode(self.facts.id))
+        except BaseException:
+            if not was_paused:
+                await self.resume()
+            raise
+        if not (was_paused or stay_paused):
+            await self.resume()
+        return CheckpointFacts(
+            driver=NAME,
+            has_memory=with_memory,
+            why_no_memory=None if with_memory else NO_MEMORY,
+            image=self.facts.image,
+            image_digest=self.facts.image_digest,
+            limits=self.facts.limits,
+            hostname=os.uname().nodename,
+            agent_build=self.facts.agent_build,
+            engine={NAME: ISOLATION.driver_version} if with_memory else {},
+            processes=sum(1 for _ in _family(self.facts.init_pid)),
+            memory_bytes=(draft.memory / IMAGE).stat().st_size if with_memory else 0,
+            stopped_ms=(time.monotonic() - started) * 1000,
+        )
+
+    @property
+    def _staged(self) -> Staged:
+        return _read_staged(self._home.parent)
 
     async def usage(self) -> Usage:
         """CPU time of the agent and of what it has waited for."""
@@ -148,8 +224,37 @@ class FakeDriver(Driver):
         """The agent must have been built."""
         return () if self._agent.exists() else ("the agent is not built: run `make agent`",)
 
+    @property
+    def memory_gaps(self) -> tuple[str, ...]:
+        """All there is to say, but where a test staged otherwise."""
+        return () if _read_staged(self._root).keeps_memory else (NO_MEMORY,)
+
+    def origin_gaps(self, origin: Checkpoint) -> tuple[str, ...]:
+        """Only what was taken by this driver."""
+        if origin.facts.driver != NAME:
+            return (f"the memory was kept by the driver {origin.facts.driver}",)
+        return self.memory_gaps
+
+    def _check_origin(self, spec: BoxSpec) -> None:
+        """Raises: EngineFailure, Unsupported."""
+        if spec.origin is None:
+            return
+        staged = _read_staged(self._root)
+        if staged.restore_fails is not None:
+            raise EngineFailure(staged.restore_fails)
+        if spec.with_memory:
+            gaps = self.origin_gaps(spec.origin)
+            if gaps:
+                raise Unsupported(gaps[0], field="memory")
+            if not (spec.origin.memory / IMAGE).is_file():
+                raise EngineFailure("the checkpoint is damaged", internal=f"no {IMAGE} in {spec.origin.memory}")
+
     async def create(self, spec: BoxSpec) -> Box:
-        """Start an agent. On failure or cancellation nothing is left."""
+        """Start an agent, of a checkpoint too: none holds more than that. On failure or cancellation nothing is left.
+
+        The agent of a box that is made with staged memory is a fresh one: it knows nothing of before.
+        """
+        self._check_origin(spec)
         home = self._root / spec.id
         (home / "work").mkdir(parents=True, mode=0o700)
         self._known.add(spec.id)
@@ -240,6 +345,14 @@ async def _connect(home: Path) -> AgentClient:
 
 def _socket(home: Path) -> Path:
     return home / "a.sock"
+
+
+def _read_staged(root: Path) -> Staged:
+    """What a test wrote beside `root`; usually nothing."""
+    try:
+        return msgspec.json.decode(root.with_name("fake.staged").read_bytes(), type=Staged)
+    except OSError:
+        return Staged()
 
 
 def _write_facts(home: Path, facts: BoxFacts) -> None:

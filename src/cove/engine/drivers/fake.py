@@ -271,6 +271,7 @@ class FakeDriver(Driver):
             isolation=ISOLATION,
             agent_build="",
             created_at=time.time(),
+            origin="" if spec.origin is None else spec.origin.id,
         )
         try:
             _write_facts(home, facts)

@@ -256,6 +256,7 @@ class StubDriver(Driver):
 
     def __init__(self) -> None:
         self.boxes: dict[str, StubBox] = {}
+        self.specs: list[BoxSpec] = []
         self.failures: list[Exception] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -294,8 +295,10 @@ class StubDriver(Driver):
                 isolation=ISOLATION,
                 agent_build="b",
                 created_at=0.0,
+                origin="" if spec.origin is None else spec.origin.id,
             )
         )
+        self.specs.append(spec)
         self.boxes[spec.id] = box
         return box
 

@@ -4,7 +4,8 @@ A shelf holds the ready boxes of one (image, driver); everything else about a sa
 are filled in the background, a few at a time, and the filling stands back while callers wait for creates of their own:
 a burst gets the machine first. A dead member is noticed when it dies, not when it is claimed.
 
-To keep another image warm: one more `PoolTarget` in the settings.
+To keep another image warm: one more `PoolTarget` in the settings. Copies of a checkpoint are kept ready by `keep`, for
+as long as somebody (core/templates.py) wants them; they are not taken back after a restart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock, sleep
 from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
 from cove.engine.ports import ImageSource
@@ -47,11 +49,21 @@ _ROUNDING: Final = 0.49
 
 
 class PoolTarget(Struct, frozen=True, kw_only=True):
-    """How many boxes of one kind to keep ready."""
+    """How many boxes of one kind to keep ready: fresh ones of an image, or with `origin` copies of a checkpoint.
+
+    Copies have the checkpoint's own limits and image (`base`), and stand still until they are claimed.
+    """
 
     image: str
     driver: str
     size: int
+    origin: Checkpoint | None = None
+    base: BoxImage | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a claim asks for."""
+        return (self.image, self.driver, "" if self.origin is None else self.origin.id)
 
 
 class PoolConfig(Struct, frozen=True, kw_only=True):
@@ -81,6 +93,7 @@ class ShelfStats(Struct, frozen=True, kw_only=True):
     hits: int
     misses: int
     dead: int
+    origin: str = ""
 
 
 class _Shelf:
@@ -143,7 +156,7 @@ class Pool:
         self._config = config
         self._clock = clock
         self._tasks = tasks
-        self._shelves = {(target.image, target.driver): _Shelf(target) for target in config.targets}
+        self._shelves = {target.key: _Shelf(target) for target in config.targets}
         self._demand = asyncio.Semaphore(config.demand)
         self._foreground = 0
         self._last_demand = float("-inf")
@@ -152,19 +165,26 @@ class Pool:
         self._isolation: dict[str, Isolation] = {}
         self.has_room: Callable[[], bool] = lambda: True
 
-    def take(
-        self, image: BoxImage, driver: str, limits: Limits, hostname: str | None, *, connected: bool = False
+    def take(  # noqa: PLR0913 - what a box must be like
+        self,
+        image: BoxImage,
+        driver: str,
+        limits: Limits,
+        hostname: str | None,
+        *,
+        connected: bool = False,
+        origin: str = "",
     ) -> Box | None:
         """A ready box, which is then the caller's; None is a counted miss. Never waits.
 
         `limits` and `hostname` are those that it will be given: not every driver can change all of them. `connected`:
-        it will have a network, so one that has its interface already is preferred.
+        it will have a network, so one that has its interface already is preferred. `origin`: a copy of that checkpoint.
         """
         self._last_demand = self._clock.monotonic()
-        shelf = self._shelves.get((image.name, driver))
+        shelf = self._shelves.get((image.name, driver, origin))
         if shelf is None:
             return None
-        if not self._can_become(self._drivers[driver], limits, hostname):
+        if not self._can_become(shelf, limits, hostname):
             shelf.misses += 1
             return None
         self._wanted.set()
@@ -180,9 +200,33 @@ class Pool:
         shelf.misses += 1
         return None
 
-    def _can_become(self, driver: Driver, limits: Limits, hostname: str | None) -> bool:
+    def _can_become(self, shelf: _Shelf, limits: Limits, hostname: str | None) -> bool:
+        driver = self._drivers[shelf.target.driver]
         has_name = hostname is None or driver.can_rename
-        return has_name and (limits.pids == self._config.limits.pids or driver.can_change_pids)
+        return has_name and (limits.pids == self._limits(shelf).pids or driver.can_change_pids)
+
+    def _limits(self, shelf: _Shelf) -> Limits:
+        origin = shelf.target.origin
+        return self._config.limits if origin is None else origin.facts.limits
+
+    def keep(self, target: PoolTarget) -> None:
+        """Keep boxes of one more kind ready from now on, or another number of them."""
+        shelf = self._shelves.setdefault(target.key, _Shelf(target))
+        shelf.target = target
+        while len(shelf.members) > target.size:
+            self._drop(shelf)
+        self._wanted.set()
+
+    def forget(self, target: PoolTarget) -> None:
+        """Keep none of this kind any more; those that are ready end."""
+        shelf = self._shelves.pop(target.key, None)
+        while shelf is not None and shelf.members:
+            self._drop(shelf)
+
+    def _drop(self, shelf: _Shelf) -> None:
+        _, (box, watch) = shelf.members.popitem()
+        watch.cancel()
+        self._tasks.create_task(self._discard(box))
 
     def give_back(self, box: Box) -> None:
         """Return a box that was taken and not touched."""
@@ -191,7 +235,7 @@ class Pool:
 
     def adopt_member(self, box: Box) -> bool:
         """Put an unclaimed box on its shelf, if there is one with room and it is as new ones would be."""
-        shelf = self._shelves.get((box.facts.image, box.facts.driver))
+        shelf = self._shelves.get((box.facts.image, box.facts.driver, ""))
         if shelf is None or shelf.deficit() <= 0 or not self._is_current(box):
             return False
         self._put(shelf, box)
@@ -228,6 +272,7 @@ class Pool:
                 hits=shelf.hits,
                 misses=shelf.misses,
                 dead=shelf.dead,
+                origin=shelf.target.key[2],
             )
             for shelf in self._shelves.values()
         )
@@ -275,10 +320,17 @@ class Pool:
         box = None
         digest = ""
         try:
-            image = self._images.get(shelf.target.image)
+            image = shelf.target.base or self._images.get(shelf.target.image)
             digest = image.digest
             shelf.digests_in_making[digest] += 1
-            spec = BoxSpec(id=new_core_id(), image=image, limits=self._config.limits, hostname=POOL_HOSTNAME)
+            spec = BoxSpec(
+                id=new_core_id(),
+                image=image,
+                limits=self._limits(shelf),
+                hostname=POOL_HOSTNAME,
+                origin=shelf.target.origin,
+                with_memory=shelf.target.origin is not None,
+            )
             async with asyncio.timeout(CREATE_TIMEOUT_S):
                 box = await self._drivers[shelf.target.driver].create(spec)
         except (CoveError, TimeoutError) as error:
@@ -290,9 +342,13 @@ class Pool:
         finally:
             shelf.making -= 1
             shelf.digests_in_making[digest] -= 1
-        if box is not None:
-            shelf.retry_s = RETRY_S[0]
+        if box is None:
+            return
+        shelf.retry_s = RETRY_S[0]
+        if self._shelves.get(shelf.target.key) is shelf and shelf.deficit() > 0:
             self._put(shelf, box)
+        else:  # nobody wants it any more
+            await self._discard(box)
 
     def _put(self, shelf: _Shelf, box: Box) -> None:
         self._isolation[shelf.target.driver] = box.isolation
@@ -302,7 +358,7 @@ class Pool:
 
     def _prepare(self, shelf: _Shelf) -> None:
         """See that as many members have an interface as connected sandboxes were asked for lately."""
-        if shelf.is_preparing or shelf.unprepared() is None:
+        if shelf.is_preparing or shelf.target.origin is not None or shelf.unprepared() is None:
             return
         shelf.is_preparing = True
         self._tasks.create_task(self._prepare_some(shelf))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts
 from cove.engine.clock import ManualClock
 from cove.engine.driver import Box, BoxSpec
 from cove.engine.pool import Pool, PoolConfig, PoolTarget, open_pool, pool_size
@@ -288,4 +290,55 @@ async def test_with_no_wish_for_a_network_for_long_no_member_gets_an_interface(
 
 
 def shelf_of(pool: Pool) -> list[tuple[Box, asyncio.Task[None]]]:
-    return list(pool._shelves["base", "stub"].members.values())
+    return list(pool._shelves["base", "stub", ""].members.values())
+
+
+def copies(images, size: int = 2, pids: int = 99) -> PoolTarget:
+    facts = CheckpointFacts(
+        driver="stub",
+        has_memory=True,
+        image="base",
+        image_digest=images.get("base").digest,
+        limits=Limits(pids=pids),
+        hostname="h",
+        agent_build="b",
+        engine={},
+    )
+    origin = Checkpoint(id="c" * 16, memory=Path("/nowhere"), layer="s-c", facts=facts)
+    return PoolTarget(image="base", driver="stub", size=size, origin=origin, base=images.get("base"))
+
+
+def take_copy(pool: Pool, images, pids: int = 99):  # noqa: ANN201
+    return pool.take(images.get("base"), "stub", Limits(pids=pids), None, origin="c" * 16)
+
+
+async def test_copies_of_a_checkpoint_are_kept_ready_and_given_to_nobody_else(
+    driver, images, clock, eventually
+) -> None:
+    async with filled(driver, images, clock, size=1) as pool:
+        await eventually(lambda: ready(pool) == 1)
+        pool.keep(copies(images))
+        await eventually(lambda: [one.ready for one in pool.stats()] == [1, 2])
+        assert [one.origin for one in pool.stats()] == ["", "c" * 16]
+        assert [spec.with_memory for spec in driver.specs] == [False, True, True]
+        fresh = take(pool, images)
+        assert fresh is not None
+        assert fresh.facts.origin == ""
+        copy = take_copy(pool, images)
+        assert copy is not None
+        assert copy.facts.origin == "c" * 16
+        clock.advance(1.0)
+        await eventually(lambda: [one.ready for one in pool.stats()] == [1, 2])
+
+
+async def test_copies_that_nobody_wants_any_more_end(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=1) as pool:
+        await eventually(lambda: ready(pool) == 1)
+        pool.keep(copies(images, size=3))
+        await eventually(lambda: [one.ready for one in pool.stats()] == [1, 3])
+        pool.keep(copies(images, size=1))
+        await eventually(lambda: len(driver.living()) == 2)
+        pool.forget(copies(images))
+        await eventually(lambda: len(driver.living()) == 1)
+        assert take_copy(pool, images) is None
+        assert [one.ready for one in pool.stats()] == [1]

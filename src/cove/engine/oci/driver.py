@@ -86,12 +86,17 @@ class OciBox(Box):
 
     async def rest(self) -> None:
         self._is_spare = True
-        if self._own_kernel:
+        if self._works_unasked:
             await self.pause()
 
     async def wake(self) -> None:
-        if self._own_kernel:
+        if self._works_unasked:
             await self.resume()
+
+    @property
+    def _works_unasked(self) -> bool:
+        """Whether something runs in it before anybody has claimed it."""
+        return self._own_kernel or bool(self.facts.origin)
 
     def let_go(self) -> None:
         if self._agent is not None:

@@ -91,6 +91,10 @@ class BoxCgroup(ABC):
         """Let them go on."""
 
     @abstractmethod
+    def is_frozen(self) -> bool:
+        """Whether it was told to stop (and perhaps not all of it stands still yet). Raises: OSError."""
+
+    @abstractmethod
     def kill(self) -> None:
         """Send SIGKILL to every process where the kernel can do that for a cgroup (v2); otherwise nothing."""
 
@@ -220,6 +224,9 @@ class BoxCgroupV1(BoxCgroup):
             while state.read_text().strip() != "THAWED":
                 await asyncio.sleep(0.001)
 
+    def is_frozen(self) -> bool:
+        return (self._paths["freezer"] / "freezer.state").read_text().strip() != "THAWED"
+
     def kill(self) -> None:
         # v1 has no kill of a group: the death of the pid namespace's init takes everything with it.
         return
@@ -315,6 +322,9 @@ class BoxCgroupV2(BoxCgroup):
         async with _limit(_FREEZE_LIMIT_S, "freeze or thaw"):
             while _keyed(self._path / "cgroup.events", "frozen") != wanted:
                 await asyncio.sleep(0.001)
+
+    def is_frozen(self) -> bool:
+        return (self._path / "cgroup.freeze").read_text().strip() != "0"
 
     def kill(self) -> None:
         try:

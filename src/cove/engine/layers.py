@@ -51,7 +51,7 @@ class LayerStore(ABC):
     def used_bytes(self, name: str) -> int:
         """What it takes on the disk now; 0 where the kind does not tell."""
 
-    def copy(self, source: str, name: str, limit_bytes: int | None) -> None:
+    def copy(self, source: str, name: str, limit_bytes: int | None) -> Path:
         """Make layer `name` a copy of what `source` is now, with another limit; None: it is only kept, not written.
 
         At once where `copies_at_once`; otherwise it takes as long as its files are big. Raises: OSError.

@@ -10,7 +10,8 @@ import pytest
 
 from cove.engine.driver import BoxFacts
 from cove.engine.network.port import Endpoint
-from cove.engine.oci.driver import OciBox, OciDriver
+from cove.engine.oci.box import OciBox
+from cove.engine.oci.driver import OciDriver
 from cove.engine.oci.ground import Ground
 from cove.model.errors import EngineFailure
 from cove.model.network import NO_NETWORK, OPEN_NETWORK, NetworkPolicy

@@ -7,244 +7,24 @@ step is undone by `Ground.free`, which works from the id alone: a failure or a c
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
-from cove.agentlink.client import AgentClient
-from cove.engine import agentsocket, kernel, rootfs, seccomp
+from cove.engine import kernel, rootfs, seccomp
+from cove.engine.checkpoints.model import Draft
 from cove.engine.driver import Box, BoxFacts, BoxSpec, Driver
 from cove.engine.ids import Ids
-from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle
-from cove.engine.oci.ground import Ground, wait_readable
+from cove.engine.oci.box import OciBox, connect_agent
+from cove.engine.oci.ground import Ground
 from cove.engine.oci.runtime import Runtime
+from cove.engine.oci.saving import CopyLayer, Saved
 from cove.engine.userns import UserNamespaces
-from cove.model.errors import Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
-from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
-from cove.model.sandbox import Isolation, Limits, Usage
-
-_AGENT_LIMIT_S: Final = 10.0
-
-
-class OciBox(Box):
-    """A box made by an OCI runtime."""
-
-    def __init__(self, driver: OciDriver, ground: Ground, facts: BoxFacts, agent: AgentClient | None) -> None:
-        self.facts = facts
-        self._own_kernel = driver.own_kernel
-        self._ground = ground
-        self._agent = agent
-        self._group = ground.cgroups.of(facts.id)
-        # Of an adopted box it is not known until the policy of its row is applied; a new one has everything closed.
-        self._policy: NetworkPolicy | None = None if facts.address else NO_NETWORK
-        self._is_spare = False
-        self._joining = asyncio.Lock()
-        self._last_usage = Usage()
-        self._freed = asyncio.Lock()
-        self._is_freed = False
-
-    @property
-    def agent(self) -> AgentClient:
-        """The connection to its agent. Raises: SandboxGone when there is none (a paused or a dead box)."""
-        if self._agent is None:
-            raise SandboxGone("the sandbox has no agent")
-        return self._agent
-
-    @property
-    def isolation(self) -> Isolation:
-        return msgspec.structs.replace(self.facts.isolation, network=(self._policy or NO_NETWORK).word)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its init still is the process it was."""
-        return kernel.process_start(self.facts.init_pid) == self.facts.init_start
-
-    async def set_limits(self, limits: Limits) -> None:
-        facts = self.facts
-        if self._own_kernel and limits.pids != facts.limits.pids:
-            raise Unsupported(f"the driver {facts.driver} cannot change the limit of processes later", field="pids")
-        for_host = bundle.host_limits(limits, own_kernel=self._own_kernel)
-        try:
-            # Beside the loop: lowering memory makes the kernel reclaim inside the write, which took 0.7 s for 1.5 GB.
-            await self._ground.quickly(lambda: self._group.set_limits(for_host, device=self._ground.io_device))
-            if limits.disk_bytes != facts.limits.disk_bytes:
-                await self._ground.mounts.run(lambda _: self._ground.layers.resize(facts.id, limits.disk_bytes))
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise Conflict("the sandbox uses more memory than that now", field="memory_mib") from error
-            raise EngineFailure("the kernel refused the new limits", internal=str(error)) from error
-        self.facts = msgspec.structs.replace(facts, limits=limits)
-        self._ground.write_facts(self.facts)
-
-    async def rest(self) -> None:
-        self._is_spare = True
-        if self._works_unasked:
-            await self.pause()
-
-    async def wake(self) -> None:
-        if self._works_unasked:
-            await self.resume()
-
-    @property
-    def _works_unasked(self) -> bool:
-        """Whether something runs in it before anybody has claimed it."""
-        return self._own_kernel or bool(self.facts.origin)
-
-    def let_go(self) -> None:
-        if self._agent is not None:
-            self._agent.drop()
-
-    @property
-    def oom_codes(self) -> frozenset[int]:
-        # A process whose memory the kernel took from under gVisor ends with EPERM as its code.
-        return super().oom_codes | ({errno.EPERM} if self._own_kernel else frozenset[int]())
-
-    @property
-    def obituary(self) -> str:
-        if self._group.forks_refused():
-            return "its first process ended, after its limit of processes (pids) had refused one"
-        return super().obituary
-
-    async def set_hostname(self, hostname: str) -> None:
-        def work() -> None:
-            own = os.open("/proc/thread-self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-            theirs = os.open(f"/proc/{self.facts.init_pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                kernel.setns(theirs, kernel.CLONE_NEWUTS)
-                try:
-                    kernel.sethostname(hostname)
-                finally:
-                    kernel.setns(own, kernel.CLONE_NEWUTS)
-            finally:
-                os.close(own)
-                os.close(theirs)
-
-        if self._own_kernel:
-            raise Unsupported(f"the driver {self.facts.driver} cannot rename a running sandbox", field="hostname")
-        if not self.is_alive:
-            raise SandboxGone("the sandbox has ended")
-        try:
-            await self._ground.quickly(work)
-        except OSError as error:
-            raise EngineFailure("the kernel refused the host name", internal=str(error)) from error
-
-    @property
-    def is_joined(self) -> bool:
-        return bool(self.facts.address)
-
-    async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
-        async with self._joining:
-            is_spare, self._is_spare = self._is_spare, False
-            if not policy.is_connected and is_spare:
-                await self._leave()
-            elif policy.is_connected or self._policy is None or self._policy.is_connected:
-                network = self._network()
-                await self._join(network)
-                self._policy = None  # should it fail half-way: the next one is applied whatever it is
-                await network.apply(self.facts.id, policy, links)
-                self._policy = policy
-
-    async def prepare_network(self) -> None:
-        async with self._joining:
-            network = self._ground.network
-            if self._is_spare and not self._own_kernel and network is not None and not network.missing:
-                await self._join(network)
-
-    async def _join(self, network: SandboxNetwork) -> None:
-        """Give it its interface, with everything closed; if it has one, nothing."""
-        if network.endpoints.by_box(self.facts.id) is not None:
-            return
-        if self._own_kernel:  # it reads its interfaces once, when it starts
-            raise Unsupported("this sandbox was made without a network interface", field="network")
-        address = await network.join(self.facts.id, self.facts.init_pid)
-        self._note_address(address)
-
-    async def _leave(self) -> None:
-        """Take the interface away that it got in the pool. gVisor cannot do without: there it stays, closed."""
-        if self._ground.network is not None and self.facts.address and not self._own_kernel:
-            await self._ground.network.leave(self.facts.id, is_awaited=True)
-            self._note_address("")
-            self._policy = NO_NETWORK
-
-    def _note_address(self, address: str) -> None:
-        self.facts = msgspec.structs.replace(self.facts, address=address)
-        self._ground.write_facts(self.facts)
-
-    def _network(self) -> SandboxNetwork:
-        if self._ground.network is None:
-            raise Unsupported("sandboxes are not connected here", field="network")
-        return self._ground.network
-
-    async def network_use(self) -> NetworkUse:
-        return NetworkUse() if self._ground.network is None else await self._ground.network.use(self.facts.id)
-
-    async def pause(self) -> None:
-        await self._group.freeze()
-
-    async def resume(self) -> None:
-        await self._group.thaw()
-
-    async def usage(self) -> Usage:
-        if not self._is_freed:
-            used = self._group.usage()
-            disk = await self._ground.quickly(lambda: self._ground.layers.used_bytes(self.facts.id))
-            self._last_usage = msgspec.structs.replace(used, disk_bytes=disk)
-        return self._last_usage
-
-    def oom_kills(self) -> int:
-        return self._last_usage.oom_kills if self._is_freed else self._group.oom_kills()
-
-    async def wait_dead(self) -> None:
-        try:
-            fd = os.pidfd_open(self.facts.init_pid)
-        except ProcessLookupError:
-            return
-        try:
-            # Opened, then checked: had the pid been given to another process meanwhile, its start time would differ.
-            if self.is_alive:
-                await wait_readable(fd, None)
-        finally:
-            os.close(fd)
-
-    async def reconnect(self) -> None:
-        if self._agent is not None and not self._agent.is_closed:
-            return
-        if not self.is_alive:
-            raise SandboxGone("the sandbox has ended")
-        self._agent = await _connect(self._ground, self.facts, is_new=False)
-
-    async def destroy(self) -> Usage:
-        async with self._freed:
-            if self._is_freed:
-                return self._last_usage
-            self._is_spare = False  # it gets no interface any more
-            async with self._joining:
-                pass  # and the one that it is getting goes below, with its address
-            with contextlib.suppress(CoveError, OSError):
-                await self.usage()
-            if self._agent is not None:
-                await self._agent.close()
-            pid = self.facts.init_pid if self.is_alive else None
-            try:
-                await self._ground.free(self.facts.id, self.facts.uid_base, pid)
-            except OSError as error:
-                raise EngineFailure("a part of the sandbox could not be freed", internal=str(error)) from error
-            self._is_freed = True
-            return self._last_usage
-
-
-async def _connect(ground: Ground, facts: BoxFacts, *, is_new: bool) -> AgentClient:
-    directory = ground.dirs(facts.id).socket_dir
-    peer = agentsocket.Peer(pid=facts.listener_pid or facts.init_pid, uid=facts.uid_base)
-    return await agentsocket.connect(directory, peer, is_new=is_new, timeout_s=_AGENT_LIMIT_S)
+from cove.model.errors import EngineFailure, SandboxGone, Unsupported
+from cove.model.sandbox import Isolation
 
 
 class OciDriver(Driver):
@@ -303,7 +83,7 @@ class OciDriver(Driver):
             image, skeleton = await asyncio.to_thread(self._copies, spec, base)
 
         def mount(users: UserNamespaces) -> None:
-            layer = ground.layers.create(spec.id, spec.limits.disk_bytes)
+            layer = ground.make_layer(spec)
             rootfs.mount_box(users, dirs, image=image, skeleton=skeleton, layer=layer, base=base, ids=ground.choice.ids)
 
         await ground.mounts.run(mount)
@@ -324,9 +104,9 @@ class OciDriver(Driver):
         ground.note_uid_base(spec.id, base)
         (dirs.home / "config.json").write_bytes(msgspec.json.encode(config))
         pid_file = dirs.home / "pid"
-        facts = await self._start(spec, base, pid_file)
-        facts = self._completed(facts)
-        box = OciBox(self, ground, facts, await _connect(ground, facts, is_new=True))
+        start = self._restore if spec.origin is not None and spec.with_memory else self._start
+        facts = self._completed(await start(spec, base, pid_file))
+        box = OciBox(self, ground, facts, await connect_agent(ground, facts, is_new=True))
         ground.write_facts(facts)
         return box
 
@@ -334,6 +114,22 @@ class OciDriver(Driver):
         """Run the bundle beside `pid_file`."""
         await self._runtime.run(spec.id, pid_file.parent, pid_file)
         return self._facts(spec, base, pid_file)
+
+    async def _restore(self, spec: BoxSpec, base: int, pid_file: Path) -> BoxFacts:
+        """Let the processes of `spec.origin` go on in the bundle beside `pid_file`, which has their files already."""
+        del base, pid_file
+        raise Unsupported(self.memory_gaps[0], field="memory", internal=spec.id)
+
+    async def keep_memory(self, box: OciBox, draft: Draft, copy_layer: CopyLayer, *, stay_paused: bool) -> Saved:
+        """Take the processes of `box` into `draft.memory`; called where `memory_gaps` is empty.
+
+        `copy_layer` is awaited once, at the same instant. Afterwards, failed or not, the box is as it was; with
+        `stay_paused` it stays stopped once that was done, and its agent is left as the checkpoint has it.
+
+        Raises: Unsupported for something in the box that cannot be kept, EngineFailure, OSError.
+        """
+        del box, draft, copy_layer, stay_paused
+        raise Unsupported(self.memory_gaps[0], field="memory")
 
     def _copies(self, spec: BoxSpec, base: int) -> tuple[Path, Path]:
         with self._copying:  # one at a time: the second create of an image finds the first one's copy

@@ -24,7 +24,7 @@ from cove.engine import cgroup, ids, kernel, machine, rootfs
 from cove.engine.agentbin import agent_build, agent_path
 from cove.engine.claims import UidRanges
 from cove.engine.config import EngineConfig
-from cove.engine.driver import BoxFacts
+from cove.engine.driver import BoxFacts, BoxSpec
 from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
 from cove.engine.network.service import SandboxNetwork
@@ -97,6 +97,16 @@ class Ground:
         Blocks, for some seconds the first time. Raises: EngineFailure.
         """
         return shifted_copy(tree, self.config.data_dir / "shifted" / f"{name}-{base}", base)
+
+    def make_layer(self, spec: BoxSpec) -> Path:
+        """The writable layer of a new box: empty, or with the files of its origin. On the mount thread."""
+        if spec.origin is None:
+            return self.layers.create(spec.id, spec.limits.disk_bytes)
+        layer = self.layers.copy(spec.origin.layer, spec.id, spec.limits.disk_bytes)
+        # What the overlay of the source was doing at that instant; it is no file of anybody's.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(layer / "w")
+        return layer
 
     def prepare(self) -> None:
         """Make what boxes stand on. Raises: EngineFailure, OSError."""

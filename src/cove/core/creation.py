@@ -146,7 +146,7 @@ class Creation:
             return creating[1]
         since = self._clock.now() - IDEMPOTENCY_S
         row = self._store.idempotency.get(project, idempotency.key, since=since)
-        sandbox = None if row is None else self._store.sandboxes.get(row.sandbox)
+        sandbox = None if row is None else self._store.sandboxes.get(row.made[0])
         if row is None or sandbox is None or self._directory.newest(sandbox).end_reason is EndReason.CREATE_FAILED:
             return None
         _must_equal(row.body_sha256, idempotency)

@@ -20,10 +20,14 @@ FORK_LIMIT: Final = 100
 
 
 class SnapshotState(StrEnum):
-    """`creating`: being written, not to be used yet. `ready`. `deleting`: it goes, or the next start removes it."""
+    """`creating`: being written, not to be used yet. `ready`. `deleting`: it goes, or the next start removes it.
+
+    `failed`: it could not be made, or what it holds is missing or damaged now; `Snapshot.failure` says which.
+    """
 
     CREATING = "creating"
     READY = "ready"
+    FAILED = "failed"
     DELETING = "deleting"
 
 
@@ -40,7 +44,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     `sandbox`: of which it was made; `parent`: the snapshot which that one came from. `image` to `network` are the
     source's at that moment. `memory_bytes`, `disk_bytes`: what it takes on the disk. `stopped_ms`: how long the source
-    stood still for it. `processes`: how many it holds. `is_imported`: it came from a file.
+    stood still for it. `processes`: how many it holds. `is_imported`: it came from a file. `failure`: why it is
+    `failed`, one sentence.
     """
 
     id: str
@@ -72,6 +77,30 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     key: str = ""
     dialect: str = "native"
     is_imported: bool = False
+    failure: str | None = None
+
+
+class SnapshotFilter(Struct, frozen=True, kw_only=True):
+    """Which snapshots a list shows. None: any; `sandbox`: a core id. `tags` must all be equal; `states` empty: all."""
+
+    states: frozenset[SnapshotState] = frozenset()
+    sandbox: str | None = None
+    name: str | None = None
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class SnapshotPage(Struct, frozen=True, kw_only=True):
+    """One page, newest first. `cursor` None: that was the last page."""
+
+    snapshots: tuple[Snapshot, ...]
+    cursor: str | None
+
+
+class SnapshotChange(Struct, frozen=True, kw_only=True):
+    """What to change; UNSET: leave as it is. `tags` are merged into the present ones; a value of None removes one."""
+
+    name: str | UnsetType = UNSET
+    tags: dict[str, str | None] | UnsetType = UNSET
 
 
 class RestoreSpec(Struct, frozen=True, kw_only=True):

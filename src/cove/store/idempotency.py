@@ -1,9 +1,9 @@
-"""Rows of idempotency keys: which create answered which key of a project."""
+"""Rows of idempotency keys: what was made for which key of a project."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -15,19 +15,19 @@ from cove.store.sandboxes import saving
 from cove.store.writer import Writer
 
 _SAVE: Final = """
-INSERT INTO idempotency (project, key, body_sha256, sandbox, created_at) VALUES (?, ?, ?, ?, ?)
+INSERT INTO idempotency (project, key, body_sha256, made, created_at) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (project, key) DO UPDATE SET
-    body_sha256 = excluded.body_sha256, sandbox = excluded.sandbox, created_at = excluded.created_at
+    body_sha256 = excluded.body_sha256, made = excluded.made, created_at = excluded.created_at
 """
-_ONE: Final = "SELECT body_sha256, sandbox FROM idempotency WHERE project = ? AND key = ? AND created_at >= ?"
+_ONE: Final = "SELECT body_sha256, made FROM idempotency WHERE project = ? AND key = ? AND created_at >= ?"
 _PURGE: Final = "DELETE FROM idempotency WHERE created_at < ?"
 
 
 class IdempotencyRow(Struct, frozen=True):
-    """What a key was used for."""
+    """What a key was used for. `made`: the ids of the sandboxes, or of the snapshot, that came of it."""
 
     body_sha256: str
-    sandbox: str
+    made: tuple[str, ...]
 
 
 class IdempotencyRows:
@@ -40,7 +40,7 @@ class IdempotencyRows:
     def get(self, project: str, key: str, *, since: float) -> IdempotencyRow | None:
         """What `key` was used for, if that was after `since`."""
         row = self._reader.one(_ONE, (project, key, since))
-        return None if row is None else IdempotencyRow(row[0], row[1])
+        return None if row is None else IdempotencyRow(row[0], tuple(row[1].split()))
 
     async def save_with(self, sandbox: Sandbox, idempotency: Idempotency) -> None:
         """Save the intent of a sandbox and the key that asked for it: both or neither.
@@ -58,10 +58,14 @@ class IdempotencyRows:
 def saving_both(sandbox: Sandbox, idempotency: Idempotency) -> Callable[[sqlite3.Connection], None]:
     """The write that saves both, for callers that put more into the same savepoint."""
     save = saving(sandbox)
-    row = (sandbox.project, idempotency.key, idempotency.body_sha256, sandbox.id, sandbox.created_at)
 
     def save_both(db: sqlite3.Connection) -> None:
         save(db)
-        db.execute(_SAVE, row)
+        remember(db, sandbox.project, idempotency, (sandbox.id,), sandbox.created_at)
 
     return save_both
+
+
+def remember(db: sqlite3.Connection, project: str, idempotency: Idempotency, made: Sequence[str], at: float) -> None:
+    """In the writer's thread, beside the row of what was made: the key that asked for it."""
+    db.execute(_SAVE, (project, idempotency.key, idempotency.body_sha256, " ".join(made), at))

@@ -11,12 +11,14 @@ from cove.store.audit import AuditRows
 from cove.store.credentials import CredentialRows, ServiceRows
 from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
 from cove.store.exposures import ExposureRows
+from cove.store.forks import ForkRows
 from cove.store.idempotency import IdempotencyRows
 from cove.store.keys import KeyRows, ProjectRows
 from cove.store.networks import NetworkRows
 from cove.store.quotas import QuotaRows
 from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
+from cove.store.snapshots import SnapshotRows
 from cove.store.sshkeys import SshKeyRows
 from cove.store.usage import UsageRows
 from cove.store.webhooks import WebhookRows
@@ -49,6 +51,8 @@ class Store:
         self.usage = UsageRows(reader, writer, reports)
         self.quotas = QuotaRows(reader, writer)
         self.networks = NetworkRows(reader, writer)
+        self.snapshots = SnapshotRows(reader, writer)
+        self.forks = ForkRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

@@ -139,7 +139,7 @@ async def test_an_idempotency_key_is_saved_with_its_sandbox_or_not_at_all(store:
     await store.idempotency.save_with(one, idempotency)
     row = store.idempotency.get("default", "k", since=100.0)
     assert row is not None
-    assert row.sandbox == one.id
+    assert row.made == (one.id,)
     assert store.idempotency.get("default", "k", since=100.1) is None
     assert store.idempotency.get("other", "k", since=0.0) is None
     with pytest.raises(Conflict):

@@ -341,6 +341,12 @@ class StubImages:
             raise NotFound("no such image", field="image")
         return BoxImage(name=name, digest=self.digest, rootfs=Path("/nowhere"), env={"LANG": "C"}, workdir="/w")
 
+    def version(self, name: str, digest: str) -> BoxImage:
+        image = self.get(name)
+        if image.digest != digest:
+            raise NotFound("not that version", field="image")
+        return image
+
     def list(self) -> list[ImageInfo]:
         return [ImageInfo(name="base", digest=self.digest, size_bytes=1, status="ready")]
 

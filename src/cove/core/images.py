@@ -54,11 +54,13 @@ class Resolved(Struct, frozen=True, kw_only=True):
 class ImageUse(Struct, frozen=True, kw_only=True):
     """What runs on images now, asked at the moment of a decision.
 
-    `sandboxes` are those that have not ended; `digests` of all trees under boxes, ready or in the making.
+    `sandboxes` are those that have not ended; `digests` of all trees under boxes, ready or in the making, and of those
+    that snapshots need; `snapshots`: the names of a project's that need a digest.
     """
 
     sandboxes: Callable[[], list[Sandbox]]
     digests: Callable[[], AbstractSet[str]]
+    snapshots: Callable[[str, str], list[str]] = lambda _project, _digest: []
 
 
 class Images:
@@ -136,6 +138,10 @@ class Images:
         if users:
             count = "1 sandbox runs" if len(users) == 1 else f"{len(users)} sandboxes run"
             raise Conflict(f"{count} on {image.name}: end them first", field="image")
+        snapshots = self._use.snapshots(who.project, image.digest)
+        if snapshots:
+            more = f" and {len(snapshots) - 1} more" if snapshots[1:] else ""
+            raise Conflict(f"{image.name} is under the snapshot {snapshots[0]}{more}", field="image")
         await store.forget(image)
         self._note("image.removed", image.project, {"image": image.name, "digest": image.digest})
         self._collect_soon.set()
@@ -179,6 +185,26 @@ class Images:
                 return self._aliased(reference, alias)
             image = self._stored(who, name)
         return Resolved(image=self._store.box_image(image))
+
+    def version(self, project: str, name: str, digest: str, *, is_known: bool = True) -> BoxImage:
+        """The very content that a sandbox of the project ran on, whatever its name means by now. Looks, never waits.
+
+        `is_known` False: somebody says so, thus it must be the project's to use. Raises: NotFound (field `image`): it
+        is not here, or not any more.
+        """
+        if not (digest.isascii() and digest.isalnum()):
+            raise NotFound("that is no digest of an image", field="image")
+        if self._store is not None:
+            known = [image for image in self._store.list(project) if image.digest == digest]
+            if known:
+                return self._store.box_image(next((one for one in known if one.name == name), known[0]))
+        try:
+            return self._source.version(name, digest)
+        except NotFound:
+            # Its name is another's by now, or nobody's: a tree stays for as long as something needs it.
+            if self._store is None or not is_known or not self._store.tree(digest).is_dir():
+                raise
+        return BoxImage(name=name, digest=digest, rootfs=self._store.tree(digest), origin=ImageOrigin.PULLED)
 
     # For builds, imports and exports.
 

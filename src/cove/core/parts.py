@@ -62,9 +62,14 @@ def image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
     def digests() -> set[str]:
         # Rows too: a sandbox whose driver is not loaded now has no supervisor, and may live.
         rows = {sandbox.image_digest for sandbox in store.sandboxes.unended()}
-        return rows | {one.sandbox.image_digest for one in supervisors.all()} | pool.digests()
+        running = {one.sandbox.image_digest for one in supervisors.all()}
+        return rows | running | pool.digests() | store.snapshots.digests()
 
-    return ImageUse(sandboxes=lambda: [one.sandbox for one in supervisors.all()], digests=digests)
+    return ImageUse(
+        sandboxes=lambda: [one.sandbox for one in supervisors.all()],
+        digests=digests,
+        snapshots=store.snapshots.names_on,
+    )
 
 
 def sized_pool(pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission) -> PoolConfig:

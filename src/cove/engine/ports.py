@@ -17,6 +17,10 @@ class ImageSource(Protocol):
         """A prepared image. Raises: NotFound (field `image`)."""
         ...
 
+    def version(self, name: str, digest: str) -> BoxImage:
+        """That very version of an image. Raises: NotFound (field `image`)."""
+        ...
+
     def list(self) -> list[ImageInfo]:
         """All images this machine has or is making."""
         ...

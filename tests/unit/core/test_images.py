@@ -33,6 +33,12 @@ class Builtin:
             raise NotFound("no such image", field="image")
         return BoxImage(name=name, digest="d1", rootfs=Path("/nowhere"))
 
+    def version(self, name: str, digest: str) -> BoxImage:
+        image = self.get(name)
+        if image.digest != digest:
+            raise NotFound("not that version", field="image")
+        return image
+
     def list(self) -> list[ImageInfo]:
         return [ImageInfo(name="base", digest="d1", size_bytes=1)]
 
@@ -234,3 +240,47 @@ async def test_collecting_spares_what_is_named_held_or_used(tmp_path: Path) -> N
     await store.forget(image)
     assert await store.collect(set) == 3
     assert store.collected == 4
+
+
+async def test_a_version_is_found_by_its_content_whatever_its_name_means_now(
+    tmp_path: Path, tasks: asyncio.TaskGroup
+) -> None:
+    bench = Bench(tmp_path, ImageSettings(), tasks)
+    assert bench.images.version("default", "base", "d1").digest == "d1"
+    with pytest.raises(NotFound):
+        bench.images.version("default", "base", "d0")
+    (tmp_path / "trees" / "t0" / "rootfs").mkdir(parents=True)
+    kept = bench.images.version("default", "docker.io/library/alpine:3", "t0")
+    assert (kept.digest, kept.origin, kept.rootfs.name) == ("t0", ImageOrigin.PULLED, "rootfs")
+
+
+async def test_a_digest_that_somebody_names_opens_no_other_projects_image(
+    tmp_path: Path, tasks: asyncio.TaskGroup
+) -> None:
+    bench = Bench(tmp_path, ImageSettings(), tasks)
+    (tmp_path / "trees" / "t0" / "rootfs").mkdir(parents=True)
+    for digest in ("t0", "../t0", "*", ""):
+        with pytest.raises(NotFound):
+            bench.images.version("default", "base", digest, is_known=False)
+    with pytest.raises(NotFound):
+        bench.images.version("default", "base", "../trees/t0")
+
+
+async def test_an_image_under_a_snapshot_is_not_removed(tmp_path: Path, tasks: asyncio.TaskGroup) -> None:
+    stored(tmp_path, "localhost/mine:latest")
+    bench = Bench(tmp_path, ImageSettings(), tasks)
+    names: list[str] = ["one", "two"]
+    use = ImageUse(sandboxes=list, digests=set, snapshots=lambda _, digest: names if digest == "t1" else [])
+    images = Images(
+        Builtin(),
+        store=bench.store,
+        settings=ImageSettings(),
+        clock=ManualClock(),
+        tasks=tasks,
+        use=use,
+        note=lambda *_: None,
+    )
+    with pytest.raises(Conflict, match="under the snapshot one and 1 more"):
+        await images.remove(LOCAL, "mine")
+    names.clear()
+    await images.remove(LOCAL, "mine")

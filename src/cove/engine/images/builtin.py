@@ -54,6 +54,18 @@ class BuiltinImages:
         self._cache[name] = (target, image)
         return image
 
+    def version(self, name: str, digest: str) -> BoxImage:
+        """An image as it was when it had that content, while its tree is kept. Raises: NotFound (field `image`)."""
+        image = self.get(name)
+        if image.digest == digest:
+            return image
+        for described in self._dir.glob(f"{name}/{digest[:12]}/image.json"):
+            found = self._read(described.parent)
+            if found.digest == digest:
+                rootfs = described.parent / "rootfs"
+                return BoxImage(name=name, digest=digest, rootfs=rootfs, env=found.env, workdir=found.workdir)
+        raise NotFound(f'the version of the image "{name[:64]}" that is needed is not here any more', field="image")
+
     def list(self) -> list[ImageInfo]:
         """All usable images, by name."""
         found: list[ImageInfo] = []

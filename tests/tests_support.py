@@ -198,7 +198,7 @@ class Footprint:
             mounts=len(mounts),
             fds=len(list(Path(f"/proc/{pid}/fd").iterdir())),
             rss_kib=int(rss.split()[1]),
-            layers=len(list(layers.iterdir())),
+            layers=len({entry.name for entry in layers.iterdir()} - {"checkpoints"}),
             runtimes=sum(len(known(state)) for state in (server.run_dir / "runtime").iterdir()),
             processes=len(pids),
         )

@@ -11,13 +11,15 @@ All calls block and run on the mount thread. Names are core ids, made by us. To 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cove.engine import btrfs, kernel
 from cove.model.errors import EngineFailure
@@ -25,6 +27,13 @@ from cove.model.errors import EngineFailure
 _FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV
 _TOOL_LIMIT_S: Final = 60.0
 _MIN_POOL: Final = 256 * 1024**2
+_LEAST_ROOM: Final = 1024**2
+_MOST_ITEMS: Final = 200_000
+"""Of a tree, for measuring it: 0.15 s. A larger one counts as all that it ever held."""
+
+_MEASURE_EVERY_S: Final = 10.0
+_PASSING: Final = "f-"
+_ATTRIBUTE: Final = "trusted.cove.inherited"
 
 
 class LayerStore(ABC):
@@ -54,14 +63,30 @@ class LayerStore(ABC):
     def copy(self, source: str, name: str, limit_bytes: int | None) -> Path:
         """Make layer `name` a copy of what `source` is now, with another limit; None: it is only kept, not written.
 
-        At once where `copies_at_once`; otherwise it takes as long as its files are big. Raises: OSError.
+        Nothing may write to the source meanwhile. The limit is for all that the copy holds; where it has more already
+        it may write 1 MiB. At once where `copies_at_once` (after `flush`); otherwise it takes as long as its files are
+        big. On any thread. Raises: OSError, EngineFailure.
         """
-        raise NotImplementedError
+        detail = f"{source} to {name}, {limit_bytes} bytes"
+        raise EngineFailure(f"writable layers of kind {self.kind} cannot be copied", internal=detail)
 
     @property
     def copies_at_once(self) -> bool:
         """Whether `copy` takes milliseconds whatever the size."""
         return False
+
+    def flush(self, name: str) -> None:
+        """Write out what is not on the disk yet, so that a copy soon after is quick. Raises: OSError."""
+        del name
+
+    def settle(self, name: str) -> None:
+        """Measure exactly what a kept copy holds, which `copy` left for later. On any thread. Raises: OSError."""
+        del name
+
+    def place_beside(self, name: str) -> Path | None:
+        """A directory `name` where the layers lie, for what belongs to kept copies; None: there is no such place."""
+        del name
+        return None
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -97,6 +122,33 @@ def _run(*argv: str) -> str:
     return done.stdout.strip()
 
 
+class _Inherited(NamedTuple):
+    """What a copy began with, and its limit for all that it holds; kept with it, as an attribute of its directory.
+
+    That directory is the server's: a sandbox sees only `u` below it.
+    """
+
+    bytes: int
+    limit: int | None
+
+    @classmethod
+    def of(cls, fd: int) -> _Inherited:
+        try:
+            size, _, limit = os.getxattr(fd, _ATTRIBUTE).partition(b" ")
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            return cls(0, None)
+        return cls(int(size), int(limit) if limit else None)
+
+    def write(self, fd: int) -> None:
+        os.setxattr(fd, _ATTRIBUTE, f"{self.bytes} {'' if self.limit is None else self.limit}".encode())
+
+    def is_near(self, own: int) -> bool:
+        """Whether the copy may soon be told that it is full."""
+        return self.bytes > 0 and self.limit is not None and self.bytes + own > self.limit * 0.8
+
+
 class BtrfsLayers(LayerStore):
     """Subvolumes with a quota each, in a pool of `pool_bytes` (0: 75 % of the free space)."""
 
@@ -108,6 +160,8 @@ class BtrfsLayers(LayerStore):
         self._fd = -1
         self._quota = "squota"
         self._stale_groups: list[int] = []
+        self._others: set[str] = set()
+        self._measured: dict[str, float] = {}
 
     @property
     def kind(self) -> str:
@@ -119,6 +173,9 @@ class BtrfsLayers(LayerStore):
             self._mount_pool()
         self._fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._quota = btrfs.enable_quota(self._fd)
+        for name in self.names():
+            if name.startswith(_PASSING):
+                self.remove(name)
 
     def _mount_pool(self) -> None:
         if not self._file.exists():
@@ -145,19 +202,82 @@ class BtrfsLayers(LayerStore):
 
     def create(self, name: str, limit_bytes: int) -> Path:
         btrfs.create_subvolume(self._fd, name)
-        self.resize(name, limit_bytes)
+        with self._open(name) as fd:
+            btrfs.limit(fd, limit_bytes)
         return self._root / name
+
+    def copy(self, source: str, name: str, limit_bytes: int | None) -> Path:
+        with self._open(source) as fd:
+            # The quota charges a copy only for what it writes itself: what it begins with is subtracted from its limit.
+            btrfs.snapshot(fd, self._fd, name)
+            # Read afterwards: making the snapshot brings the numbers up to date.
+            inherited = btrfs.referenced_bytes(fd) + _Inherited.of(fd).bytes if self._quota == "squota" else 0
+        with self._open(name) as fd:
+            # Overlay wants its work directory empty, and may have been in the middle of something.
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree("w", dir_fd=fd)
+            self._limit(fd, _Inherited(inherited, limit_bytes))
+        return self._root / name
+
+    @property
+    def copies_at_once(self) -> bool:
+        return True
+
+    def flush(self, name: str) -> None:
+        # A snapshot writes out its source alone; a sync of the file system would wait for everybody's files.
+        passing = _PASSING + name
+        with self._open(name) as fd:
+            btrfs.snapshot(fd, self._fd, passing)
+        self.remove(passing)
+
+    def settle(self, name: str) -> None:
+        with self._open(name) as fd:
+            self._measure(fd)
+
+    def place_beside(self, name: str) -> Path | None:
+        place = self._root / name
+        place.mkdir(mode=0o700, exist_ok=True)
+        self._others.add(name)
+        return place
 
     def resize(self, name: str, limit_bytes: int) -> None:
         with self._open(name) as fd:
-            btrfs.limit(fd, limit_bytes)
+            inherited = self._measure(fd)
+            if inherited.bytes:
+                self._limit(fd, inherited._replace(limit=limit_bytes))
+            else:
+                btrfs.limit(fd, limit_bytes)
 
     def used_bytes(self, name: str) -> int:
         try:
             with self._open(name) as fd:
-                return btrfs.referenced_bytes(fd)
+                inherited = _Inherited.of(fd)
+                own = btrfs.referenced_bytes(fd)
+                if inherited.is_near(own) and time.monotonic() > self._measured.get(name, 0.0) + _MEASURE_EVERY_S:
+                    self._measured[name] = time.monotonic()
+                    inherited = self._measure(fd)
+                return own + inherited.bytes
         except OSError:
             return 0
+
+    def _measure(self, fd: int) -> _Inherited:
+        """How much of what it began with a copy still has: files that it removed count no longer."""
+        inherited = _Inherited.of(fd)
+        if not inherited.bytes:
+            return inherited
+        left = btrfs.inherited_bytes(fd, _MOST_ITEMS)
+        if left is not None and left < inherited.bytes:
+            inherited = inherited._replace(bytes=left)
+            self._limit(fd, inherited)
+        return inherited
+
+    def _limit(self, fd: int, inherited: _Inherited) -> None:
+        # Without a limit for this moment: a full layer could not be given an attribute.
+        btrfs.unlimit(fd)
+        inherited.write(fd)
+        if inherited.limit is not None:
+            least = btrfs.referenced_bytes(fd) + _LEAST_ROOM
+            btrfs.limit(fd, max(inherited.limit - inherited.bytes, least))
 
     def remove(self, name: str) -> None:
         try:
@@ -166,13 +286,14 @@ class BtrfsLayers(LayerStore):
         except FileNotFoundError:
             return
         btrfs.delete_subvolume(self._fd, name)
+        self._measured.pop(name, None)
         # Kernels before 6.11 keep the quota group of a deleted subvolume, and remove it only after the cleaner is done.
         self._stale_groups = [g for g in [*self._stale_groups, group] if not btrfs.remove_quota_group(self._fd, g)][
             -4096:
         ]
 
     def names(self) -> set[str]:
-        return {entry.name for entry in self._root.iterdir()}
+        return {entry.name for entry in self._root.iterdir()} - self._others
 
     def space(self) -> tuple[int, int]:
         info = os.statvfs(self._root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
@@ -44,8 +45,11 @@ class Checkpoints(Protocol):
     An id is a core id: a snapshot's or, of a hibernated sandbox, its own.
     """
 
-    async def begin(self, checkpoint_id: str) -> Draft:
-        """Room for a new one. What an earlier try left is removed. Raises: CapacityExceeded (too little disk space)."""
+    async def begin(self, checkpoint_id: str, *, expected_bytes: int = 0) -> Draft:
+        """Room for a new one. What an earlier one of that id left is removed.
+
+        Raises: CapacityExceeded (too little disk space for `expected_bytes`), EngineFailure.
+        """
         ...
 
     async def seal(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
@@ -59,8 +63,19 @@ class Checkpoints(Protocol):
         """Remove what was begun. Never raises."""
         ...
 
-    async def get(self, checkpoint_id: str) -> Checkpoint:
-        """A sealed one, whole and undamaged. Raises: NotFound, EngineFailure (damaged: what, in its public text)."""
+    async def get(self, checkpoint_id: str, *, with_memory: bool = True) -> Checkpoint:
+        """A sealed one, whole and undamaged; without `with_memory` its memory is neither read nor needed.
+
+        Raises: NotFound, EngineFailure (damaged: what, in its public text).
+        """
+        ...
+
+    def hold(self, checkpoint_id: str) -> AbstractAsyncContextManager[None]:
+        """While it is held it is not removed: `remove` then removes it at the end of the last hold."""
+        ...
+
+    async def ids(self) -> frozenset[str]:
+        """The sealed ones, without a look at whether they are whole."""
         ...
 
     async def remove(self, checkpoint_id: str) -> None:

@@ -6,13 +6,16 @@ To add one: its file in `drivers/` ending in `driver_factory = ...`, and a row h
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import Final
 
 from msgspec import Struct
 
+from cove.engine.checkpoints.manifest import ensure_key
+from cove.engine.checkpoints.shelf import DirectoryShelf, Shelf, SubvolumeShelf
+from cove.engine.checkpoints.store import CheckpointStore
 from cove.engine.config import EngineConfig
 from cove.engine.driver import Driver
 from cove.engine.images.builtin import BuiltinImages
@@ -62,6 +65,7 @@ class Engine:
         """None where no driver has one."""
         self._data_dir = config.data_dir
         self._ground = ground
+        self.checkpoints = _checkpoints(config, ground, self.disk)
 
     def disk(self) -> tuple[int, int]:
         """Bytes in all and free where sandboxes write, or on the data directory's disk: of both the fuller one."""
@@ -111,7 +115,20 @@ async def open_engine(config: EngineConfig) -> AsyncGenerator[Engine]:
             raise EngineFailure(f"no isolation driver can be used on this machine: {reasons}")
         if ground is not None:
             ground.loaded = frozenset(drivers)
-        yield Engine(config, drivers, tuple(status), ground, network)
+        engine = Engine(config, drivers, tuple(status), ground, network)
+        try:
+            yield engine
+        finally:
+            engine.checkpoints.close()
+
+
+def _checkpoints(config: EngineConfig, ground: Ground | None, disk: Callable[[], tuple[int, int]]) -> CheckpointStore:
+    """Where checkpoints lie. Raises: EngineFailure, OSError."""
+    layers = None if ground is None else ground.layers
+    beside = None if layers is None else layers.place_beside("checkpoints")
+    shelf: Shelf = DirectoryShelf(config.data_dir / "checkpoints") if beside is None else SubvolumeShelf(beside)
+    shelf.open()
+    return CheckpointStore(shelf, layers, ensure_key(config.data_dir), disk)
 
 
 def _load(name: str, config: EngineConfig, ground: Ground | None) -> Driver:

@@ -85,7 +85,7 @@ var operations = map[string]operation{
 	"pack": (*agent).pack, "unpack": (*agent).unpack,
 	"watch_start": (*agent).watchStart, "watches": (*agent).listWatches, "watch_events": (*agent).watchEvents, "watch_stop": (*agent).watchStop,
 	"dial": (*agent).dial, "claim": (*agent).claim, "stats": (*agent).stats,
-	"ports": (*agent).ports,
+	"ports": (*agent).ports, "revive": (*agent).revive, "environment": (*agent).environment,
 }
 
 type empty struct{}
@@ -104,10 +104,10 @@ func (a *agent) run(ch *channel, payload []byte) {
 	}
 	in.payload = payload
 	if in.Op == "quiesce" {
-		ch.conn.end(ch, kindResult, empty{})
-		a.listener.quiesce(a.socket)
+		a.quiesce(ch, &in)
 		return
 	}
+	a.endParked(ch, in.Op)
 	op, ok := operations[in.Op]
 	if !ok {
 		ch.conn.end(ch, kindFail, failure{"unsupported", "no such operation"})

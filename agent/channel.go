@@ -32,6 +32,8 @@ type channel struct {
 	eof      bool
 	ended    bool
 	credited func() // called whenever the host has given credit
+	released bool   // the host is another sandbox's; see session.go
+	goOn     func() bool
 
 	terminated bool // RESULT or FAIL is out; guarded by conn.writing
 }
@@ -152,10 +154,10 @@ func (ch *channel) spent(n int) {
 func (ch *channel) reserve(n int) (int, error) {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
-	for ch.sendable <= 0 && !ch.canceled {
+	for ch.sendable <= 0 && !ch.canceled && !ch.released {
 		ch.changed.Wait()
 	}
-	if ch.canceled {
+	if ch.canceled || ch.released {
 		return 0, errCanceled
 	}
 	take := min(int64(n), ch.sendable)
@@ -166,22 +168,28 @@ func (ch *channel) reserve(n int) (int, error) {
 // send sends frame[headerSize:] as data, in as many frames as the credit needs. It overwrites the buffer: the header
 // of each further frame is put over payload that is already out.
 func (ch *channel) send(k kind, frame []byte) error {
+	_, err := ch.push(k, frame)
+	return err
+}
+
+// push is send that gives back what was not sent, with room for a header in front.
+func (ch *channel) push(k kind, frame []byte) ([]byte, error) {
 	for len(frame) > headerSize {
 		n, err := ch.reserve(len(frame) - headerSize)
 		if err != nil {
-			return err
+			return frame, err
 		}
 		if err := ch.transmit(k, frame[:headerSize+n]); err != nil {
-			return err
+			return frame, err
 		}
 		frame = frame[n:]
 	}
-	return nil
+	return nil, nil
 }
 
 // transmit writes a frame unless the call has ended meanwhile.
 func (ch *channel) transmit(k kind, frame []byte) error {
-	ch.conn.writing.Lock()
+	ch.conn.lockWriting()
 	defer ch.conn.writing.Unlock()
 	if ch.terminated {
 		return errCanceled

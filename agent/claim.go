@@ -30,10 +30,14 @@ func (a *agent) claim(_ *channel, in *call) (any, error) {
 	}
 	if in.Hostname != nil && os.Getpid() == 1 { // a plain process shares these files with the host
 		// Failures are ignored on purpose: a read-only or shell-less image is legal and works without these files.
-		overwrite("/etc/hostname", *in.Hostname+"\n")
-		overwrite("/etc/hosts", hostsWith(*in.Hostname))
+		nameHost(*in.Hostname)
 	}
 	return empty{}, nil
+}
+
+func nameHost(name string) {
+	overwrite("/etc/hostname", name+"\n")
+	overwrite("/etc/hosts", hostsWith(name))
 }
 
 // hostsWith returns /etc/hosts with one 127.0.1.1 line, ours.

@@ -10,7 +10,7 @@ import (
 // Descendants that keep the pipes open after the command has ended get this long to finish writing.
 const grace = 100 * time.Millisecond
 
-// command is a running or ended command, attached (ring nil) or kept.
+// command is a running or ended command, attached or kept.
 type command struct {
 	id      string
 	argv    []string
@@ -20,7 +20,8 @@ type command struct {
 	stdin   *inputPipe // nil: /dev/null, or a terminal
 	tty     *terminal  // nil: it has none
 	task    *task      // not nil: a command of a shell, which has no streams of its own
-	ring    *ring
+	ring    *ring      // of an attached one empty, unless its call was released
+	isKept  atomic.Bool
 	since   time.Time
 
 	timedOut atomic.Bool
@@ -50,7 +51,7 @@ type exit struct {
 
 // launch forks the plan with fresh pipes. On failure nothing is left.
 func (r *reaper) launch(p *plan, withStdin bool) (*command, error) {
-	cmd := &command{argv: p.argv, reaper: r, ended: make(chan struct{}), since: time.Now()}
+	cmd := &command{argv: p.argv, reaper: r, ring: newRing(defaultKeep), ended: make(chan struct{}), since: time.Now()}
 	childEnds := make([]int, 0, 3)
 	defer func() {
 		for _, fd := range childEnds {
@@ -196,9 +197,7 @@ func (cmd *command) finish() {
 		cmd.stdin.close()
 	}
 	cmd.exit = cmd.proc.exit(cmd.timedOut.Load())
-	if cmd.ring != nil {
-		cmd.ring.finish()
-	}
+	cmd.ring.finish()
 	close(cmd.ended)
 	if cmd.tty != nil {
 		cmd.proc.deserted.Store(len(sessionMembers(cmd.proc.pid)) == 0)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -19,7 +20,7 @@ const (
 )
 
 // features names what this build can do beyond the first release of protocol 1; a host asks before it relies on one.
-var features = []string{"exec", "files", "dial", "quiesce", "trees", "tools", "poll", "pty", "watch", "shell", "ports"}
+var features = []string{"exec", "files", "dial", "quiesce", "trees", "tools", "poll", "pty", "watch", "shell", "ports", "session"}
 
 type hello struct {
 	Protocol    int      `json:"protocol"`
@@ -28,18 +29,24 @@ type hello struct {
 	Build       string   `json:"build"`
 	PID         int      `json:"pid"`
 	Features    []string `json:"features"`
+	Resume      string   `json:"resume,omitempty"` // the host's: the token of a parked session
 }
 
 var errProtocol = errors.New("the host broke the protocol")
 
 // conn is one connection. One goroutine reads; it never waits for a consumer, because every channel's unread bytes are
 // bounded by its credit. Writers take turns under `writing`.
+//
+// It may change its stream: see session.go. `file`, `reader`, `owner` and `left` change then, under both locks.
 type conn struct {
-	agent   *agent
-	owner   *listener
-	file    *os.File
-	reader  *bufio.Reader
-	writing sync.Mutex
+	agent    *agent
+	owner    *listener
+	file     *os.File
+	reader   *bufio.Reader
+	left     chan struct{} // closed when the goroutine that reads has gone
+	writing  sync.Mutex
+	unparked sync.Cond   // of `writing`
+	isParked atomic.Bool // changed under `writing`
 
 	mu       sync.Mutex
 	channels map[uint32]*channel
@@ -51,45 +58,73 @@ func newConn(a *agent, l *listener, fd int) *conn {
 	// Bigger than the default of 208 KiB where the kernel allows it: one 256 KiB frame then needs one wakeup.
 	_ = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 1<<20)
 	file := os.NewFile(uintptr(fd), "host")
-	return &conn{agent: a, owner: l, file: file, reader: bufio.NewReaderSize(file, 8<<10), channels: map[uint32]*channel{}}
+	c := &conn{agent: a, owner: l, file: file, reader: bufio.NewReaderSize(file, 8<<10), channels: map[uint32]*channel{}, left: make(chan struct{})}
+	c.unparked.L = &c.writing
+	return c
 }
 
 func (c *conn) serve() {
-	defer c.close()
-	if c.greet() != nil {
+	token, err := c.greet()
+	if err != nil {
+		c.close()
 		return
 	}
+	if token == "" {
+		c.read()
+		return
+	}
+	parked := c.agent.sessions.take(token)
+	if parked == nil { // the host learns it from the end of the stream
+		c.close()
+		return
+	}
+	if !parked.takeUp(c) {
+		parked.close()
+		c.close()
+		return
+	}
+	parked.read()
+}
+
+// read takes frames until the stream ends. A parked connection waits for another stream then.
+func (c *conn) read() {
+	left := c.left
 	for {
 		h, err := readHeader(c.reader)
 		if err != nil || c.dispatch(h) != nil {
-			return
+			break
 		}
 	}
+	if !c.isParked.Load() {
+		c.close()
+	}
+	close(left)
 }
 
 // greet exchanges HELLO. A host that stays silent is dropped, so that idle strangers cannot fill the connection table.
-func (c *conn) greet() error {
-	ours, _ := json.Marshal(hello{1, 1, version, build, os.Getpid(), features})
+// It returns the token of the session that the host wants to go on with, empty: none.
+func (c *conn) greet() (string, error) {
+	ours, _ := json.Marshal(hello{Protocol: 1, MinProtocol: 1, Agent: version, Build: build, PID: os.Getpid(), Features: features})
 	if err := c.write(kindHello, 0, ours); err != nil {
-		return err
+		return "", err
 	}
 	_ = c.file.SetReadDeadline(time.Now().Add(helloTimeout))
 	h, err := readHeader(c.reader)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if h.kind != kindHello || h.channel != 0 {
-		return errProtocol
+		return "", errProtocol
 	}
 	payload, err := c.payload(h)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var theirs hello
 	if json.Unmarshal(payload, &theirs) != nil || theirs.Protocol != 1 {
-		return errProtocol
+		return "", errProtocol
 	}
-	return c.file.SetReadDeadline(time.Time{})
+	return theirs.Resume, c.file.SetReadDeadline(time.Time{})
 }
 
 func (c *conn) payload(h header) ([]byte, error) {
@@ -216,7 +251,7 @@ func (c *conn) pong(h header) error {
 func (c *conn) write(k kind, id uint32, payload []byte) error {
 	frame := make([]byte, headerSize+len(payload))
 	copy(frame[headerSize:], payload)
-	c.writing.Lock()
+	c.lockWriting()
 	defer c.writing.Unlock()
 	return c.writeLocked(k, id, frame)
 }
@@ -251,7 +286,7 @@ func (c *conn) end(ch *channel, k kind, value any) {
 	c.mu.Unlock()
 	ch.discard()
 	k, frame := encode(k, value)
-	c.writing.Lock()
+	c.lockWriting()
 	ch.terminated = true
 	_ = c.writeLocked(k, ch.id, frame)
 	c.writing.Unlock()
@@ -259,20 +294,29 @@ func (c *conn) end(ch *channel, k kind, value any) {
 
 // close is idempotent; it cancels every call of the connection.
 func (c *conn) close() {
+	for _, ch := range c.finish() {
+		ch.cancel()
+	}
+	if c.isParked.Load() { // never with `writing` held: who holds it has waited for this
+		c.unpark()
+	}
+}
+
+// finish closes the stream for good and returns the calls that were open, the first time.
+func (c *conn) finish() []*channel {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return
+		return nil
 	}
 	c.closed = true
 	open := make([]*channel, 0, len(c.channels))
 	for _, ch := range c.channels {
 		open = append(open, ch)
 	}
+	file, owner := c.file, c.owner
 	c.mu.Unlock()
-	_ = c.file.Close()
-	for _, ch := range open {
-		ch.cancel()
-	}
-	c.owner.remove(c)
+	_ = file.Close()
+	owner.remove(c)
+	return open
 }

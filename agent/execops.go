@@ -47,16 +47,20 @@ func (a *agent) exec(ch *channel, in *call) (any, error) {
 	}
 	a.commands.attach(cmd)
 	defer a.commands.detach(cmd)
+	ch.onRelease(func() bool { return a.commands.keep(cmd) })
 	_ = ch.event(startedEvent{"started", cmd.id, cmd.proc.pid})
 	if cmd.stdin != nil {
+		cmd.stdin.busy <- struct{}{}
 		go func() {
 			_, _ = cmd.stdin.copyFrom(ch)
 			cmd.stdin.close()
+			<-cmd.stdin.busy
 		}()
 	}
-	if cmd.supervise(ch, limitOf(in.TimeoutMS), ch.done) {
+	if cmd.supervise(attached{ch, cmd}, limitOf(in.TimeoutMS), ch.done) {
 		return nil, errCanceled
 	}
+	ch.awaitStream() // a command that ends while its call is parked is told of later, or kept
 	return cmd.exit, nil
 }
 
@@ -100,6 +104,7 @@ func (a *agent) start(_ *channel, in *call) (any, error) {
 		return nil, err
 	}
 	cmd.id, cmd.ring = in.ID, newRing(keep)
+	cmd.isKept.Store(true)
 	to := sink(cmd.ring)
 	if cmd.tty != nil {
 		to = pacedRing{cmd.ring, &cmd.tty.audience}

@@ -11,6 +11,7 @@ import (
 
 const (
 	maxConnections = 64
+	lookPause      = time.Millisecond
 	quiescePoll    = 20 * time.Millisecond
 )
 
@@ -102,13 +103,33 @@ func (l *listener) remove(c *conn) {
 	l.mu.Unlock()
 }
 
-// quiesce closes everything a checkpoint cannot carry: the bound socket and each connection to the host.
-func (l *listener) quiesce(socket string) {
+// replace has `by` take the place of a connection. False: nothing is open here any more.
+func (l *listener) replace(c, by *conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, open := l.conns[c]; !open || l.quiesced {
+		return false
+	}
+	delete(l.conns, c)
+	l.conns[by] = struct{}{}
+	return true
+}
+
+func (l *listener) isQuiesced() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.quiesced
+}
+
+// quiesce closes the bound socket and each connection to the host but the one that asks for it.
+func (l *listener) quiesce(socket string, asking *conn) {
 	l.mu.Lock()
 	l.quiesced = true
 	open := make([]*conn, 0, len(l.conns))
 	for c := range l.conns {
-		open = append(open, c)
+		if c != asking {
+			open = append(open, c)
+		}
 	}
 	l.mu.Unlock()
 	_ = os.Remove(socket)
@@ -118,11 +139,20 @@ func (l *listener) quiesce(socket string) {
 	_ = l.file.Close()
 }
 
+// waitGone returns when the file is gone. It looks often while somebody is likely to wait for it, and it sleeps by
+// itself: a timer of the Go runtime is a point in time, and the clock may be another one after a restore.
 func waitGone(path string) {
-	for {
+	for looks := 0; ; looks++ {
 		if _, err := os.Lstat(path); err != nil {
 			return
 		}
-		time.Sleep(quiescePoll)
+		pause := syscall.NsecToTimespec(int64(lookPause))
+		switch {
+		case looks > 2000:
+			pause = syscall.NsecToTimespec(int64(quiescePoll))
+		case looks > 1000:
+			pause = syscall.NsecToTimespec(int64(4 * lookPause))
+		}
+		_ = syscall.Nanosleep(&pause, nil)
 	}
 }

@@ -70,6 +70,8 @@ type agent struct {
 	defaults defaults
 	watches  *watches
 	listener *listener
+	sessions sessions
+	revival  revival
 	stopping chan struct{}
 }
 

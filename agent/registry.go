@@ -44,8 +44,22 @@ func (r *registry) attach(cmd *command) {
 
 func (r *registry) detach(cmd *command) {
 	r.mu.Lock()
-	delete(r.byID, cmd.id)
+	if !cmd.isKept.Load() {
+		delete(r.byID, cmd.id)
+	}
 	r.mu.Unlock()
+}
+
+// keep makes an attached command a kept one. False: there is no room.
+func (r *registry) keep(cmd *command) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byID[cmd.id] != cmd || (len(r.order) >= maxKept && !r.forgetOldestEnded()) {
+		return false
+	}
+	r.order = append(r.order, cmd.id)
+	cmd.isKept.Store(true)
+	return true
 }
 
 // reserve takes an id for a kept command, with a placeholder, and makes room if it must.
@@ -112,7 +126,7 @@ func (r *registry) any(id string) (*command, error) {
 
 func (r *registry) kept(id string) (*command, error) {
 	cmd, err := r.any(id)
-	if err == nil && cmd.ring == nil {
+	if err == nil && !cmd.isKept.Load() {
 		return nil, fail("not_found", "no such background command")
 	}
 	return cmd, err

@@ -138,7 +138,12 @@ func (a *agent) shellRun(ch *channel, in *call) (any, error) {
 	t := newTask(s, in.ID, own.Text, keep, limitOf(in.TimeoutMS))
 	if own.Attach {
 		t.reader = newTaskReader()
-		defer a.commands.remove(in.ID)
+		defer func() {
+			if !t.isLeft.Load() {
+				a.commands.remove(in.ID)
+			}
+		}()
+		ch.onRelease(t.leave)
 	}
 	before, err := s.enqueue(t, func() { a.commands.fill(in.ID, t.cmd) })
 	if err != nil {
@@ -149,9 +154,12 @@ func (a *agent) shellRun(ch *channel, in *call) (any, error) {
 		return queuedResult{in.ID, before}, nil
 	}
 	if err := t.follow(ch); err != nil {
-		t.kill()
+		if !t.isLeft.Load() {
+			t.kill()
+		}
 		return nil, err
 	}
+	ch.awaitStream()
 	return t.cmd.exit, nil
 }
 

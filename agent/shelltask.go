@@ -42,6 +42,7 @@ type task struct {
 
 	started  chan struct{} // closed when it runs, or has ended in the queue
 	stopping atomic.Bool
+	isLeft   atomic.Bool // its caller is another sandbox's: it goes on unattached
 
 	sending  sync.Mutex
 	reader   *taskReader // nil: unattached
@@ -58,6 +59,7 @@ func newTask(s *shell, id, text string, keep int, limit time.Duration) *task {
 		id: id, argv: []string{text}, reaper: s.agent.reaper, proc: s.proc, ring: newRing(keep),
 		since: time.Now(), ended: make(chan struct{}), task: t,
 	}
+	t.cmd.isKept.Store(true)
 	return t
 }
 
@@ -283,6 +285,13 @@ func (r *taskReader) at() (int64, <-chan struct{}) {
 
 // release ends the waiting for a slow reader: the command has ended or must.
 func (t *task) release() { t.once.Do(func() { close(t.released) }) }
+
+// leave has an attached command go on for itself: nobody waits for its reader any more.
+func (t *task) leave() bool {
+	t.isLeft.Store(true)
+	t.release()
+	return true
+}
 
 // send implements sink.
 func (t *task) send(k kind, frame []byte) error {

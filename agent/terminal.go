@@ -44,7 +44,7 @@ func (r *reaper) launchTerminal(p *plan, size windowSize) (*command, error) {
 			// So that the user can open it by its name, as tmux and gpg do. It works without, too.
 			_ = syscall.Fchown(slave, int(p.credential.Uid), -1)
 		}
-		cmd := &command{argv: p.argv, reaper: r, tty: t, ended: make(chan struct{}), since: time.Now()}
+		cmd := &command{argv: p.argv, reaper: r, tty: t, ring: newRing(defaultKeep), ended: make(chan struct{}), since: time.Now()}
 		cmd.outlets = []outlet{t}
 		files := []uintptr{uintptr(slave), uintptr(slave), uintptr(slave)}
 		cmd.proc, err = r.fork(p, files, &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0, Credential: p.credential})

@@ -137,7 +137,7 @@ class Channel:
         Raises: Refusal, AgentTimeout, SandboxGone, AgentViolation.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._connection.limits.of(timeout_s):
                 while not self._is_done:
                     await self._wait_changed()
         except TimeoutError as error:
@@ -155,7 +155,7 @@ class Channel:
         """
         if not self._items:
             try:
-                async with asyncio.timeout(timeout_s):
+                async with self._connection.limits.of(timeout_s):
                     while not self._items and not self._is_done:
                         await self._wait_changed()
             except TimeoutError as error:
@@ -240,7 +240,7 @@ class Channel:
         while rest and not self._is_done:
             if self._sendable <= 0 or not self._connection.is_writable:
                 try:
-                    async with asyncio.timeout(timeout_s):
+                    async with self._connection.limits.of(timeout_s):
                         await self._wait_sendable()
                 except TimeoutError as error:
                     self.cancel()

@@ -54,6 +54,32 @@ class AgentStats(Struct, frozen=True, kw_only=True):
     uptime_ms: Natural
 
 
+class QuiesceReply(Struct, frozen=True):
+    """RESULT of `quiesce`. `session`: the token of the session that is kept; empty: none is."""
+
+    session: Annotated[str, Meta(max_length=64)] = ""
+
+
+class Revived(Struct, frozen=True, kw_only=True):
+    """RESULT of `revive`: how many attached commands go on, processes were told to reseed, watches were armed."""
+
+    released: Natural = 0
+    signaled: Natural = 0
+    watches: Natural = 0
+
+
+class ClaimedEnvironment(Struct, frozen=True, kw_only=True):
+    """What a sandbox's commands start with: RESULT of `environment`. May hold secrets."""
+
+    env: Annotated[dict[str, str], Meta(max_length=4096)]
+    workdir: Annotated[str, Meta(max_length=4096)] | None = None
+    user: Annotated[str, Meta(max_length=256)] | None = None
+
+    def __repr__(self) -> str:
+        """Without the environment."""
+        return f"ClaimedEnvironment(workdir={self.workdir!r}, user={self.user!r})"
+
+
 class FailReply(Struct, frozen=True):
     """FAIL."""
 

@@ -44,6 +44,24 @@ async def connect(directory: Path, peer: Peer, *, is_new: bool, timeout_s: float
 
     Raises: AgentTimeout (it did not), AgentViolation (something else is there), SandboxGone (it closed on us).
     """
+    found = await _find(directory, peer, is_new=is_new, timeout_s=timeout_s)
+    return await AgentClient.connect(found, timeout_s=timeout_s)
+
+
+async def resume(client: AgentClient, directory: Path, peer: Peer, *, timeout_s: float) -> None:
+    """Take a suspended client's session up again, once the file `quiesce` is gone. Arguments as of `connect`.
+
+    On failure the client is closed, with all its calls. Raises: as `connect`.
+    """
+    try:
+        found = await _find(directory, peer, is_new=True, timeout_s=timeout_s)
+    except BaseException:
+        client.drop()
+        raise
+    await client.resume_on(found, timeout_s=timeout_s)
+
+
+async def _find(directory: Path, peer: Peer, *, is_new: bool, timeout_s: float) -> socket.socket:
     try:
         async with asyncio.timeout(timeout_s):
             while (found := _try_connect(directory, peer)) is None:
@@ -54,7 +72,7 @@ async def connect(directory: Path, peer: Peer, *, is_new: bool, timeout_s: float
                 await asyncio.sleep(_POLL_S)
     except TimeoutError as error:
         raise AgentTimeout("the sandbox's agent did not come up", internal=f"pid {peer.pid}") from error
-    return await AgentClient.connect(found, timeout_s=timeout_s)
+    return found
 
 
 def _require_peer(found: tuple[int, int], wanted: Peer) -> None:

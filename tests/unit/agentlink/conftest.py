@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 from cove.agentlink.client import AgentClient
 from cove.agentlink.frames import HEADER, Kind
 from cove.engine.agentbin import agent_path
+from cove.engine.agentsocket import Peer
 
 HELLO = {"protocol": 1, "min_protocol": 1, "agent": "t", "build": "b", "pid": 1, "features": []}
 
@@ -90,6 +92,7 @@ class RunningAgent:
         self.path = directory / "a.sock"
         self._process = subprocess.Popen([agent_path(), "-socket", str(self.path)])
         self.pid = self._process.pid
+        self.peer = Peer(pid=self.pid, uid=os.getuid())
 
     async def connect(self) -> AgentClient:
         for _ in range(1000):

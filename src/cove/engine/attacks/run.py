@@ -75,9 +75,13 @@ def case_of(name: str) -> str:
     return mark[0].upper() + mark[1:].lstrip("0")
 
 
-async def against(engine: Engine, driver: str, only: str = "") -> AsyncIterator[Verdict]:
-    """Attack boxes of `driver` with those attacks whose name contains `only`; what they leave is freed at the end."""
-    target = Target(engine.drivers[driver], engine.images.get("base"), engine.network)
+async def against(engine: Engine, driver: str, only: str = "", *, is_restored: bool = False) -> AsyncIterator[Verdict]:
+    """Attack boxes of `driver` with those attacks whose name contains `only`; what they leave is freed at the end.
+
+    `is_restored`: boxes that were kept with their memory and made again, in place of first ones.
+    """
+    checkpoints = engine.checkpoints if is_restored else None
+    target = Target(engine.drivers[driver], engine.images.get("base"), engine.network, checkpoints)
     try:
         for name, attack in attacks().items():
             if only in name:
@@ -109,7 +113,7 @@ async def _carry_out(target: Target, driver: str, name: str, attack: Attack) -> 
     )
 
 
-async def run(config: EngineConfig, only: str) -> bool:
+async def run(config: EngineConfig, only: str, *, is_restored: bool = False) -> bool:
     """Attack the configured drivers; print a JSON line for each attack, and a last one (`End`). Whether all held."""
     is_good, count = True, 0
     async with open_engine(config) as engine:
@@ -119,7 +123,7 @@ async def run(config: EngineConfig, only: str) -> bool:
                     _tell(_unusable(status))
                     count += 1
             for driver in engine.drivers:
-                async for verdict in against(engine, driver, only):
+                async for verdict in against(engine, driver, only, is_restored=is_restored):
                     _tell(verdict)
                     count += 1
                     is_good = is_good and verdict.is_good
@@ -155,6 +159,7 @@ def main() -> int:
     parser.add_argument(
         "--setup-dir", type=Path, default=Path("/var/lib/cove"), help="the data directory of `cove setup`"
     )
+    parser.add_argument("--restored", action="store_true", help="boxes that were kept with their memory and made again")
     parser.add_argument("--quota", default="auto", help="as COVE_QUOTA")
     parser.add_argument("--degrade", action="append", default=[], help="as COVE_DEGRADE")
     parser.add_argument("--network-outside", type=Path, help="as COVE_NETWORK_OUTSIDE")
@@ -167,7 +172,7 @@ def main() -> int:
     config = replace(config, network_outside=given.network_outside)
     origin = machine.enter(config.run_dir)
     try:
-        return 0 if asyncio.run(_until_told(run(config, given.only))) else 1
+        return 0 if asyncio.run(_until_told(run(config, given.only, is_restored=given.restored))) else 1
     except asyncio.CancelledError:
         return 130
     finally:

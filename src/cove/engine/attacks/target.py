@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
 from cove.engine.network.service import SandboxNetwork
+from cove.engine.ports import Checkpoints
 from cove.model.execs import ExecResult, ExecSpec
 from cove.model.ids import new_core_id
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.sandbox import MIB, Limits
 
 SMALL: Final = Limits(memory_bytes=256 * MIB, disk_bytes=128 * MIB, pids=256)
+
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 PRELUDE: Final = '''
 import ctypes, errno, os, platform, struct, sys
@@ -66,11 +70,15 @@ class NotHere(Exception):
 
 
 class Target(Struct, frozen=True):
-    """One driver, the image that boxes start from, and the network that they can have."""
+    """One driver, the image that boxes start from, and the network that they can have.
+
+    `checkpoints`: where to keep boxes; with it what is attacked is never a first box, but one restored of its memory.
+    """
 
     driver: Driver
     image: BoxImage
     network: SandboxNetwork | None = None
+    checkpoints: Checkpoints | None = None
 
     @asynccontextmanager
     async def box(self, limits: Limits = SMALL, network: NetworkPolicy = NO_NETWORK) -> AsyncGenerator[Box]:
@@ -79,10 +87,32 @@ class Target(Struct, frozen=True):
         box = await self.driver.create(spec)
         try:
             await box.set_network(network, {})
-            await box.agent.claim({"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, None, None)
-            yield box
+            await box.agent.claim(_ENVIRONMENT, None, None)
+            if self.checkpoints is None:
+                yield box
+                return
+            async with self._copy_of(box, spec, self.checkpoints) as copy:
+                await copy.set_network(network, {})
+                await copy.agent.revive(hostname=spec.hostname, env=_ENVIRONMENT, is_copy=True)
+                yield copy
         finally:
             await box.destroy()
+
+    @asynccontextmanager
+    async def _copy_of(self, box: Box, spec: BoxSpec, checkpoints: Checkpoints) -> AsyncGenerator[Box]:
+        """Another box, made of what this one is; this one ends."""
+        draft = await checkpoints.begin(new_core_id())
+        try:
+            facts = await box.checkpoint(draft, with_memory=True, stay_paused=True)
+            origin = await checkpoints.seal(draft, facts)
+            await box.destroy()
+            copy = await self.driver.create(replace(spec, id=new_core_id(), origin=origin, with_memory=True))
+            try:
+                yield copy
+            finally:
+                await copy.destroy()
+        finally:
+            await checkpoints.remove(draft.id)
 
 
 async def shell(box: Box, script: str, timeout_s: float = 20.0) -> ExecResult:

@@ -43,6 +43,7 @@ from bench.images import bench_unpack
 from bench.network import bench_network
 from bench.proxy import bench_proxy
 from bench.shells import bench_shells
+from bench.state import bench_pause, bench_state
 from bench.terminals import bench_terminals
 from bench.trees import bench_trees
 
@@ -155,19 +156,6 @@ def bench_memory(report: Report, api: Api, pool: int, count: int) -> None:
         api.call("DELETE", f"/sandboxes/{box}")
 
 
-def bench_pause(report: Report, api: Api, rounds: int) -> None:
-    """Pause and resume with memory kept."""
-    box = api.call("POST", "/sandboxes", {})
-    pause, resume = [], []
-    for _ in range(rounds):
-        pause.append(timed(lambda: api.call("POST", f"/sandboxes/{box['id']}/pause")))
-        resume.append(timed(lambda: api.call("POST", f"/sandboxes/{box['id']}/resume")))
-    api.call("DELETE", f"/sandboxes/{box['id']}")
-    for what, samples in (("pause", pause), ("resume", resume)):
-        seen = quantiles(samples)
-        report.add(f"{what} (memory kept)", "p50 <= 5 ms", f"p50 {seen[0]:.2f}  p99 {seen[1]:.2f} ms", ok=seen[0] <= 5)
-
-
 @contextlib.contextmanager
 def bundle(image: Path) -> Iterator[Path]:
     """A plain OCI bundle of the same root file system for the peers."""
@@ -270,6 +258,7 @@ def main() -> int:
             bench_sustained(report, server, 20.0 / scale, driver="runc", bar=20)
             server.down()
             bench_drivers(report, Path(folder), scale)
+            bench_state(report, Path(folder), scale)
             bench_network(report, Path(folder), scale)
             bench_audit(report, Path(folder), 1000 // scale)
             bench_unpack(report, SETUP_DIR)

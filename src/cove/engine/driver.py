@@ -61,7 +61,8 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     `init_pid` and `init_start` (clock ticks, field 22 of /proc/PID/stat) together name the process for good:
     a pid alone can be reused. `listener_pid`: the process that the agent's socket belongs to, 0: its init.
     `address`: its IPv4 address on the sandboxes' network, empty: it never had one. `origin`: the checkpoint that it
-    was made of, empty: none. Somebody's files are in such a box: it is never anybody else's.
+    was made of, empty: none. Somebody's files are in such a box: it is never anybody else's. `agent_file`: the name of
+    its agent's file where that is not the build: a box made of memory goes on with the agent that it had.
     """
 
     id: str
@@ -78,6 +79,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     listener_pid: int = 0
     address: str = ""
     origin: str = ""
+    agent_file: str = ""
 
 
 class Box(ABC):

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cove.engine.agentbin import agent_path
 from cove.engine.checkpoints.model import Checkpoint, Draft
@@ -72,7 +73,15 @@ async def test_a_test_can_make_it_claim_memory(fake: FakeDriver, draft: Draft, t
     assert origin.facts.has_memory
     assert origin.facts.memory_bytes > 0
     assert fake.origin_gaps(origin) == ()
-    await (await fake.create(spec(origin, with_memory=True))).destroy()
+    facts = replace(origin.facts, env={"A": "old", "B": "old"})
+    copy = await fake.create(spec(replace(origin, facts=facts), with_memory=True))
+    machine = [Path(path).read_bytes() for path in ("/etc/hostname", "/etc/machine-id") if Path(path).exists()]
+    await copy.agent.revive(hostname="otter", env={"A": "new"}, is_copy=True)
+    assert (await copy.agent.exec(ExecSpec(shell="echo $A $B"))).stdout == b"new old\n"
+    assert machine == [Path(path).read_bytes() for path in ("/etc/hostname", "/etc/machine-id") if Path(path).exists()]
+    await copy.destroy()
+    with pytest.raises(Unsupported):
+        await box.agent.revive(hostname=None, env=None, is_copy=True)
     next(draft.memory.iterdir()).unlink()
     with pytest.raises(EngineFailure, match="damaged"):
         await fake.create(spec(origin, with_memory=True))

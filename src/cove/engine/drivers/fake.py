@@ -19,12 +19,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from msgspec import Struct
 
-from cove.agentlink.client import AgentClient
+from cove.agentlink.client import AgentClient, Revived
 from cove.engine.agentbin import agent_path
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.config import EngineConfig
@@ -84,6 +84,17 @@ class _NamelessAgent(AgentClient):
         del hostname
         await super().claim(env, workdir, None, user)
 
+    remembered: CheckpointFacts | None = None
+    """Of a box that was made with staged memory: what its processes would know. Its agent is a fresh one."""
+
+    async def revive(self, *, hostname: str | None, env: dict[str, str] | None, is_copy: bool) -> Revived:
+        """A claim: the files that the agent's own would write are the machine's, and there is no process to tell."""
+        del hostname
+        if (facts := self.remembered) is None:
+            raise Unsupported(NO_MEMORY, field="memory")
+        await self.claim({**facts.env, **((env or {}) if is_copy else {})}, facts.workdir, None, facts.user)
+        return Revived()
+
 
 class FakeBox(Box):
     """One agent process and its family. `pretended_oom_kills` lets a test stage an out-of-memory kill.
@@ -91,7 +102,7 @@ class FakeBox(Box):
     `is_paused` is of this server's own doing: an adopted box was let go on.
     """
 
-    def __init__(self, facts: BoxFacts, agent: AgentClient, home: Path) -> None:
+    def __init__(self, facts: BoxFacts, agent: _NamelessAgent, home: Path) -> None:
         self.facts = facts
         self._agent = agent
         self.pretended_oom_kills = 0
@@ -199,7 +210,7 @@ class FakeBox(Box):
     async def reconnect(self) -> None:
         """A fresh connection, if the old one is closed."""
         if self.agent.is_closed:
-            self._agent = await _connect(self._home)
+            self._agent = await _connect(self._home, self._agent.remembered)
 
     async def destroy(self) -> Usage:
         """Kill the family and remove its directory."""
@@ -275,7 +286,7 @@ class FakeDriver(Driver):
         )
         try:
             _write_facts(home, facts)
-            agent = await _connect(home)
+            agent = await _connect(home, spec.origin.facts if spec.origin and spec.with_memory else None)
         except BaseException:
             await asyncio.shield(_kill(facts))
             shutil.rmtree(home, ignore_errors=True)
@@ -328,7 +339,7 @@ def driver_factory(config: EngineConfig) -> Driver:
     return FakeDriver(config.run_dir / "fake", agent_path())
 
 
-async def _connect(home: Path) -> AgentClient:
+async def _connect(home: Path, remembered: CheckpointFacts | None = None) -> _NamelessAgent:
     """Connect as soon as the agent listens. Raises: AgentTimeout, SandboxGone, AgentViolation."""
     deadline = time.monotonic() + READY_S
     while True:
@@ -336,12 +347,15 @@ async def _connect(home: Path) -> AgentClient:
         link.setblocking(False)
         try:
             link.connect(str(_socket(home)))
-            return await _NamelessAgent.connect(link)
+            agent = cast("_NamelessAgent", await _NamelessAgent.connect(link))
         except OSError as error:
             link.close()
             if time.monotonic() > deadline:
                 raise AgentTimeout("the sandbox does not answer", internal=str(error)) from error
             await asyncio.sleep(POLL_S)
+        else:
+            agent.remembered = remembered
+            return agent
 
 
 def _socket(home: Path) -> Path:

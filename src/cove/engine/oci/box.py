@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,7 +21,7 @@ from cove.engine import agentsocket, kernel
 from cove.engine.checkpoints.model import CheckpointFacts, Draft
 from cove.engine.driver import Box, BoxFacts
 from cove.engine.network.service import SandboxNetwork
-from cove.engine.oci import bundle
+from cove.engine.oci import bundle, quiet
 from cove.engine.oci.ground import Ground, processes_of, wait_readable
 from cove.engine.oci.saving import CopyLayer, Saved, StopClock
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
@@ -28,6 +30,8 @@ from cove.model.sandbox import Isolation, Limits, Usage
 
 if TYPE_CHECKING:
     from cove.engine.oci.driver import OciDriver
+
+log = logging.getLogger(__name__)
 
 _AGENT_LIMIT_S: Final = 10.0
 
@@ -47,6 +51,7 @@ class OciBox(Box):
         self._is_spare = False
         self._joining = asyncio.Lock()
         self._keeping = asyncio.Lock()
+        self._was_quiet = False
         self._last_usage = Usage()
         self._freed = asyncio.Lock()
         self._is_freed = False
@@ -187,9 +192,11 @@ class OciBox(Box):
         async def copy_layer() -> None:
             await self._ground.mounts.run(lambda _: self._ground.layers.copy(self.facts.id, draft.layer, None))
 
+        agent: dict[str, str] = {}
         async with self._keeping:
             try:
                 if with_memory:
+                    agent = await asyncio.to_thread(self._ground.keep_agent, self.facts, draft.memory)
                     saved = await self._driver.keep_memory(self, draft, copy_layer, stay_paused=stay_paused)
                 else:
                     saved = await self._keep_files(copy_layer, stay_paused=stay_paused)
@@ -206,7 +213,7 @@ class OciBox(Box):
             limits=self.facts.limits,
             hostname=hostname,
             agent_build=self.facts.agent_build,
-            engine=saved.engine,
+            engine={**saved.engine, **agent},
             processes=saved.processes,
             memory_bytes=saved.memory_bytes,
             inherited_bytes=used,
@@ -255,6 +262,57 @@ class OciBox(Box):
 
     async def resume(self) -> None:
         await self.group.thaw()
+        await self._take_up()
+
+    @contextlib.asynccontextmanager
+    async def quiet(self, *, stay_quiet: bool) -> AsyncGenerator[None]:
+        """Its agent holds no socket during the body, and all calls wait: so its memory can be kept.
+
+        At first everything runs, in a paused box too; what stands still when is the body's affair. Afterwards a running
+        box goes on with its calls. A paused one, and with `stay_quiet` any, is frozen and goes on with them when it is
+        resumed. When the body fails or is cancelled the box is as it was, whatever was asked for.
+
+        Raises: Conflict (`AgentClient.suspend`), AgentTimeout, AgentViolation, SandboxGone.
+        """
+        was_frozen = self.group.is_frozen()
+        try:
+            await self.group.thaw()
+            await self.reconnect()
+            if not self.agent.is_suspended:
+                quiet.ask(self.socket_dir)
+                await self.agent.suspend()
+            yield
+        except BaseException:
+            with contextlib.suppress(CoveError, OSError):  # it may be dead by now, and what was raised says why
+                await asyncio.shield(self._settle(is_frozen=was_frozen))
+            raise
+        await asyncio.shield(self._settle(is_frozen=was_frozen or stay_quiet))
+
+    async def _settle(self, *, is_frozen: bool) -> None:
+        await (self.group.freeze() if is_frozen else self.resume())
+
+    async def _take_up(self) -> None:
+        """Once it runs: give the agent its socket back if it was quiet, and go on with the calls that wait."""
+        await self._driver.let_go_on(self)
+        self._was_quiet = quiet.withdraw(self.socket_dir) or self._was_quiet
+        if self._agent is None or not self._agent.is_suspended:
+            return
+        try:
+            await agentsocket.resume(self._agent, self.socket_dir, self._peer, timeout_s=_AGENT_LIMIT_S)
+        except CoveError as error:
+            # Its calls have ended with that; whoever needs the agent connects anew and learns what is wrong.
+            log.warning("the calls in sandbox %s were lost: %s %s", self.facts.id, error, error.internal)
+        else:
+            self._was_quiet = False
+
+    @property
+    def socket_dir(self) -> Path:
+        """Where its agent's socket lies: the sandbox's own directory, in which nothing may be followed."""
+        return self._ground.dirs(self.facts.id).socket_dir
+
+    @property
+    def _peer(self) -> agentsocket.Peer:
+        return agentsocket.Peer(pid=self.facts.listener_pid or self.facts.init_pid, uid=self.facts.uid_base)
 
     async def usage(self) -> Usage:
         if not self._is_freed:
@@ -283,7 +341,10 @@ class OciBox(Box):
             return
         if not self.is_alive:
             raise SandboxGone("the sandbox has ended")
-        self._agent = await connect_agent(self._ground, self.facts, is_new=False)
+        # An agent that was quiet binds its socket anew, in its own time.
+        is_new = quiet.withdraw(self.socket_dir) or self._was_quiet
+        self._agent = await connect_agent(self._ground, self.facts, is_new=is_new)
+        self._was_quiet = False
 
     async def destroy(self) -> Usage:
         async with self._freed:

@@ -87,11 +87,14 @@ class OciDriver(Driver):
             rootfs.mount_box(users, dirs, image=image, skeleton=skeleton, layer=layer, base=base, ids=ground.choice.ids)
 
         await ground.mounts.run(mount)
+        agent = ground.agent
+        if spec.origin is not None and spec.with_memory:
+            agent = await asyncio.to_thread(ground.kept_agent, spec.origin)
         config = bundle.build(
             bundle.BundleSpec(
                 hostname=spec.hostname,
                 rootfs=dirs.rootfs,
-                agent=ground.agent,
+                agent=agent,
                 socket_dir=dirs.socket_dir,
                 uid_base=base,
                 cgroup_path=ground.cgroups.runtime_path(spec.id),
@@ -106,6 +109,8 @@ class OciDriver(Driver):
         pid_file = dirs.home / "pid"
         start = self._restore if spec.origin is not None and spec.with_memory else self._start
         facts = self._completed(await start(spec, base, pid_file))
+        if agent != ground.agent and spec.origin is not None:
+            facts = msgspec.structs.replace(facts, agent_build=spec.origin.facts.agent_build, agent_file=agent.name)
         box = OciBox(self, ground, facts, await connect_agent(ground, facts, is_new=True))
         ground.write_facts(facts)
         return box
@@ -130,6 +135,10 @@ class OciDriver(Driver):
         """
         del box, draft, copy_layer, stay_paused
         raise Unsupported(self.memory_gaps[0], field="memory")
+
+    async def let_go_on(self, box: OciBox) -> None:
+        """The box was thawed: let go on what a checkpoint stopped by other means than its cgroup. Often nothing."""
+        del box
 
     def _copies(self, spec: BoxSpec, base: int) -> tuple[Path, Path]:
         with self._copying:  # one at a time: the second create of an image finds the first one's copy

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ import msgspec
 
 from cove.engine import cgroup, ids, kernel, machine, rootfs
 from cove.engine.agentbin import agent_build, agent_path
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.claims import UidRanges
 from cove.engine.config import EngineConfig
 from cove.engine.driver import BoxFacts, BoxSpec
@@ -29,13 +32,19 @@ from cove.engine.ids import Ids, IdsChoice, shifted_copy
 from cove.engine.layers import LayerStore, open_layers
 from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle, runtime
-from cove.model.errors import EngineFailure
+from cove.model.errors import CapacityExceeded, EngineFailure, Unsupported
 from cove.model.ids import is_core_id
+from cove.model.sandbox import MIB
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KILL_LIMIT_S: Final = 15.0
+_AGENT: Final = "agent"
+"""The file of a checkpoint that is its agent, and the word for its digest."""
+_MAX_AGENT_BYTES: Final = 32 * MIB
+_AGENTS_BYTES: Final = 256 * MIB
+_FORGOTTEN_S: Final = 600.0
 
 
 class Ground:
@@ -115,12 +124,60 @@ class Ground:
         if not os.path.ismount(self.agents):
             # /run is often mounted noexec, and a bind mount inherits that: the agent gets a small tmpfs of its own.
             flags = kernel.MS_NOSUID | kernel.MS_NODEV
-            kernel.mount("agents", self.agents, "tmpfs", flags, "size=64m,mode=0711")
+            kernel.mount("agents", self.agents, "tmpfs", flags, f"size={_AGENTS_BYTES},mode=0711")
         if not self.agent.exists():
             partial = self.agent.with_suffix(".partial")
             shutil.copyfile(agent_path(), partial)
             partial.chmod(0o555)
             partial.rename(self.agent)
+
+    def keep_agent(self, facts: BoxFacts, directory: Path) -> dict[str, str]:
+        """Copy the agent that a box runs into a checkpoint: its processes go on with that very file, or not at all.
+
+        Returns what `kept_agent` needs of it, for `CheckpointFacts.engine`. Blocks, some milliseconds. Raises: OSError,
+        Unsupported.
+        """
+        source = self.agents / (facts.agent_file or facts.agent_build)
+        try:
+            data = source.read_bytes()
+        except FileNotFoundError as error:
+            raise Unsupported("its agent is of an older Cove, and no longer here", field="memory") from error
+        (directory / _AGENT).write_bytes(data)
+        return {_AGENT: hashlib.sha256(data).hexdigest()}
+
+    def kept_agent(self, origin: Checkpoint) -> Path:
+        """The agent that a box of `origin` must go on with. Blocks. Raises: EngineFailure, OSError.
+
+        By its content, never by what the checkpoint calls it: another's box might go on with it.
+        """
+        digest = origin.facts.engine.get(_AGENT, "")
+        if digest == hashlib.sha256(self.agent.read_bytes()).hexdigest():
+            return self.agent
+        with (origin.memory / _AGENT).open("rb") as file:
+            data = file.read(_MAX_AGENT_BYTES)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise EngineFailure("the checkpoint is damaged: its agent", internal=str(origin.memory))
+        kept = self.agents / digest
+        if kept.exists():
+            kept.touch()  # young again: not to be taken for forgotten before the box has its facts
+        else:
+            self._forget_agents(len(data))
+            partial = self.agents / f"{digest}.{origin.id}"
+            partial.write_bytes(data)
+            partial.chmod(0o555)
+            partial.rename(kept)
+        return kept
+
+    def _forget_agents(self, needed_bytes: int) -> None:
+        """Make room among the agents of older builds: the next server's own must always find some."""
+        used = {facts.agent_file or facts.agent_build for facts in self.read_facts()} | {self.agent_build}
+        found = [(file, file.stat()) for file in self.agents.iterdir()]
+        for file, about in found:
+            if file.name not in used and about.st_mtime < time.time() - _FORGOTTEN_S:
+                file.unlink(missing_ok=True)
+        held = sum(about.st_size for file, about in found if file.exists())
+        if held + needed_bytes > _AGENTS_BYTES // 2:
+            raise CapacityExceeded("too many sandboxes with agents of older builds of Cove run at once")
 
     def write_facts(self, facts: BoxFacts) -> None:
         """Keep what a restart must know, atomically."""
@@ -193,8 +250,9 @@ class Ground:
                 log.exception("box %s could not be freed, the next start tries again", box)
         if self.network is not None:
             await self.network.sweep()
+        used = {facts.agent_file or facts.agent_build for facts in self.read_facts()}
         for old in self.agents.iterdir():
-            if old != self.agent:
+            if old != self.agent and old.name not in used:
                 old.unlink()
         return lost
 

@@ -25,15 +25,16 @@ type audience struct {
 type viewer struct {
 	audience *audience
 	channel  *channel
-	sent     int64     // cursor behind what was sent
-	taken    int64     // cursor behind what the host has taken; never above `sent`
-	since    time.Time // when it last took something of what is under way; zero: nothing is
+	sent     int64         // cursor behind what was sent
+	taken    int64         // cursor behind what the host has taken; never above `sent`
+	isBusy   bool          // something is under way
+	since    time.Duration // of the steady clock: when it last took something of that
 }
 
 // expect lets the first viewer count from now on.
 func (a *audience) expect() {
 	a.viewers = map[*viewer]struct{}{}
-	a.left = viewer{audience: a, since: time.Now().Add(firstLook - patience)}
+	a.left = viewer{audience: a, isBusy: true, since: clock.now() + firstLook - patience}
 }
 
 // enter adds a viewer at a cursor. It must leave.
@@ -58,8 +59,8 @@ func (v *viewer) leave() {
 	defer a.mu.Unlock()
 	delete(a.viewers, v)
 	if len(a.viewers) == 0 {
-		if v.since.IsZero() {
-			v.since = time.Now()
+		if !v.isBusy {
+			v.isBusy, v.since = true, clock.now()
 		}
 		a.left = *v
 	}
@@ -72,8 +73,8 @@ func (v *viewer) sending() {
 		return
 	}
 	v.audience.mu.Lock()
-	if v.since.IsZero() {
-		v.since = time.Now()
+	if !v.isBusy {
+		v.isBusy, v.since = true, clock.now()
 	}
 	v.audience.mu.Unlock()
 }
@@ -99,10 +100,7 @@ func (v *viewer) credited() {
 	if taken <= v.taken {
 		return
 	}
-	v.taken, v.since = taken, time.Now()
-	if taken == v.sent {
-		v.since = time.Time{}
-	}
+	v.taken, v.since, v.isBusy = taken, clock.now(), taken != v.sent
 	v.audience.wake()
 }
 
@@ -127,10 +125,10 @@ func (a *audience) wait(floor int64) {
 		if moved == nil {
 			return
 		}
-		timer := time.NewTimer(most)
+		expired, timer := clock.alarm(most)
 		select {
 		case <-moved:
-		case <-timer.C:
+		case <-expired:
 		}
 		timer.Stop()
 	}
@@ -167,10 +165,10 @@ func (a *audience) behind(floor int64) (<-chan struct{}, time.Duration) {
 
 // rest is for how long the viewer counts if it takes nothing from now on.
 func (v *viewer) rest() time.Duration {
-	if v.since.IsZero() {
+	if !v.isBusy {
 		return patience
 	}
-	return patience - time.Since(v.since)
+	return patience - (clock.now() - v.since)
 }
 
 // pacedRing is the sink of a terminal's output.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"runtime"
 	"strings"
-	"time"
 )
 
 // call is the union of all operations' fields. Pointers where "absent" differs from zero.
@@ -133,7 +132,7 @@ func (a *agent) stats(*channel, *call) (any, error) {
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
 	kept, attached := a.commands.count()
-	return statsResult{kept, attached, runtime.NumGoroutine(), int64(memory.HeapAlloc), time.Since(a.started).Milliseconds()}, nil
+	return statsResult{kept, attached, runtime.NumGoroutine(), int64(memory.HeapAlloc), clock.now().Milliseconds()}, nil
 }
 
 // text makes bytes of the kernel's valid UTF-8 for JSON.

@@ -131,17 +131,18 @@ func (cmd *command) supervise(to sink, limit time.Duration, canceled <-chan stru
 	for _, one := range cmd.outlets {
 		go one.pump(to)
 	}
-	var expired <-chan time.Time
+	var expired <-chan struct{}
 	if limit > 0 {
-		timer := time.NewTimer(limit)
+		var timer *steadyTimer
+		expired, timer = clock.alarm(limit)
 		defer timer.Stop()
-		expired = timer.C
 	}
 	for running := true; running; {
 		select {
 		case <-cmd.proc.done:
 			running = false
 		case <-expired:
+			expired = nil
 			cmd.timedOut.Store(true)
 			cmd.kill()
 		case <-canceled:
@@ -206,7 +207,7 @@ func (cmd *command) finish() {
 
 func (p *process) exit(timedOut bool) *exit {
 	e := &exit{
-		Code: p.status.ExitStatus(), TimedOut: timedOut, PID: p.pid, DurationUS: p.ended.Sub(p.started).Microseconds(),
+		Code: p.status.ExitStatus(), TimedOut: timedOut, PID: p.pid, DurationUS: (p.ended - p.started).Microseconds(),
 		CPUUS:  (p.usage.Utime.Nano() + p.usage.Stime.Nano()) / 1000,
 		MaxRSS: p.usage.Maxrss * 1024, // getrusage(2) counts KiB; never below our own size, which vfork hands on
 	}

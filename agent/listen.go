@@ -34,6 +34,7 @@ func (a *agent) serve() error {
 		a.listener = l
 		a.accept(l)
 		waitGone(filepath.Join(filepath.Dir(a.socket), "quiesce"))
+		clock.goOn()
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"runtime/debug"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Set by the linker: the first 12 hex digits of the sha256 of the sources (hatch_build.py).
@@ -63,7 +62,6 @@ func main() {
 // agent is the whole state of the process.
 type agent struct {
 	socket   string
-	started  time.Time
 	reaper   *reaper
 	commands *registry
 	shells   *shellRegistry
@@ -78,7 +76,7 @@ type agent struct {
 func newAgent(socket string) *agent {
 	r := newReaper()
 	return &agent{
-		socket: socket, started: time.Now(), reaper: r, commands: newRegistry(r), shells: newShellRegistry(), watches: newWatches(),
+		socket: socket, reaper: r, commands: newRegistry(r), shells: newShellRegistry(), watches: newWatches(),
 		stopping: make(chan struct{}),
 	}
 }

@@ -15,11 +15,11 @@ import (
 // process is a child of ours. Fields after `done` may be read once it is closed.
 type process struct {
 	pid     int
-	started time.Time
+	started time.Duration // of the steady clock
 	done    chan struct{}
 	status  syscall.WaitStatus
 	usage   syscall.Rusage
-	ended   time.Time
+	ended   time.Duration
 	// deserted: the session that it led had no member any more soon after its end. The number may be another's since.
 	deserted atomic.Bool
 }
@@ -48,7 +48,7 @@ const killPause = 2 * time.Millisecond
 // spawn starts a child and registers it.
 func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*process, error) {
 	r.mu.Lock()
-	started := time.Now()
+	started := clock.now()
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
 		r.mu.Unlock()
@@ -121,7 +121,7 @@ func (r *reaper) bury(pid int) {
 		return
 	}
 	delete(r.live, pid)
-	p.status, p.usage, p.ended = status, usage, time.Now()
+	p.status, p.usage, p.ended = status, usage, clock.now()
 	close(p.done)
 }
 

@@ -35,9 +35,9 @@ type task struct {
 	// Guarded by shell.mu.
 	isReported bool
 	lastSignal syscall.Signal
-	began      time.Time
+	began      time.Duration // of the steady clock
 	cpuBefore  int64
-	deadline   *time.Timer // nil: no limit
+	deadline   *steadyTimer // nil: no limit
 	reminder   *time.Timer
 
 	started  chan struct{} // closed when it runs, or has ended in the queue
@@ -85,10 +85,10 @@ func (s *shell) enqueue(t *task, known func()) (int, error) {
 
 // begin, exited and end want shell.mu.
 func (t *task) begin(between *ring) {
-	t.began, t.cpuBefore = time.Now(), t.shell.cpuUS()
+	t.began, t.cpuBefore = clock.now(), t.shell.cpuUS()
 	moveRing(between, t.cmd.ring)
 	if t.limit > 0 {
-		t.deadline = time.AfterFunc(t.limit, func() {
+		t.deadline = clock.after(t.limit, func() {
 			t.cmd.timedOut.Store(true)
 			t.stop()
 		})
@@ -108,7 +108,7 @@ func moveRing(from, to *ring) {
 
 func (t *task) exited(status int) *exit {
 	e := &exit{
-		Code: status, TimedOut: t.cmd.timedOut.Load(), PID: t.shell.proc.pid, DurationUS: time.Since(t.began).Microseconds(),
+		Code: status, TimedOut: t.cmd.timedOut.Load(), PID: t.shell.proc.pid, DurationUS: (clock.now() - t.began).Microseconds(),
 		CPUUS: max(t.shell.cpuUS()-t.cpuBefore, 0),
 	}
 	number := int(t.lastSignal)
@@ -125,12 +125,11 @@ func (t *task) exited(status int) *exit {
 func canceledExit(pid int) *exit { return &exit{Code: canceledCode, Canceled: true, PID: pid} }
 
 func (t *task) end(with *exit) {
-	for _, timer := range []*time.Timer{t.deadline, t.reminder} {
-		if timer != nil {
-			timer.Stop()
-		}
+	t.deadline.Stop()
+	if t.reminder != nil {
+		t.reminder.Stop()
 	}
-	if t.began.IsZero() {
+	if t.isQueued() {
 		close(t.started)
 	}
 	t.cmd.exit = with

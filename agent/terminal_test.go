@@ -128,7 +128,7 @@ func TestTheLastOutputOfATerminalIsNotLost(t *testing.T) {
 		if got := cmd.text(); !strings.HasSuffix(got, "\r\n20000\r\n") || strings.Count(got, "\n") != 20000 {
 			t.Fatalf("%d bytes, %q", len(got), got[len(got)-20:])
 		}
-		if took := time.Since(cmd.proc.ended); took > grace/2 && time.Since(started) > grace {
+		if took := clock.now() - cmd.proc.ended; took > grace/2 && time.Since(started) > grace {
 			t.Fatalf("the end was told %v late", took)
 		}
 	}
@@ -227,13 +227,13 @@ func TestOutputWaitsForTheMostAdvancedViewer(t *testing.T) {
 	if waits(a, 60) || !waits(a, 61) {
 		t.Fatal("credit is not what counts")
 	}
-	slow.since = time.Now().Add(-time.Hour)
-	fast.since = time.Now().Add(-patience)
+	slow.isBusy, slow.since = true, clock.now()-time.Hour
+	fast.isBusy, fast.since = true, clock.now()-patience
 	if waits(a, 61) {
 		t.Fatal("it waits for who takes nothing")
 	}
 	ch.grant(40)
-	if !fast.since.IsZero() || !waits(a, 101) {
+	if fast.isBusy || !waits(a, 101) {
 		t.Fatal("who takes again does not count again")
 	}
 }
@@ -252,7 +252,7 @@ func TestTheFirstViewerCountsBeforeItComes(t *testing.T) {
 	}
 	late := &audience{}
 	late.expect()
-	late.left.since = late.left.since.Add(-firstLook)
+	late.left.since -= firstLook
 	if waits(late, 1) {
 		t.Fatal("it is waited for for ever")
 	}
@@ -270,7 +270,7 @@ func TestTheLastViewerCountsForAWhileAfterItLeft(t *testing.T) {
 		t.Fatal("it counts beside the next one")
 	}
 	next.leave()
-	a.left.since = time.Now().Add(-patience)
+	a.left.since = clock.now() - patience
 	if waits(a, 1000) {
 		t.Fatal("it counts for ever")
 	}

@@ -15,7 +15,7 @@ import (
 const ownProgram = "/proc/self/exe"
 
 // A tool gets the arguments after its name and returns an exit code.
-var tools = map[string]func(args []string) int{"login": login, "sftp": sftpMain, "scp": scpMain, "socket": socketMain}
+var tools = map[string]func(args []string) int{"login": login, "sftp": sftpMain, "scp": scpMain, "socket": socketMain, "hostname": hostnameMain}
 
 // planTool makes the plan run the tool that its argv names.
 func (p *plan) planTool() error {
@@ -36,6 +36,19 @@ func runTool(args []string) (code int, isTool bool) {
 		return 0, false
 	}
 	return tool(args[2:]), true
+}
+
+// hostnameMain sets the kernel's host name: run by the host, with the capability, in a sandbox with a kernel of its own.
+func hostnameMain(args []string) int {
+	if len(args) != 1 || !hostnameForm.MatchString(args[0]) {
+		complain("not a host name")
+		return 2
+	}
+	if err := syscall.Sethostname([]byte(args[0])); err != nil {
+		complain("sethostname: " + err.Error())
+		return 1
+	}
+	return 0
 }
 
 // login becomes the shell of the user it runs as, in the home directory: a login shell, or with `-c COMMAND` that

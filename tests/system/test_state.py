@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cove.engine.machine import release
 from state_support import MEMORY_MIB, Caller, Scene, assert_in_step, checkpoints_of, lockstep
-from tests_support import SOAK, RunningServer, make_images, make_server
+from tests_support import SOAK, NewServer, RunningServer, loop_devices, make_images, make_server
 
 pytestmark = pytest.mark.real
 EDITOR = "test-editor"
@@ -88,6 +90,29 @@ def test_hibernations_lose_nothing_over_restarts_of_the_server(scene: Scene, run
         assert (view["state"], view["id"]) == ("running", box)
         scene.check()
     assert not [*checkpoints_of(running).iterdir()], "what it lay in is left"
+
+
+@pytest.mark.timeout(120)
+def test_a_hibernated_sandbox_outlives_a_reboot(new_server: NewServer) -> None:
+    # Case 78: no process, no mount, nothing of /run is there any more.
+    server = new_server(COVE_POOL_SIZE="0")
+    caller = Caller(server)
+    box, other = caller.create(idle_timeout_s=None), caller.create(idle_timeout_s=None)
+    lockstep(caller, box, 1)
+    caller.act(box, "hibernate")
+    init = caller.facts(other)["init_pid"]
+    server.kill()
+    os.kill(init, 9)
+    machine = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    release(server.run_dir, machine)
+    os.close(machine)
+    assert not server.run_dir.exists()
+    assert not loop_devices(server.data_dir)
+    server.start()
+    assert caller.state(other) == "failed"
+    assert caller.state(box) == "hibernated"
+    caller.act(box, "resume")
+    assert_in_step(caller, box, 1)
 
 
 @pytest.mark.timeout(600)

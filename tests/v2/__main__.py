@@ -33,7 +33,7 @@ from cove.server.setup.settings import SetupFailed, settings_from
 from v2.disks import HERE, TOP, Disks, System
 from v2.verdicts import Verdict, complaints, read_line
 
-SUITES = ("runc", "crun", "cgroup", "server", "network")
+SUITES = ("runc", "crun", "cgroup", "server", "network", "state")
 KVM_SUITES = ("gvisor",)  # emulated, a box needs 10 s and more to start, which is the limit of the engine itself
 CACHE = TOP / ".venv" / "v2"
 PACKAGES = ("qemu-system-x86",)

@@ -70,6 +70,13 @@ class Checkpoints(Protocol):
         """
         ...
 
+    async def copy(self, checkpoint_id: str, new_id: str, *, with_memory: bool = True) -> Checkpoint:
+        """A second one, independent of the first; without `with_memory` of its files alone.
+
+        Raises: NotFound, EngineFailure, CapacityExceeded.
+        """
+        ...
+
     def hold(self, checkpoint_id: str) -> AbstractAsyncContextManager[None]:
         """While it is held it is not removed: `remove` then removes it at the end of the last hold."""
         ...

@@ -94,10 +94,10 @@ def make_folder(path: Path) -> None:
     [
         (flip, "is not what was written"),
         (cut, "has 99999 bytes instead of 100000"),
-        (Path.unlink, "pages-1.img of its memory is missing"),
-        (add, "more.img of its memory is missing or was added"),
-        (link, "pages-1.img of its memory"),
-        (make_folder, "pages-1.img of its memory"),
+        (Path.unlink, "pages-1.img is missing"),
+        (add, "more.img is missing or was added"),
+        (link, "memory/pages-1.img"),
+        (make_folder, "memory/pages-1.img"),
     ],
     ids=["flipped", "truncated", "gone", "added", "link", "directory"],
 )
@@ -190,3 +190,28 @@ async def test_no_secret_is_readable_by_others(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / one / "manifest.json", 0o600),
     ):
         assert path.stat().st_mode & 0o777 == mode
+
+
+async def test_a_copy_is_independent_and_may_leave_the_memory_out(tmp_path: Path) -> None:
+    store, one, two, three = make_store(tmp_path), new_core_id(), new_core_id(), new_core_id()
+    draft = await store.begin(one)
+    (draft.memory / "pages-1.img").write_bytes(b"p" * 100_000 + bytes(1024**2) + b"q")
+    (draft.memory.parent / "agent").write_bytes(b"a program")
+    await store.seal(draft, facts())
+    await store.copy(one, two)
+    await store.copy(one, three, with_memory=False)
+    await store.remove(one)
+    copied = await store.get(two)
+    assert (copied.memory / "pages-1.img").read_bytes() == b"p" * 100_000 + bytes(1024**2) + b"q"
+    assert (copied.memory.parent / "agent").read_bytes() == b"a program"
+    assert copied.facts.has_memory
+    files_only = await store.get(three)
+    assert (files_only.facts.has_memory, files_only.facts.why_no_memory) == (False, "only its files were asked for")
+    assert files_only.facts.env == {"TOKEN": "hush"}
+    assert list(files_only.memory.iterdir()) == []
+    (copied.memory.parent / "agent").write_bytes(b"b program")
+    with pytest.raises(EngineFailure, match="agent is not what was written"):
+        await store.get(two)
+    with pytest.raises(NotFound):
+        await store.copy(one, new_core_id())
+    assert await store.ids() == {two, three}

@@ -26,6 +26,7 @@ from cove.engine.checkpoints.manifest import MOST_BYTES, MOST_FILES, Damaged, Fi
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.checkpoints.shelf import Shelf
 from cove.engine.layers import LayerStore
+from cove.engine.reflink import copy_file
 from cove.model.errors import CapacityExceeded, CoveError, EngineFailure, NotFound
 from cove.model.ids import is_core_id
 
@@ -39,6 +40,7 @@ _DRAFT_PREFIX: Final = "draft-"
 _THREADS: Final = 4
 _PIECE: Final = 1024 * 1024
 _RETRY_S: Final = 60
+ONLY_FILES: Final = "only its files were asked for"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _Mark = tuple[int, int, int, int]
@@ -118,7 +120,7 @@ class CheckpointStore:
         files, marks = digests.result()
         facts = msgspec.structs.replace(
             facts,
-            memory_bytes=sum(one.size for one in files.values()) if facts.has_memory else 0,
+            memory_bytes=sum(one.size for one in files.values()),
             inherited_bytes=settled.result(),
         )
         manifest = Manifest(id=draft.id, layer=draft.layer, facts=facts, files=files)
@@ -127,6 +129,32 @@ class CheckpointStore:
         self._expected.pop(draft.id, None)
         self._background.submit(self._pack, draft.id)
         return checkpoint
+
+    async def copy(self, checkpoint_id: str, new_id: str, *, with_memory: bool = True) -> Checkpoint:
+        """See `ports.Checkpoints`."""
+        async with self.hold(checkpoint_id):
+            source = await self.get(checkpoint_id, with_memory=with_memory)
+            draft = await self.begin(new_id, expected_bytes=source.memory_bytes if with_memory else 0)
+            try:
+                await self._run(lambda: self._copy_into(source, draft, with_memory=with_memory))
+                facts = source.facts
+                if facts.has_memory and not with_memory:
+                    facts = msgspec.structs.replace(facts, has_memory=False, why_no_memory=ONLY_FILES, engine={})
+                return await self.seal(draft, facts)
+            except BaseException:
+                await self.discard(draft)
+                raise
+
+    def _copy_into(self, source: Checkpoint, draft: Draft, *, with_memory: bool) -> None:
+        if self._layers is not None and source.layer in self._layers.names():
+            self._layers.copy(source.layer, draft.layer, None)
+        if with_memory:
+            with (
+                _opened(self._shelf.home / source.id) as theirs,
+                _opened(self._shelf.home / (_DRAFT_PREFIX + draft.id)) as ours,
+            ):
+                for name in _names(theirs):
+                    copy_file(theirs, ours, name)
 
     def _settle(self, draft: Draft) -> int:
         if self._layers is None or draft.layer not in self._layers.names():
@@ -137,8 +165,8 @@ class CheckpointStore:
     def _digest_all(self, draft: Draft) -> tuple[dict[str, FileFacts], dict[str, _Mark]]:
         files: dict[str, FileFacts] = {}
         marks: dict[str, _Mark] = {}
-        with _opened(draft.memory) as folder:
-            names = sorted(os.listdir(folder))  # noqa: PTH208 - of a descriptor
+        with _opened(self._shelf.home / (_DRAFT_PREFIX + draft.id)) as folder:
+            names = _names(folder)
             if len(names) > MOST_FILES:
                 raise EngineFailure("the memory image has too many files", internal=f"{len(names)}")
             for name in names:
@@ -197,20 +225,14 @@ class CheckpointStore:
 
     def _verify_memory(self, folder: int, manifest: Manifest) -> None:
         known = self._verified.get(manifest.id, {})
-        marks: dict[str, _Mark] = {}
         try:
-            memory = os.open(MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            found = set(_names(folder))
         except OSError as error:
             raise Damaged("its memory is not there") from error
-        try:
-            found = set(os.listdir(memory))  # noqa: PTH208 - of a descriptor
-            if found != manifest.files.keys():
-                strange = min(found ^ manifest.files.keys())
-                raise Damaged(f"{strange} of its memory is missing or was added")
-            for name, facts in manifest.files.items():
-                marks[name] = _verify_file(memory, name, facts, known.get(name))
-        finally:
-            os.close(memory)
+        if found != manifest.files.keys():
+            strange = min(found ^ manifest.files.keys())
+            raise Damaged(f"{strange} is missing or was added")
+        marks = {name: _verify_file(folder, name, facts, known.get(name)) for name, facts in manifest.files.items()}
         self._verified[manifest.id] = marks
 
     def _described(self, manifest: Manifest) -> Checkpoint:
@@ -221,7 +243,7 @@ class CheckpointStore:
             memory=self._shelf.home / manifest.id / MEMORY,
             layer=manifest.layer,
             facts=manifest.facts,
-            memory_bytes=taken if manifest.facts.has_memory else 0,
+            memory_bytes=taken if manifest.files else 0,
             disk_bytes=used,
         )
 
@@ -329,6 +351,17 @@ def _read_small(folder: int, name: str) -> bytes:
     return data
 
 
+def _names(folder: int) -> list[str]:
+    """What a checkpoint's directory has, but its manifest: files beside the memory and those in it. Raises: OSError."""
+    memory = os.open(MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        inside = [f"{MEMORY}/{name}" for name in os.listdir(memory)]  # noqa: PTH208 - of a descriptor
+    finally:
+        os.close(memory)
+    beside = set(os.listdir(folder)) - {MANIFEST, MEMORY}
+    return sorted([*beside, *inside])
+
+
 def _mark(facts: os.stat_result) -> _Mark:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
@@ -351,12 +384,12 @@ def _verify_file(folder: int, name: str, facts: FileFacts, known: _Mark | None) 
     try:
         now = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if now.st_size != facts.size:
-            raise Damaged(f"{name} of its memory has {now.st_size} bytes instead of {facts.size}")
+            raise Damaged(f"{name} has {now.st_size} bytes instead of {facts.size}")
         if known is not None and known == _mark(now):
             return known
         found, mark = _digest(folder, name)
     except (OSError, EngineFailure) as error:
-        raise Damaged(f"{name} of its memory cannot be read") from error
+        raise Damaged(f"{name} cannot be read") from error
     if found != facts:
-        raise Damaged(f"{name} of its memory is not what was written")
+        raise Damaged(f"{name} is not what was written")
     return mark

@@ -8,7 +8,7 @@ The driver's boxes outlive a core, as real ones do, so a test can open a second 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -16,16 +16,18 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict, replace
 
+from checkpoints_support import StubCheckpoints
 from cove.agentlink.client import TerminalStream
 from cove.agentlink.session import ExecSession
-from cove.agentlink.wire import AgentHello
+from cove.agentlink.wire import AgentHello, ClaimedEnvironment, Revived
 from cove.core.admission import Memory
 from cove.core.facade import Core, open_core
 from cove.core.info import CoreSettings
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.clock import ManualClock
 from cove.engine.driver import Box, BoxFacts, BoxImage, BoxSpec, Driver
 from cove.engine.pool import PoolConfig, PoolTarget
-from cove.model.errors import Conflict, CoveError, EngineFailure, NotFound, SandboxGone
+from cove.model.errors import Conflict, CoveError, EngineFailure, NotFound, SandboxGone, Unsupported
 from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecResult, ExecSpec, Started, Stream, Why
 from cove.model.image import ImageInfo
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
@@ -52,12 +54,27 @@ class StubAgent:
         self.claimed: tuple[dict[str, str], str | None, str | None] | None = None
         self.kept: dict[str, Command] = {}
         self.screens: dict[str, Terminal] = {}
+        self.revived: tuple[str | None, dict[str, str], bool] | None = None
+        self.dropped: CoveError | None = None
 
     async def claim(self, env, workdir, hostname, user=None) -> None:
         self._check()
         if self.claimed is not None:
             raise Conflict("claimed already")
         self.claimed = (env, workdir, hostname)
+
+    async def environment(self) -> ClaimedEnvironment:
+        self._check()
+        env, workdir, _ = self.claimed or ({}, None, None)
+        return ClaimedEnvironment(env=env, workdir=workdir, user=None)
+
+    async def revive(self, *, hostname, env, is_copy) -> Revived:
+        self._check()
+        self.revived = (hostname, env, is_copy)
+        return Revived()
+
+    def drop(self, reason: CoveError | None = None) -> None:
+        self.dropped, self.is_closed = reason, True
 
     async def exec(self, spec: ExecSpec, share: object = None) -> ExecResult:
         self._check()
@@ -177,6 +194,33 @@ class StubBox(Box):
         self.limits = facts.limits
         self.network = NO_NETWORK
         self.links: dict[str, str] = {}
+        self.has_memory = True
+        self.origin: Checkpoint | None = None
+        self.on_checkpoint: Callable[[], Awaitable[None]] | None = None
+
+    async def checkpoint(self, draft: Draft, *, with_memory: bool, stay_paused: bool = False) -> CheckpointFacts:
+        was_paused, self.is_paused = self.is_paused, True
+        try:
+            await self._do("checkpoint")
+            if with_memory and not self.has_memory:
+                raise Unsupported("this stub keeps no memory")
+            if self.on_checkpoint is not None:
+                await self.on_checkpoint()
+        except BaseException:
+            self.is_paused = was_paused
+            raise
+        self.is_paused = was_paused or stay_paused
+        return CheckpointFacts(
+            driver="stub",
+            has_memory=with_memory,
+            image=self.facts.image,
+            image_digest=self.facts.image_digest,
+            limits=self.facts.limits,
+            hostname="host",
+            agent_build="b",
+            engine={},
+            memory_bytes=100 * MIB if with_memory else 0,
+        )
 
     async def _do(self, call: str) -> None:
         self.calls.append(call)
@@ -266,6 +310,7 @@ class StubDriver(Driver):
         self.adopt_failures: list[CoveError] = []
         self.swept = 0
         self.missing: tuple[str, ...] = ()
+        self.gaps: tuple[str, ...] = ()
 
     async def requirements(self) -> tuple[str, ...]:
         return self.missing
@@ -299,8 +344,16 @@ class StubDriver(Driver):
             )
         )
         self.specs.append(spec)
+        if spec.origin is not None and spec.with_memory:
+            facts = spec.origin.facts
+            box.agent.claimed = (facts.env, facts.workdir, None)
+        box.origin = spec.origin
         self.boxes[spec.id] = box
         return box
+
+    @property
+    def memory_gaps(self) -> tuple[str, ...]:
+        return self.gaps
 
     async def adopt(self, facts: BoxFacts) -> Box:
         await asyncio.sleep(0)
@@ -395,6 +448,11 @@ async def driver() -> StubDriver:
 
 
 @pytest.fixture
+def checkpoints() -> StubCheckpoints:
+    return StubCheckpoints()
+
+
+@pytest.fixture
 def images() -> StubImages:
     return StubImages()
 
@@ -421,7 +479,9 @@ OpenCore = Callable[..., AbstractAsyncContextManager[Core]]
 
 
 @pytest.fixture
-def opened(tmp_path: Path, driver: StubDriver, images: StubImages, clock: ManualClock) -> OpenCore:
+def opened(
+    tmp_path: Path, driver: StubDriver, images: StubImages, clock: ManualClock, checkpoints: StubCheckpoints
+) -> OpenCore:
     """Opens a core, over the same store and driver each time."""
 
     @asynccontextmanager
@@ -441,6 +501,7 @@ def opened(tmp_path: Path, driver: StubDriver, images: StubImages, clock: Manual
                 memory=memory,
                 network=network,
                 secrets_at_rest=secrets,
+                checkpoints=checkpoints,
             ) as core,
         ):
             if pool:

@@ -22,7 +22,7 @@ from cove.agentlink.terminals import TerminalCalls, TerminalStream
 from cove.agentlink.trees import TreeCalls
 from cove.agentlink.watches import WatchCalls
 from cove.agentlink.wire import AgentHello, AgentStats, ClaimedEnvironment, Empty, Revived
-from cove.model.errors import AgentTimeout, Conflict, SandboxGone, Unsupported
+from cove.model.errors import AgentTimeout, Conflict, CoveError, SandboxGone, Unsupported
 
 __all__ = [
     "AgentClient",
@@ -85,9 +85,9 @@ class AgentClient(ShellCalls, TerminalCalls, CommandCalls, FileCalls, TreeCalls,
         """Return when the connection is gone. Cancelling leaves nothing behind."""
         await self._connection.wait_closed()
 
-    def drop(self) -> None:
-        """Close without waiting for it. Idempotent."""
-        self._connection.abort(SandboxGone("the sandbox is gone", internal="dropped by us"))
+    def drop(self, reason: CoveError | None = None) -> None:
+        """Close without waiting for it; open calls end with `reason`, None: SandboxGone. Idempotent."""
+        self._connection.abort(reason or SandboxGone("the sandbox is gone", internal="dropped by us"))
 
     async def close(self) -> None:
         """Close; running attached commands are killed by the agent. Idempotent."""

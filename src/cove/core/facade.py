@@ -55,13 +55,14 @@ from cove.core.usage import Usages
 from cove.core.watches import Watches
 from cove.core.webhooks import Webhooks
 from cove.core.workbench import Tools
+from cove.engine.checkpoints.absent import NoCheckpoints
 from cove.engine.clock import Clock, SystemClock
 from cove.engine.driver import Box, Driver
 from cove.engine.images.store import ImageStore
 from cove.engine.network.port import Network
 from cove.engine.pool import Pool, open_pool
-from cove.engine.ports import ImageSource
-from cove.engine.supervisors import Supervisors, open_supervisors
+from cove.engine.ports import Checkpoints, ImageSource
+from cove.engine.supervisors import Others, Supervisors, open_supervisors
 from cove.engine.webpost import Poster
 from cove.model.access import Principal, Scope
 from cove.model.auditchain import KEY_BYTES
@@ -143,6 +144,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     secrets_at_rest: Secrets | None = None,
     network: Network | None = None,
     post: tuple[Poster | None, Callable[[], ClosedRanges]] = (None, ClosedRanges),
+    checkpoints: Checkpoints | None = None,
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
     memory: Callable[[], Memory] = read_memory,
@@ -152,7 +154,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones. `audit_key` signs the
     audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network` None:
-    sandboxes have none. `post`: how webhooks leave. Raises: EngineFailure when the store cannot be read or written.
+    sandboxes have none. `post`: how webhooks leave. `checkpoints` None: sandboxes can be neither hibernated nor
+    kept as snapshots. Raises: EngineFailure when the store cannot be read or written.
     """
     clock = clock or SystemClock()
     admission = Admission(settings.admission, clock, memory, disk)
@@ -172,22 +175,15 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     async with (
         asyncio.TaskGroup() as tasks,
         open_pool(drivers, images, sized_pool(settings.pool, drivers, admission), clock=clock) as pool,
-        open_supervisors(
-            journal,
-            pool,
-            clock,
-            ended,
-            links=lambda one: networks.links.of(one),  # noqa: PLW0108 - it is made below
-            may_resume=accounts.budgets.check_resume,
-        ) as supervisors,
+        open_supervisors(journal, pool, clock, ended, **_surroundings(lambda: parts, checkpoints)) as supervisors,
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
         ports = Ports(directory, audit)
         host_ports = HostPorts(settings.host_ports, ports)
-        networks: Networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
+        networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
         credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
-        parts = _Parts(
+        parts: _Parts = _Parts(
             settings=settings,
             drivers=drivers,
             missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
@@ -212,6 +208,18 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         async with _working(parts, tasks) as core:
             yield core
     await _write_the_rest(journal, accounts, audit)
+
+
+def _surroundings(parts: Callable[[], _Parts], checkpoints: Checkpoints | None) -> Others:
+    """What supervisors ask of the rest of the core, which is made after them."""
+    return Others(
+        links=lambda one: parts().networks.links.of(one),  # noqa: PLW0108 - it is made later
+        may_resume=lambda one: parts().accounts.budgets.check_resume(one),  # noqa: PLW0108
+        moves=lambda one: parts().networks.links.moved(one.project, one.name),
+        image_of=lambda one: parts().images.version(one.project, one.image_used, one.image_digest),
+        driver_of=lambda one: parts().drivers.get(one.driver),
+        checkpoints=checkpoints or NoCheckpoints(),
+    )
 
 
 async def _write_the_rest(journal: StoreJournal, accounts: Accounts, audit: Audit) -> None:

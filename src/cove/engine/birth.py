@@ -8,14 +8,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from cove.engine.checkpoints.absent import NoCheckpoints
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock
 from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
 from cove.engine.pool import POOL_HOSTNAME, Pool
-from cove.engine.ports import Journal
+from cove.engine.ports import Checkpoints, Journal
 from cove.model.errors import CoveError, EngineFailure
 from cove.model.execs import KEPT_OUTPUT_BYTES, ExecSpec
 from cove.model.origin import Origin, current_origin
-from cove.model.sandbox import Sandbox, Source
+from cove.model.sandbox import MIB, Limits, Sandbox, Source
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +33,19 @@ BOX_TIMEOUT_S: Final = 60.0
 T = TypeVar("T")
 
 
+_SLOWEST_MEMORY: Final = 16 * MIB
+_SLOWEST_DISK: Final = 32 * MIB
+"""Bytes per second that a checkpoint of a box is written, or read back, at least: past that the machine has failed."""
+
+
 def no_links(_: Sandbox) -> Mapping[str, str]:
     """For where sandboxes reach no others."""
     return {}
+
+
+def no_image(sandbox: Sandbox) -> BoxImage:
+    """For where nothing is ever made again."""
+    raise EngineFailure("this server does not know its images", internal=f"of sandbox {sandbox.id}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +53,10 @@ class Ports:
     """What a supervisor needs from outside. `on_end` is told once, when its task stops.
 
     `links`: the addresses, by name, of the sandboxes that one may reach now.
-    `may_resume` raises what keeps a paused sandbox paused.
+    `may_resume` raises what keeps a paused or hibernated sandbox as it is; for a hibernated one it takes the place on
+    this machine that `rests` gives back, which is told each time that one has come to rest. `moves` is told of one that
+    may have another address. `image_of`: the very version of the image that a sandbox was made of; raises NotFound.
+    `driver_of`: None, where it is not loaded.
     """
 
     journal: Journal
@@ -51,6 +66,11 @@ class Ports:
     on_end: Callable[[Sandbox], None]
     links: Callable[[Sandbox], Mapping[str, str]] = no_links
     may_resume: Callable[[Sandbox], None] = lambda _: None
+    rests: Callable[[Sandbox], None] = lambda _: None
+    moves: Callable[[Sandbox], None] = lambda _: None
+    image_of: Callable[[Sandbox], BoxImage] = no_image
+    driver_of: Callable[[Sandbox], Driver | None] = lambda _: None
+    checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +79,10 @@ class Birth:
 
     `env` goes into the box and nowhere else: it may hold secrets, so no store or log ever sees it. `asked_at` is
     the monotonic moment of the request; `intent` writes the pending record;
-    `run_entrypoint`: start the image's program. `origin`: who asked.
+    `run_entrypoint`: start the image's program. `asked_by`: whose request it is.
+
+    `origin`: it begins as that checkpoint was, `with_memory` or with its files only; `env` is then added to what the
+    checkpoint has. `is_copy`: of another sandbox, or of an earlier time: nothing may be the same twice.
     """
 
     image: BoxImage
@@ -70,7 +93,10 @@ class Birth:
     run_entrypoint: bool
     asked_at: float
     intent: Callable[[Sandbox], Awaitable[None]]
-    origin: Origin = field(default_factory=current_origin)
+    asked_by: Origin = field(default_factory=current_origin)
+    origin: Checkpoint | None = None
+    with_memory: bool = False
+    is_copy: bool = True
 
 
 async def give_birth(sandbox: Sandbox, birth: Birth, ports: Ports) -> tuple[Box, Source]:
@@ -88,8 +114,17 @@ async def give_birth(sandbox: Sandbox, birth: Birth, ports: Ports) -> tuple[Box,
             await bounded(birth.box.destroy())
         else:
             return birth.box, Source.WARM
-    spec = BoxSpec(id=sandbox.id, image=birth.image, limits=sandbox.limits, hostname=birth.hostname or POOL_HOSTNAME)
-    box = await ports.pool.create(birth.driver, spec)
+    origin = birth.origin
+    spec = BoxSpec(
+        id=sandbox.id,
+        image=birth.image,
+        limits=sandbox.limits,
+        hostname=birth.hostname or (POOL_HOSTNAME if origin is None else origin.facts.hostname),
+        origin=origin,
+        with_memory=birth.with_memory,
+    )
+    timeout_s = None if origin is None else checkpoint_timeout_s(sandbox.limits)
+    box = await ports.pool.create(birth.driver, spec, timeout_s=timeout_s)
     try:
         await bounded(_connect(box, sandbox, ports))
         await bounded(_claim(box, birth))
@@ -118,11 +153,23 @@ async def _connect(box: Box, sandbox: Sandbox, ports: Ports) -> None:
 
 
 async def _claim(box: Box, birth: Birth) -> None:
-    image = birth.image
-    await box.agent.claim({**image.env, **birth.env}, image.workdir, birth.hostname, image.user)
+    image, origin = birth.image, birth.origin
+    if origin is not None and birth.with_memory:
+        await box.agent.revive(hostname=birth.hostname, env=birth.env, is_copy=birth.is_copy)
+        return
+    if origin is None:
+        await box.agent.claim({**image.env, **birth.env}, image.workdir, birth.hostname, image.user)
+    else:
+        facts = origin.facts
+        await box.agent.claim({**facts.env, **birth.env}, facts.workdir, birth.hostname, facts.user)
     if birth.run_entrypoint:
         spec = ExecSpec(argv=image.entrypoint + image.command)
         await box.agent.start(ENTRYPOINT_ID, spec, keep_bytes=KEPT_OUTPUT_BYTES, stdin_open=False)
+
+
+def checkpoint_timeout_s(limits: Limits) -> float:
+    """How long taking a checkpoint of a box with these limits may take, or making a box of one."""
+    return BOX_TIMEOUT_S + limits.memory_bytes / _SLOWEST_MEMORY + limits.disk_bytes / _SLOWEST_DISK
 
 
 async def bounded(action: Awaitable[T], timeout_s: float = BOX_TIMEOUT_S) -> T:

@@ -31,6 +31,7 @@ class Deadlines:
         self._last_active = clock.monotonic() - self._idle_at_start(sandbox)
         self._noted = clock.monotonic()
         self._expires = NEVER
+        self._not_before = -NEVER
         self.set_expiry(sandbox)
 
     def set_expiry(self, sandbox: Sandbox) -> None:
@@ -40,6 +41,14 @@ class Deadlines:
             return
         left_s = min(sandbox.expires_at - self._clock.now(), sandbox.expires_at - sandbox.created_at)
         self._expires = self._clock.monotonic() + left_s
+
+    def left_s(self) -> float:
+        """How long until it expires."""
+        return self._expires - self._clock.monotonic()
+
+    def postpone(self, seconds: float) -> None:
+        """Its idle action was tried in vain: not again before so long."""
+        self._not_before = self._clock.monotonic() + seconds
 
     def acquire(self) -> None:
         """Something works in the sandbox: it is not idle until the matching `release`."""
@@ -100,10 +109,12 @@ class Deadlines:
         self._ring()
 
     def _idle_deadline(self, sandbox: Sandbox) -> float:
-        is_awake = sandbox.state is State.RUNNING and self._leases == 0
+        """A paused one is idle, too, where it is to be hibernated: that gives its memory back."""
+        is_hibernated_next = sandbox.state is State.PAUSED and sandbox.idle_action is IdleAction.HIBERNATE
+        is_awake = (sandbox.state is State.RUNNING or is_hibernated_next) and self._leases == 0
         if sandbox.idle_timeout_s is None or not is_awake or sandbox.idle_action is IdleAction.NONE:
             return NEVER
-        return self._last_active + sandbox.idle_timeout_s
+        return max(self._last_active + sandbox.idle_timeout_s, self._not_before)
 
     def _idle_at_start(self, sandbox: Sandbox) -> float:
         """How long an adopted sandbox has been idle, less what may not have been written."""

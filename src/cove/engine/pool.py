@@ -241,19 +241,20 @@ class Pool:
         self._put(shelf, box)
         return True
 
-    async def create(self, driver: Driver, spec: BoxSpec) -> Box:
+    async def create(self, driver: Driver, spec: BoxSpec, *, timeout_s: float | None = None) -> Box:
         """A cold create for a caller who waits. At most `demand` run at a time; how many wait is bounded by admission.
 
-        Cancelling leaves nothing. Raises: EngineFailure, Unsupported.
+        `timeout_s` None: CREATE_TIMEOUT_S. Cancelling leaves nothing. Raises: EngineFailure, Unsupported.
         """
         self._foreground += 1
+        timeout_s = timeout_s or CREATE_TIMEOUT_S
         try:
-            async with asyncio.timeout(CREATE_TIMEOUT_S), self._demand:
+            async with asyncio.timeout(timeout_s), self._demand:
                 box = await driver.create(spec)
                 self._isolation[driver.name] = box.isolation
                 return box
         except TimeoutError as error:
-            raise EngineFailure(f"the sandbox was not ready within {CREATE_TIMEOUT_S:.0f} s") from error
+            raise EngineFailure(f"the sandbox was not ready within {timeout_s:.0f} s") from error
         except OSError as error:
             raise EngineFailure("the machine refused to make a sandbox", internal=repr(error)) from error
         finally:

@@ -9,11 +9,14 @@ from msgspec.structs import replace
 
 from cove.model.errors import Conflict, CoveError, Gone
 from cove.model.network import NetworkUse
-from cove.model.sandbox import Sandbox, Usage
+from cove.model.sandbox import Sandbox, TimeoutCounts, Usage
 from cove.model.state import FINAL, EndReason, State, may_move
 
-FAILURES: Final = frozenset({EndReason.DIED, EndReason.OUT_OF_MEMORY, EndReason.CREATE_FAILED})
+FAILURES: Final = frozenset({EndReason.DIED, EndReason.OUT_OF_MEMORY, EndReason.CREATE_FAILED, EndReason.DAMAGED})
 """Ends that nobody asked for: state `failed`. All others are `terminated`."""
+
+AT_REST: Final = frozenset({State.PAUSED, State.HIBERNATED})
+"""Nothing runs in it, and work in it resumes it first."""
 
 
 def moved(sandbox: Sandbox, state: State, **facts: object) -> Sandbox:
@@ -29,9 +32,38 @@ def ended(sandbox: Sandbox, reason: EndReason, detail: str | None, *, at: float)
     return replace(sandbox, state=state, end_reason=reason, end_detail=detail, ended_at=at)
 
 
+def timed(sandbox: Sandbox, *, now: float, left_s: float) -> Sandbox:
+    """The record with its time to live passing, or standing still, as its state has it. `left_s`: what is left now."""
+    stands_still = sandbox.timeout_counts is TimeoutCounts.RUNNING and sandbox.state in AT_REST
+    if stands_still and sandbox.expires_at is not None:
+        return replace(sandbox, expires_at=None, time_left_s=max(left_s, 0.0))
+    if not stands_still and sandbox.time_left_s is not None:
+        return replace(sandbox, expires_at=now + sandbox.time_left_s, time_left_s=None)
+    return sandbox
+
+
+def summed(before: Usage, now: Usage) -> Usage:
+    """What a sandbox has used: in the boxes that it had before, and in the one that it has."""
+    return Usage(
+        cpu_ms=before.cpu_ms + now.cpu_ms,
+        memory_peak_bytes=max(before.memory_peak_bytes, now.memory_peak_bytes),
+        memory_bytes=now.memory_bytes,
+        disk_bytes=now.disk_bytes,
+        oom_kills=before.oom_kills + now.oom_kills,
+        pids=now.pids,
+        sent_bytes=before.sent_bytes + now.sent_bytes,
+        received_bytes=before.received_bytes + now.received_bytes,
+    )
+
+
 def with_network(used: Usage, over_network: NetworkUse) -> Usage:
     """What a box used, with the bytes of its network."""
     return replace(used, sent_bytes=over_network.sent_bytes, received_bytes=over_network.received_bytes)
+
+
+def at_rest_error(sandbox: Sandbox) -> Conflict:
+    """Why there is no work in a sandbox that only its owner resumes."""
+    return Conflict(f"the sandbox is {sandbox.state.value}; resume it first", field="state")
 
 
 def ended_error(sandbox: Sandbox) -> CoveError:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, ValuesView
 from contextlib import asynccontextmanager
+from typing import TypedDict, Unpack
 
-from cove.engine.birth import Birth, Ports, no_links
+from cove.engine.birth import Birth, Ports
 from cove.engine.clock import Clock
-from cove.engine.driver import Box
+from cove.engine.driver import Box, BoxImage, Driver
 from cove.engine.pool import Pool
-from cove.engine.ports import Journal
+from cove.engine.ports import Checkpoints, Journal
 from cove.engine.supervisor import Supervisor
 from cove.model.origin import own_context
 from cove.model.sandbox import Sandbox
+
+
+class Others(TypedDict, total=False):
+    """What `Ports` has beside what every supervisor needs."""
+
+    links: Callable[[Sandbox], Mapping[str, str]]
+    may_resume: Callable[[Sandbox], None]
+    rests: Callable[[Sandbox], None]
+    moves: Callable[[Sandbox], None]
+    image_of: Callable[[Sandbox], BoxImage]
+    driver_of: Callable[[Sandbox], Driver | None]
+    checkpoints: Checkpoints
 
 
 class Supervisors:
@@ -27,8 +40,8 @@ class Supervisors:
         """Start a new sandbox's life; await its `wait_started`."""
         return self._start(sandbox, birth, None)
 
-    def adopt(self, sandbox: Sandbox, box: Box) -> Supervisor:
-        """Go on with a sandbox that outlived the server, in the state in which it was written."""
+    def adopt(self, sandbox: Sandbox, box: Box | None) -> Supervisor:
+        """Go on with a sandbox that outlived the server, in the state in which it was written; None: hibernated."""
         return self._start(sandbox, None, box)
 
     def get(self, sandbox_id: str) -> Supervisor | None:
@@ -58,25 +71,17 @@ class Supervisors:
 
 
 @asynccontextmanager
-async def open_supervisors(  # noqa: PLR0913 - what they stand on
-    journal: Journal,
-    pool: Pool,
-    clock: Clock,
-    on_end: Callable[[Sandbox], None],
-    *,
-    links: Callable[[Sandbox], Mapping[str, str]] = no_links,
-    may_resume: Callable[[Sandbox], None] = lambda _: None,
+async def open_supervisors(
+    journal: Journal, pool: Pool, clock: Clock, on_end: Callable[[Sandbox], None], **others: Unpack[Others]
 ) -> AsyncGenerator[Supervisors]:
-    """Supervisors that let their sandboxes go, alive, when the context ends. `links`, `may_resume`: see `Ports`."""
+    """Supervisors that let their sandboxes go, alive, when the context ends. `others`: see `Ports`."""
     async with asyncio.TaskGroup() as tasks:
 
         def ended(sandbox: Sandbox) -> None:
             supervisors.forget(sandbox)
             on_end(sandbox)
 
-        ports = Ports(
-            journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended, links=links, may_resume=may_resume
-        )
+        ports = Ports(journal=journal, pool=pool, clock=clock, tasks=tasks, on_end=ended, **others)
         supervisors = Supervisors(ports)
         try:
             yield supervisors

@@ -43,6 +43,7 @@ class SandboxChange(Struct, frozen=True, kw_only=True):
     timeout_s: float | UnsetType | None = UNSET
     idle_timeout_s: float | UnsetType | None = UNSET
     idle_action: IdleAction | UnsetType = UNSET
+    auto_resume: bool | UnsetType = UNSET
     name: str | UnsetType = UNSET
     metadata: dict[str, str | None] | UnsetType = UNSET
     cpus: float | UnsetType = UNSET

@@ -28,6 +28,13 @@ class IdleAction(StrEnum):
     NONE = "none"
 
 
+class TimeoutCounts(StrEnum):
+    """When a sandbox's time to live passes: `always`, or only while it runs (not paused, not hibernated)."""
+
+    ALWAYS = "always"
+    RUNNING = "running"
+
+
 class Source(StrEnum):
     """How a create was served."""
 
@@ -57,6 +64,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     `network` None: the project's default, which is `none` unless the project says otherwise.
     `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
     `auto_resume`: work in it resumes it when it is paused or hibernated; otherwise that is refused.
+    `timeout_counts`: when `timeout_s` passes; None: as the server says.
     `credentials` by service: keys that stay outside; `placeholder` stands in the environment in their place.
     """
 
@@ -68,6 +76,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     name: str | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     timeout_s: float | None = None
+    timeout_counts: TimeoutCounts | None = None
     idle_timeout_s: float | None = 1800.0
     idle_action: IdleAction = IdleAction.PAUSE
     auto_resume: bool = True
@@ -132,6 +141,9 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     `image_note` why it is another (an alias in place of an unreachable registry). `key`: the id of its
     maker's key. `came_from`: of one made from a snapshot or by a fork. `kept`: of a hibernated one what will be there
     again when it is resumed, afterwards what was; None: it never was hibernated.
+    `kept_bytes`: what the memory of a hibernated one takes on the disk.
+    `time_left_s`: while its time to live stands still, what is left of it (`expires_at` is None then).
+    `state_note`: where its state is another than was asked for, or not what one would think: why, in one sentence.
     """
 
     id: str
@@ -164,3 +176,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     auto_resume: bool = True
     came_from: Lineage | None = None
     kept: Kept | None = None
+    kept_bytes: int = 0
+    timeout_counts: TimeoutCounts = TimeoutCounts.ALWAYS
+    time_left_s: float | None = None
+    state_note: str | None = None

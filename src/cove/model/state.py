@@ -70,5 +70,6 @@ class EndReason(StrEnum):
     DIED = "died"
     OUT_OF_MEMORY = "out-of-memory"
     LOST = "lost"
+    DAMAGED = "damaged"
     BUDGET = "budget"
     SHUTDOWN = "shutdown"

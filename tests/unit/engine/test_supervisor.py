@@ -1,11 +1,9 @@
-# ruff: noqa: ANN001, ANN003, ANN201, ANN202 - fixtures and stand-ins are typed where they are defined
+# ruff: noqa: ANN001, ANN202 - fixtures and stand-ins are typed where they are defined
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -13,82 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cove.engine.birth import Birth
 from cove.engine.clock import ManualClock
-from cove.engine.driver import Box, BoxSpec
 from cove.engine.inbox import REQUEST_LIMIT
 from cove.engine.pool import PoolConfig, open_pool
 from cove.engine.supervisor import Supervisor
-from cove.engine.supervisors import Supervisors, open_supervisors
+from cove.engine.supervisors import open_supervisors
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, Gone, SandboxGone, Unsupported
 from cove.model.network import OPEN_NETWORK, NetworkMode, NetworkPolicy
 from cove.model.sandbox import IdleAction, Limits, Sandbox, Source
 from cove.model.state import FINAL, EndReason, State, may_move
-
-
-@dataclass
-class World:
-    """One sandbox's surroundings."""
-
-    driver: object
-    images: object
-    journal: object
-    clock: ManualClock
-    supervisors: Supervisors
-    ended: list[Sandbox]
-
-    def sandbox(self, **fields) -> Sandbox:
-        base = Sandbox(
-            id="1" * 16,
-            project="default",
-            name="one",
-            state=State.PENDING,
-            image="base",
-            driver="stub",
-            limits=Limits(),
-            metadata={},
-            isolation=None,
-            dialect="native",
-            created_by="local",
-            created_at=self.clock.now(),
-            expires_at=None,
-            idle_timeout_s=None,
-            idle_action=IdleAction.PAUSE,
-            last_active_at=self.clock.now(),
-        )
-        return replace(base, **fields)
-
-    def launch(self, box: Box | None = None, *, env=None, hostname=None, **fields) -> Supervisor:
-        sandbox = self.sandbox(**({"id": box.facts.id} if box else {}) | fields)
-        birth = Birth(
-            run_entrypoint=False,
-            image=self.images.get("base"),
-            driver=self.driver,
-            env=env or {},
-            hostname=hostname,
-            box=box,
-            asked_at=self.clock.monotonic(),
-            intent=self.journal.write,
-        )
-        return self.supervisors.launch(sandbox, birth)
-
-    async def warm(self, **limits) -> Box:
-        spec = BoxSpec(id="2" * 16, image=self.images.get("base"), limits=Limits(**limits), hostname="sandbox")
-        return await self.driver.create(spec)
-
-    @property
-    def box(self):
-        return next(iter(self.driver.boxes.values()))
-
-
-@asynccontextmanager
-async def opened(driver, images, journal, clock) -> AsyncIterator[World]:
-    ended: list[Sandbox] = []
-    async with (
-        open_pool({"stub": driver}, images, PoolConfig(), clock=clock) as pool,
-        open_supervisors(journal, pool, clock, ended.append) as supervisors,
-    ):
-        yield World(driver, images, journal, clock, supervisors, ended)
+from life_support import World, opened
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""Where there is no place for checkpoints: nothing can be kept, and nothing ever was."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
+from cove.model.errors import NotFound, Unsupported
+
+
+class NoCheckpoints:
+    """`Checkpoints` of a server that keeps none."""
+
+    async def begin(self, checkpoint_id: str, *, expected_bytes: int = 0) -> Draft:
+        """Raises: Unsupported."""
+        del checkpoint_id, expected_bytes
+        raise Unsupported("this server has no place for snapshots")
+
+    async def seal(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        """Raises: Unsupported."""
+        del draft, facts
+        raise Unsupported("this server has no place for snapshots")
+
+    async def discard(self, draft: Draft) -> None:
+        """Nothing."""
+
+    async def get(self, checkpoint_id: str, *, with_memory: bool = True) -> Checkpoint:
+        """Raises: NotFound."""
+        del checkpoint_id, with_memory
+        raise NotFound("there is no such checkpoint")
+
+    async def copy(self, checkpoint_id: str, new_id: str, *, with_memory: bool = True) -> Checkpoint:
+        """Raises: NotFound."""
+        del checkpoint_id, new_id, with_memory
+        raise NotFound("there is no such checkpoint")
+
+    def hold(self, checkpoint_id: str) -> AbstractAsyncContextManager[None]:
+        """Raises: NotFound."""
+        del checkpoint_id
+        raise NotFound("there is no such checkpoint")
+
+    async def ids(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    async def remove(self, checkpoint_id: str) -> None:
+        """Nothing."""
+
+    async def sweep(self, known: frozenset[str]) -> list[str]:
+        """Nothing."""
+        del known
+        return []

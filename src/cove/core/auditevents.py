@@ -18,7 +18,7 @@ from cove.model.state import FINAL, EndReason, State
 
 LifecycleEvent = tuple[str, dict[str, AuditValue]]
 
-_CHANGEABLE: Final = ("name", "metadata", "limits", "idle_timeout_s", "idle_action", "expires_at")
+_CHANGEABLE: Final = ("name", "metadata", "limits", "idle_timeout_s", "idle_action", "auto_resume", "expires_at")
 
 
 def lifecycle_event(before: Sandbox | None, after: Sandbox) -> LifecycleEvent | None:

@@ -236,6 +236,7 @@ def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: floa
         expires_at=expiry(now, spec.timeout_s),
         idle_timeout_s=spec.idle_timeout_s,
         idle_action=spec.idle_action,
+        auto_resume=spec.auto_resume,
         last_active_at=now,
         network=_network(order),
     )

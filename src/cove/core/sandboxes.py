@@ -183,6 +183,7 @@ def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
         name=sandbox.name if change.name is UNSET else change.name,
         idle_timeout_s=sandbox.idle_timeout_s if change.idle_timeout_s is UNSET else change.idle_timeout_s,
         idle_action=sandbox.idle_action if change.idle_action is UNSET else change.idle_action,
+        auto_resume=sandbox.auto_resume if change.auto_resume is UNSET else change.auto_resume,
         expires_at=sandbox.expires_at if change.timeout_s is UNSET else expiry(now, change.timeout_s),
     )
 

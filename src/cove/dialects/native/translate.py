@@ -30,10 +30,11 @@ from cove.model.execs import Chunk, Command, Ended, ExecEvent, ExecExit, ExecRes
 from cove.model.files import FileInfo, FilePage
 from cove.model.ids import is_core_id, is_name
 from cove.model.request import SandboxChange, SandboxFilter, SandboxPage
-from cove.model.sandbox import MIB, IdleAction, Isolation, Limits, Sandbox, SandboxSpec, Usage
+from cove.model.sandbox import MIB, IdleAction, Isolation, Kept, Limits, Lineage, Sandbox, SandboxSpec, Usage
 from cove.model.state import State
 
 PREFIX: Final = "sb_"
+SNAPSHOT_PREFIX: Final = "sn_"
 _ENCODE: Final = msgspec.json.Encoder().encode
 _ID: Final = re.compile(PREFIX + "[0-9a-f]{16}")
 
@@ -73,6 +74,7 @@ def spec_of(body: wire.Create) -> SandboxSpec:
         timeout_s=body.timeout_s,
         idle_timeout_s=body.idle_timeout_s,
         idle_action=IdleAction(body.idle_action),
+        auto_resume=body.auto_resume,
         network=request_from(body.network),
         credentials=wishes_of(body.credentials),
     )
@@ -84,6 +86,7 @@ def change_of(body: wire.Update) -> SandboxChange:
         timeout_s=body.timeout_s,
         idle_timeout_s=body.idle_timeout_s,
         idle_action=UNSET if isinstance(body.idle_action, UnsetType) else IdleAction(body.idle_action),
+        auto_resume=body.auto_resume,
         name=body.name,
         metadata=body.metadata,
         cpus=body.cpus,
@@ -179,6 +182,23 @@ def _usage_view(usage: Usage) -> wire.Usage:
     )
 
 
+def kept_view(kept: Kept | None) -> wire.Kept | None:
+    """What was carried over."""
+    return None if kept is None else wire.Kept(memory=kept.memory, reason=kept.reason)
+
+
+def came_from_view(origin: Lineage | None) -> wire.CameFrom | None:
+    """What a sandbox was made of."""
+    if origin is None:
+        return None
+    return wire.CameFrom(
+        snapshot=None if origin.snapshot is None else SNAPSHOT_PREFIX + origin.snapshot,
+        sandbox=sandbox_id(origin.sandbox),
+        memory=origin.kept.memory,
+        reason=origin.kept.reason,
+    )
+
+
 def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
     """A sandbox."""
     limits = sandbox.limits
@@ -206,12 +226,15 @@ def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
         expires_at=optional_timestamp(sandbox.expires_at),
         idle_timeout_s=sandbox.idle_timeout_s,
         idle_action=sandbox.idle_action.value,
+        auto_resume=sandbox.auto_resume,
         last_active_at=timestamp(sandbox.last_active_at),
         create_ms=None if sandbox.create_ms is None else round(sandbox.create_ms, 3),
         source=None if sandbox.source is None else sandbox.source.value,
         ended_at=optional_timestamp(sandbox.ended_at),
         end_reason=None if sandbox.end_reason is None else sandbox.end_reason.value,
         end_detail=sandbox.end_detail,
+        came_from=came_from_view(sandbox.came_from),
+        kept=kept_view(sandbox.kept),
         usage=_usage_view(sandbox.usage),
     )
 

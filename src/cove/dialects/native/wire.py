@@ -56,6 +56,9 @@ class Create(Request, frozen=True):
     timeout_s: Seconds | None = None
     idle_timeout_s: Seconds | None = 1800.0
     idle_action: IdleAction = "pause"
+    auto_resume: Annotated[
+        bool, Meta(description="Work in it resumes it when it is paused or hibernated; false: 409 until you do.")
+    ] = True
     run_entrypoint: Annotated[
         bool, Meta(description="Start the image's ENTRYPOINT and CMD as the background command `entrypoint`.")
     ] = False
@@ -74,6 +77,7 @@ class Update(Request, frozen=True):
     timeout_s: Seconds | UnsetType | None = UNSET
     idle_timeout_s: Seconds | UnsetType | None = UNSET
     idle_action: IdleAction | UnsetType = UNSET
+    auto_resume: bool | UnsetType = UNSET
     name: Label | UnsetType = UNSET
     metadata: dict[str, str | None] | UnsetType = UNSET
     cpus: Cpus | UnsetType = UNSET
@@ -217,8 +221,25 @@ class Usage(Struct, frozen=True, kw_only=True):
     received_bytes: int
 
 
+class Kept(Struct, frozen=True, kw_only=True):
+    """What was carried over besides the files. `memory` false: no process, and `reason` says why."""
+
+    memory: bool
+    reason: str | None
+
+
+class CameFrom(Kept, frozen=True):
+    """What a sandbox was made of. `sandbox` is the source, `snapshot` null: by a fork. Either may be gone."""
+
+    snapshot: str | None
+    sandbox: str
+
+
 class Sandbox(Struct, frozen=True, kw_only=True):
-    """A sandbox. `image` was asked for; `image_used` and `image_digest` run, `image_note` says why it is another."""
+    """A sandbox. `image` was asked for; `image_used` and `image_digest` run, `image_note` says why it is another.
+
+    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated.
+    """
 
     id: str
     name: str
@@ -243,12 +264,15 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     expires_at: str | None
     idle_timeout_s: float | None
     idle_action: IdleAction
+    auto_resume: bool
     last_active_at: str
     create_ms: float | None
     source: str | None
     ended_at: str | None
     end_reason: str | None
     end_detail: str | None
+    came_from: CameFrom | None
+    kept: Kept | None
     usage: Usage
 
 

@@ -60,11 +60,13 @@ if TYPE_CHECKING:
     from cove.sdk.forwarding import Forward
     from cove.sdk.images import ImageProgress, Images
     from cove.sdk.jobs import Job, Running
+    from cove.sdk.models import CameFrom, Kept, Snapshot
     from cove.sdk.networks import Explanation, Network, NetworkInfo, NetworkProfile, NetworkProfiles, Refusal
     from cove.sdk.ports import Port
     from cove.sdk.results import Chunk, Exit, Result
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.shells import Shell
+    from cove.sdk.snapshots import Snapshots, snapshots
     from cove.sdk.terminals import Terminal
     from cove.sdk.units import UNSET
     from cove.sdk.watches import Change, Watch
@@ -83,6 +85,7 @@ __all__ = [
     "BadRequest",
     "Bill",
     "BudgetExceeded",
+    "CameFrom",
     "CapacityExceeded",
     "Change",
     "Chunk",
@@ -106,6 +109,7 @@ __all__ = [
     "ImageProgress",
     "Images",
     "Job",
+    "Kept",
     "Network",
     "NetworkInfo",
     "NetworkProfile",
@@ -126,6 +130,8 @@ __all__ = [
     "SandboxError",
     "SandboxGone",
     "Shell",
+    "Snapshot",
+    "Snapshots",
     "Terminal",
     "TooLarge",
     "Unauthorized",
@@ -143,6 +149,7 @@ __all__ = [
     "get",
     "images",
     "list",
+    "snapshots",
 ]
 
 _HOME: Final = {
@@ -166,6 +173,8 @@ _HOME: Final = {
     "UNSET": "units",
     **dict.fromkeys(("Change", "Watch"), "watches"),
     "Shell": "shells",
+    **dict.fromkeys(("CameFrom", "Kept", "Snapshot"), "models"),
+    **dict.fromkeys(("Snapshots", "snapshots"), "snapshots"),
 }
 """Public name -> module below `cove.sdk`; every other name of `__all__` is an error."""
 

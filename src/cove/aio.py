@@ -22,6 +22,7 @@ from cove.sdk.aio.jobs import Job, Running
 from cove.sdk.aio.networks import Network, NetworkProfiles
 from cove.sdk.aio.sandbox import Sandbox
 from cove.sdk.aio.shells import Shell
+from cove.sdk.aio.snapshots import Snapshots, snapshots
 from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 from cove.sdk.aio.webhooks import Webhooks
@@ -40,6 +41,7 @@ __all__ = [
     "Running",
     "Sandbox",
     "Shell",
+    "Snapshots",
     "Terminal",
     "Watch",
     "Webhooks",
@@ -49,4 +51,5 @@ __all__ = [
     "get",
     "images",
     "list",
+    "snapshots",
 ]

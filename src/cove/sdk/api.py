@@ -35,6 +35,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     timeout: Duration | None = None,
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
+    auto_resume: bool = True,
     driver: str | None = None,
     run_entrypoint: bool = False,
     credentials: Wishes | None = None,
@@ -60,9 +61,9 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         hostname: the host name inside; None: the name.
         metadata: labels of your own, for `cove.list(metadata=…)`.
         timeout: life from now, seconds or `"2h"`; None: no end.
-        idle_timeout: after so long without a command or file operation, `idle_action` happens; None or `"never"`:
-            never.
-        idle_action: `pause`, `terminate` or `none`.
+        idle_timeout: so long without a command or file operation, `idle_action` happens; None or `"never"`: never.
+        idle_action: `pause`, `hibernate`, `terminate` or `none`.
+        auto_resume: work in it resumes it when it is paused or hibernated; False: that raises Conflict until you do.
         driver: the isolation driver; None: the project's or the operator's choice.
         run_entrypoint: start the program that the image names, as the background command `entrypoint`.
         credentials: keys by service (`{"openai": "sk-…"}`), which stay on the server; `["github"]`: the project's.
@@ -89,6 +90,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         timeout=timeout,
         idle_timeout=idle_timeout,
         idle_action=idle_action,
+        auto_resume=auto_resume,
         driver=driver,
         run_entrypoint=run_entrypoint,
         credentials=credentials,

@@ -26,7 +26,8 @@ Command = str | Sequence[str]
 """A str goes through the shell, a list is an argv."""
 
 
-def _sandbox(wire: Any) -> SandboxInfo:
+def sandbox_of(wire: Any) -> SandboxInfo:
+    """Read a sandbox."""
     from cove.sdk import models
 
     return models.sandbox(checked(wire))
@@ -69,6 +70,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     timeout: Duration | None = None,
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
+    auto_resume: bool = True,
     driver: str | None = None,
     run_entrypoint: bool = False,
     credentials: Wishes | None = None,
@@ -90,6 +92,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         "metadata": dict(metadata) if metadata else None,
         "timeout_s": parse_seconds(timeout, "timeout"),
         "idle_action": idle_action,
+        "auto_resume": None if auto_resume else False,
         "driver": driver,
         "run_entrypoint": run_entrypoint or None,
         "credentials": _wishes(credentials),
@@ -101,7 +104,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     if not isinstance(idle_timeout, Unset):
         body["idle_timeout_s"] = parse_seconds(idle_timeout, "idle_timeout")
     key = idempotency_key or new_key()
-    return Call("POST", f"{API}/sandboxes", _sandbox, json=body, headers={"idempotency-key": key}, retry=Retry.CREATE)
+    return Call("POST", f"{API}/sandboxes", sandbox_of, json=body, headers={"idempotency-key": key}, retry=Retry.CREATE)
 
 
 def _wishes(credentials: Wishes | None) -> dict[str, Any] | None:
@@ -132,7 +135,7 @@ def _policy(network: Policy) -> dict[str, Any]:
 
 def get(ref: str) -> Call[SandboxInfo]:
     """GET /sandboxes/{id}."""
-    return Call("GET", box_path(ref), _sandbox, retry=Retry.LOST)
+    return Call("GET", box_path(ref), sandbox_of, retry=Retry.LOST)
 
 
 def list_page(  # noqa: PLR0913 - one keyword for each filter
@@ -165,6 +168,7 @@ def update(  # noqa: PLR0913 - one keyword for each property that can change
     timeout: Duration | Unset | None = UNSET,
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | Unset = UNSET,
+    auto_resume: bool | Unset = UNSET,
     name: str | Unset = UNSET,
     metadata: Mapping[str, str | None] | Unset = UNSET,
     cpus: float | Unset = UNSET,
@@ -179,6 +183,7 @@ def update(  # noqa: PLR0913 - one keyword for each property that can change
                 idle_timeout if isinstance(idle_timeout, Unset) else parse_seconds(idle_timeout, "idle_timeout")
             ),
             "idle_action": idle_action,
+            "auto_resume": auto_resume,
             "name": name,
             "metadata": metadata if isinstance(metadata, Unset) else dict(metadata),
             "cpus": cpus,
@@ -186,22 +191,22 @@ def update(  # noqa: PLR0913 - one keyword for each property that can change
             "pids": pids,
         }
     )
-    return Call("PATCH", box_path(ref), _sandbox, json=body, retry=Retry.LOST)
+    return Call("PATCH", box_path(ref), sandbox_of, json=body, retry=Retry.LOST)
 
 
 def destroy(ref: str) -> Call[SandboxInfo]:
     """DELETE /sandboxes/{id}. Repeating it gives the same answer."""
-    return Call("DELETE", box_path(ref), _sandbox, retry=Retry.LOST)
+    return Call("DELETE", box_path(ref), sandbox_of, retry=Retry.LOST)
 
 
 def pause(ref: str) -> Call[SandboxInfo]:
     """POST …/pause. Idempotent."""
-    return Call("POST", box_path(ref, "/pause"), _sandbox, retry=Retry.LOST)
+    return Call("POST", box_path(ref, "/pause"), sandbox_of, retry=Retry.LOST)
 
 
 def resume(ref: str) -> Call[SandboxInfo]:
     """POST …/resume. Idempotent."""
-    return Call("POST", box_path(ref, "/resume"), _sandbox, retry=Retry.LOST)
+    return Call("POST", box_path(ref, "/resume"), sandbox_of, retry=Retry.LOST)
 
 
 # ---- commands

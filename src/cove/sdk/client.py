@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cove.sdk.network_calls import Policy
     from cove.sdk.networks import NetworkProfiles
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.snapshots import Snapshots
     from cove.sdk.webhooks import Webhooks
     from cove.sdk.websocket import WebSocket
 
@@ -68,6 +69,7 @@ class Client:
         timeout: Duration | None = None,
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
+        auto_resume: bool = True,
         driver: str | None = None,
         run_entrypoint: bool = False,
         credentials: Wishes | None = None,
@@ -93,6 +95,7 @@ class Client:
             timeout=timeout,
             idle_timeout=idle_timeout,
             idle_action=idle_action,
+            auto_resume=auto_resume,
             driver=driver,
             run_entrypoint=run_entrypoint,
             credentials=credentials,
@@ -197,6 +200,13 @@ class Client:
         from cove.sdk.networks import NetworkProfiles
 
         return NetworkProfiles(self)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Sandboxes at one instant: list, restore, export and import, delete. `box.snapshot()` takes one."""
+        from cove.sdk.snapshots import Snapshots
+
+        return Snapshots(self)
 
     @property
     def webhooks(self) -> Webhooks:

@@ -40,8 +40,27 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What was carried over besides the files. `memory` False: no process, and `reason` says why."""
+
+    memory: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CameFrom(Kept):
+    """What a sandbox was made of: `sandbox` is the source, `snapshot` None says by a fork. Either may be gone."""
+
+    snapshot: str | None
+    sandbox: str
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxInfo:
-    """A sandbox as it was when the server answered. `Sandbox.refresh()` asks again."""
+    """A sandbox as it was when the server answered. `Sandbox.refresh()` asks again.
+
+    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated.
+    """
 
     id: str
     name: str
@@ -64,13 +83,60 @@ class SandboxInfo:
     expires_at: datetime | None
     idle_timeout_s: float | None
     idle_action: str
+    auto_resume: bool
     last_active_at: datetime | None
     create_ms: float | None
     source: str | None
     ended_at: datetime | None
     end_reason: str | None
     end_detail: str | None
+    came_from: CameFrom | None
+    kept: Kept | None
     usage: Usage
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A sandbox at one instant, kept: its files, and with `memory` its processes too; if not, `reason` says why.
+
+    `state` is `creating`, `ready`, `failed` (`failure` says why) or `deleting`. `memory_bytes` and `disk_bytes` are
+    what it takes on the server's disk; `memory_mib`, `disk_mib` and what else has the name of a sandbox's property
+    are the sandbox's of that moment. `stopped_ms`: how long the sandbox stood still for it.
+    """
+
+    id: str
+    name: str
+    project: str
+    state: str
+    failure: str | None
+    memory: bool
+    reason: str | None
+    tags: dict[str, str]
+    sandbox: str
+    sandbox_name: str
+    parent: str | None
+    driver: str
+    image: str
+    image_used: str
+    image_digest: str
+    cpus: float
+    memory_mib: int
+    disk_mib: int
+    pids: int
+    metadata: dict[str, str]
+    idle_timeout_s: float | None
+    idle_action: str
+    auto_resume: bool
+    memory_bytes: int
+    disk_bytes: int
+    processes: int
+    stopped_ms: float
+    took_ms: float
+    created_at: datetime | None
+    created_by: str
+    dialect: str
+    imported: bool
     raw: dict[str, Any]
 
 
@@ -244,14 +310,61 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         expires_at=time_of(wire.get("expires_at")),
         idle_timeout_s=wire.get("idle_timeout_s"),
         idle_action=str(wire.get("idle_action") or ""),
+        auto_resume=bool(wire.get("auto_resume", True)),
         last_active_at=time_of(wire.get("last_active_at")),
         create_ms=wire.get("create_ms"),
         source=wire.get("source"),
         ended_at=time_of(wire.get("ended_at")),
         end_reason=wire.get("end_reason"),
         end_detail=wire.get("end_detail"),
+        came_from=_came_from(wire.get("came_from")),
+        kept=_kept(wire.get("kept")),
         usage=usage(wire.get("usage")),
         raw=wire,
+    )
+
+
+def _kept(wire: dict[str, Any] | None) -> Kept | None:
+    return Kept(memory=bool(wire.get("memory")), reason=wire.get("reason")) if wire else None
+
+
+def _came_from(wire: dict[str, Any] | None) -> CameFrom | None:
+    if not wire:
+        return None
+    return CameFrom(
+        memory=bool(wire.get("memory")),
+        reason=wire.get("reason"),
+        snapshot=wire.get("snapshot"),
+        sandbox=str(wire.get("sandbox") or ""),
+    )
+
+
+def snapshot(wire: dict[str, Any]) -> Snapshot:
+    """Read a snapshot."""
+    texts = ("name", "project", "state", "sandbox", "sandbox_name", "driver", "image", "image_used", "image_digest")
+    numbers = ("memory_mib", "disk_mib", "pids", "memory_bytes", "disk_bytes", "processes")
+    given: dict[str, Any] = {name: str(wire.get(name) or "") for name in texts}
+    given |= {name: int(wire.get(name) or 0) for name in numbers}
+    return Snapshot(
+        id=str(wire["id"]),
+        failure=wire.get("failure"),
+        memory=bool(wire.get("memory")),
+        reason=wire.get("reason"),
+        tags=dict(wire.get("tags") or {}),
+        parent=wire.get("parent"),
+        cpus=float(wire.get("cpus") or 0),
+        metadata=dict(wire.get("metadata") or {}),
+        idle_timeout_s=wire.get("idle_timeout_s"),
+        idle_action=str(wire.get("idle_action") or ""),
+        auto_resume=bool(wire.get("auto_resume", True)),
+        stopped_ms=float(wire.get("stopped_ms") or 0),
+        took_ms=float(wire.get("took_ms") or 0),
+        created_at=time_of(wire.get("created_at")),
+        created_by=str(wire.get("created_by") or ""),
+        dialect=str(wire.get("dialect") or ""),
+        imported=bool(wire.get("imported")),
+        raw=wire,
+        **given,
     )
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 from cove.sdk import calls
 from cove.sdk.calls import Command
 from cove.sdk.errors import Error, Gone, NotFound
+from cove.sdk.life import Life
 from cove.sdk.results import checked
-from cove.sdk.units import UNSET, Duration, Size, Unset
+from cove.sdk.units import Duration
 
 if TYPE_CHECKING:
     from cove.sdk.client import Client
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from cove.sdk.watches import Watch
 
 
-class Sandbox:
+class Sandbox(Life):
     """A sandbox on the server. Get one from `cove.create`, `cove.get` or `cove.list`.
 
     In a `with`, one from `create` is deleted at the end unless `keep=True`; one from `get` or `list` stays. Properties
@@ -72,7 +73,7 @@ class Sandbox:
 
     @property
     def state(self) -> str:
-        """`pending`, `running`, `paused`, `stopping`, `terminated` or `failed`, as of the last answer."""
+        """`pending`, `running`, `paused`, `hibernated`, `stopping`, `terminated` or `failed`, as of the last answer."""
         return self.info.state
 
     @property
@@ -358,49 +359,7 @@ class Sandbox:
 
         return Forward(self._client.target, self.refresh().id, port, host=host, local_port=local_port)
 
-    # ---- life
-
-    def update(  # noqa: PLR0913 - one keyword for each property that can change
-        self,
-        *,
-        timeout: Duration | Unset | None = UNSET,
-        idle_timeout: Duration | Unset | None = UNSET,
-        idle_action: str | Unset = UNSET,
-        name: str | Unset = UNSET,
-        metadata: Mapping[str, str | None] | Unset = UNSET,
-        cpus: float | Unset = UNSET,
-        memory: Size | Unset = UNSET,
-        pids: int | Unset = UNSET,
-    ) -> SandboxInfo:
-        """Change what is given. `timeout` counts from now, None is never; `metadata` is merged, None removes a key."""
-        call = calls.update(
-            self._ref,
-            timeout=timeout,
-            idle_timeout=idle_timeout,
-            idle_action=idle_action,
-            name=name,
-            metadata=metadata,
-            cpus=cpus,
-            memory=memory,
-            pids=pids,
-        )
-        self._info = self._client.call(call)
-        return self._info
-
-    def pause(self) -> SandboxInfo:
-        """Freeze it: memory and processes stay, no processor time is used. Paused already: nothing happens."""
-        self._info = self._client.call(calls.pause(self._ref))
-        return self._info
-
-    def resume(self) -> SandboxInfo:
-        """Let a paused sandbox go on. Running already: nothing happens."""
-        self._info = self._client.call(calls.resume(self._ref))
-        return self._info
-
-    def destroy(self) -> SandboxInfo:
-        """Delete it, now; returns its last facts with the final usage. Deleted already: the same answer."""
-        self._info = self._client.call(calls.destroy(self._ref))
-        return self._info
+    # ---- its end
 
     def __enter__(self) -> Self:
         """Return the sandbox itself."""

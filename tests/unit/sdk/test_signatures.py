@@ -22,6 +22,7 @@ CLASSES = [
     "NetworkProfiles",
     "Running",
     "Shell",
+    "Snapshots",
     "Terminal",
     "Watch",
     "Webhooks",
@@ -64,7 +65,7 @@ def test_a_function_has_the_same_arguments(name: str) -> None:
 
 
 def test_all_that_is_shared_is_there() -> None:
-    assert set(aio.__all__) == {*CLASSES, *FUNCTIONS} <= set(cove.__all__)
+    assert set(aio.__all__) == {*CLASSES, *FUNCTIONS, "snapshots"} <= set(cove.__all__)
 
 
 def test_creating_takes_the_same_settings_everywhere() -> None:

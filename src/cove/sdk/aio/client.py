@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.images import Images
     from cove.sdk.aio.networks import NetworkProfiles
     from cove.sdk.aio.sandbox import Sandbox
+    from cove.sdk.aio.snapshots import Snapshots
     from cove.sdk.aio.transport import AioTransport
     from cove.sdk.aio.webhooks import Webhooks
     from cove.sdk.aio.websocket import WebSocket
@@ -65,6 +66,7 @@ class Client:
         timeout: Duration | None = None,
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
+        auto_resume: bool = True,
         driver: str | None = None,
         run_entrypoint: bool = False,
         credentials: Wishes | None = None,
@@ -88,6 +90,7 @@ class Client:
             timeout=timeout,
             idle_timeout=idle_timeout,
             idle_action=idle_action,
+            auto_resume=auto_resume,
             driver=driver,
             run_entrypoint=run_entrypoint,
             credentials=credentials,
@@ -194,6 +197,13 @@ class Client:
         from cove.sdk.aio.networks import NetworkProfiles
 
         return NetworkProfiles(self)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Sandboxes at one instant: list, restore, export and import, delete. `box.snapshot()` takes one."""
+        from cove.sdk.aio.snapshots import Snapshots
+
+        return Snapshots(self)
 
     @property
     def webhooks(self) -> Webhooks:

@@ -13,6 +13,7 @@ from cove.sdk.aio.credentials import Credentials
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.jobs import Job, Running
+from cove.sdk.aio.life import Life
 from cove.sdk.aio.opening import Opening, Starting
 from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.terminals import Terminal
@@ -24,7 +25,7 @@ from cove.sdk.ports import Port
 from cove.sdk.results import Result, checked
 from cove.sdk.shell_calls import ShellInfo
 from cove.sdk.transport import Call
-from cove.sdk.units import UNSET, Duration, Size, Unset
+from cove.sdk.units import Duration
 from cove.sdk.watch_calls import WatchInfo
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.networks import Network
 
 
-class Sandbox:
+class Sandbox(Life):
     """A sandbox on the server. Get one from `cove.create`, `cove.get` or `cove.list`.
 
     In a `with`, one from `create` is deleted at the end unless `keep=True`; one from `get` or `list` stays. Properties
@@ -79,7 +80,7 @@ class Sandbox:
 
     @property
     def state(self) -> str:
-        """`pending`, `running`, `paused`, `stopping`, `terminated` or `failed`, as of the last answer."""
+        """`pending`, `running`, `paused`, `hibernated`, `stopping`, `terminated` or `failed`, as of the last answer."""
         return self.info.state
 
     @property
@@ -345,49 +346,7 @@ class Sandbox:
         info = await self.refresh()
         return await Forward(self._client.target, info.id, port, host=host, local_port=local_port).__aenter__()
 
-    # ---- life
-
-    async def update(  # noqa: PLR0913 - one keyword for each property that can change
-        self,
-        *,
-        timeout: Duration | Unset | None = UNSET,  # noqa: ASYNC109 - the sandbox's life
-        idle_timeout: Duration | Unset | None = UNSET,
-        idle_action: str | Unset = UNSET,
-        name: str | Unset = UNSET,
-        metadata: Mapping[str, str | None] | Unset = UNSET,
-        cpus: float | Unset = UNSET,
-        memory: Size | Unset = UNSET,
-        pids: int | Unset = UNSET,
-    ) -> SandboxInfo:
-        """Change what is given. `timeout` counts from now, None is never; `metadata` is merged, None removes a key."""
-        call = calls.update(
-            self._ref,
-            timeout=timeout,
-            idle_timeout=idle_timeout,
-            idle_action=idle_action,
-            name=name,
-            metadata=metadata,
-            cpus=cpus,
-            memory=memory,
-            pids=pids,
-        )
-        self._info = await self._client.call(call)
-        return self._info
-
-    async def pause(self) -> SandboxInfo:
-        """Freeze it: memory and processes stay, no processor time is used. Paused already: nothing happens."""
-        self._info = await self._client.call(calls.pause(self._ref))
-        return self._info
-
-    async def resume(self) -> SandboxInfo:
-        """Let a paused sandbox go on. Running already: nothing happens."""
-        self._info = await self._client.call(calls.resume(self._ref))
-        return self._info
-
-    async def destroy(self) -> SandboxInfo:
-        """Delete it, now; returns its last facts with the final usage. Deleted already: the same answer."""
-        self._info = await self._client.call(calls.destroy(self._ref))
-        return self._info
+    # ---- its end
 
     async def __aenter__(self) -> Self:
         """Return the sandbox itself."""

@@ -188,7 +188,7 @@ def lines(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, str]]:
 
 def test_stop_keeps_memory_and_resume_goes_on(cove: Run, box: str) -> None:
     cove("exec", "-d", box, "sleep", "4321")
-    assert lines(cove("stop", "--json", "state", box)) == [{"state": "paused"}]
+    assert lines(cove("pause", "--json", "state", box)) == [{"state": "paused"}]
     assert lines(cove("resume", "--json", "state", box)) == [{"state": "running"}]
     assert "sleep 4321" in processes(cove, box)
 

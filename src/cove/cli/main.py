@@ -19,9 +19,15 @@ COMMANDS: Final = {
     "shell": "shell",
     "new": "sandbox",
     "ls": "sandbox",
-    "stop": "sandbox",
-    "resume": "sandbox",
+    "show": "sandbox",
     "rm": "sandbox",
+    "pause": "state",
+    "resume": "state",
+    "hibernate": "state",
+    "snapshot": "snapshot",
+    "restore": "state",
+    "fork": "state",
+    "rollback": "state",
     "cp": "cp",
     "logs": "logs",
     "watch": "watch",
@@ -102,7 +108,7 @@ def _click(argv: Sequence[str]) -> int:
     try:
         done: object = root().main(args=list(argv), prog_name="cove", standalone_mode=False, obj=session)
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "cove"
+        path = error.ctx.command_path.strip() if error.ctx else "cove"
         raise usage(error.format_message(), f"{path} --help") from error
     except click.Abort as error:
         raise Interrupted from error

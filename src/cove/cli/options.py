@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from cove.sdk.sandbox import Sandbox
 
 KEY_BYTES = 8192
+IDLE_ACTIONS = ("pause", "hibernate", "terminate", "none")
 F = TypeVar("F", bound=Callable[..., Any])
 SANDBOX_FIELDS = (
     "id", "name", "project", "state", "image", "image_used", "image_digest", "image_note", "driver", "isolation",
     "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
-    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "last_active_at", "create_ms", "source",
-    "ended_at", "end_reason", "end_detail", "usage",
+    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "auto_resume", "last_active_at",
+    "create_ms", "source", "ended_at", "end_reason", "end_detail", "came_from", "kept", "usage",
 )  # fmt: skip
 """Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
 
@@ -56,12 +57,22 @@ def create_options(function: Any) -> Any:
             click.option("--hostname", metavar="NAME", help="The host name inside. Default: sandbox."),
             click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label. May be repeated."),
             click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
-            click.option("--idle", metavar="TIME", help="Idle for so long, it is paused. never: never. Default: 30m."),
+            click.option(
+                "--idle", metavar="TIME", help="Idle for so long, --idle-action happens. never: never. Default: 30m."
+            ),
             click.option(
                 "--idle-action",
-                type=click.Choice(["pause", "terminate", "none"]),
+                type=click.Choice(IDLE_ACTIONS),
                 metavar="ACTION",
-                help="What happens when it is idle: pause, terminate or none. Default: pause.",
+                help="What happens when it is idle: pause, hibernate, terminate or none. Default: pause.",
+            ),
+            click.option(
+                "--no-auto-resume",
+                "auto_resume",
+                is_flag=True,
+                flag_value=False,
+                default=True,
+                help="Refuse work in it while it is paused or hibernated. Default: work resumes it.",
             ),
             click.option("--driver", metavar="NAME", help="The isolation driver. Default: the project's."),
             click.option(
@@ -79,6 +90,19 @@ def create_options(function: Any) -> Any:
     ):
         function = option(function)
     return function
+
+
+def memory_options(function: F) -> F:
+    """Add what says whether processes come along."""
+    function = click.option("--files-only", is_flag=True, help="Files without processes: quicker, smaller.")(function)
+    return click.option("--need-memory", is_flag=True, help="Fail rather than lose processes and memory.")(function)
+
+
+def memory_of(*, files_only: bool, need_memory: bool) -> bool | None:
+    """Return what `memory_options` say: None: processes where they can be had. Raises: Failure."""
+    if files_only and need_memory:
+        raise usage("--files-only and --need-memory exclude each other")
+    return False if files_only else need_memory or None
 
 
 def sandbox_of(client: Client, **properties: Any) -> Sandbox:

@@ -52,11 +52,15 @@ def page() -> str:
 
 def _command(facts: dict[str, Any], level: int) -> Iterator[str]:
     yield f"\n{'#' * level} {facts['name']}"
-    if "commands" in facts:
+    if "commands" in facts and not facts["arguments"]:
         yield facts["help"]
-        for below in facts["commands"]:
-            yield from _command(below, level + 1)
-        return
+    else:
+        yield from _own(facts)
+    for below in facts.get("commands", ()):
+        yield from _command(below, level + 1)
+
+
+def _own(facts: dict[str, Any]) -> Iterator[str]:
     yield f"`{' '.join([facts['name'], '[OPTION]…', *map(_argument, facts['arguments'])])}`\n"
     yield facts["help"]
     shared = {"--json", "--quiet", *_SETTINGS}

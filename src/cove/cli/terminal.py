@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TextIO, cast
 
 _DROPPED: Final[dict[int, str]] = {
     **dict.fromkeys((*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), ""),
@@ -75,6 +75,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], colour: Callabl
             shown.append(paint(padded, name, sys.stdout) if name else padded)
         lines.append("  ".join(shown).rstrip())
     return "\n".join(lines)
+
+
+def facts(value: Mapping[str, Any]) -> str:
+    """Return an object as lines of a name and a value: `usage.pids  3` for one in it. Empty values are left out."""
+    rows = list(_flat(value, ""))
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{clean(name).ljust(width)}  {clean(text)}" for name, text in rows)
+
+
+def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, one in value.items():
+        if isinstance(one, Mapping):
+            yield from _flat(one, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(one, list | tuple):
+            several = cast("Sequence[object]", one)
+            yield from ((f"{prefix}{name}", str(each)) for each in several)
+        elif one not in (None, ""):
+            text = str(one).lower() if isinstance(one, bool) else str(one)
+            yield f"{prefix}{name}", f"{text} ({size(one)})" if name.endswith("_bytes") else text
 
 
 def duration(seconds: float) -> str:

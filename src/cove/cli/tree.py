@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from cove.cli.failures import Interrupted, PipeClosed
 from cove.cli.main import COMMANDS
 from cove.cli.session import Session
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Root(click.Group):
@@ -51,8 +54,17 @@ _TWINS = {
     "delete": ["rm"],
     "kill": ["rm"],
     "destroy": ["rm"],
-    "pause": ["stop"],
+    "stop": ["pause"],
     "start": ["resume"],
+    "unpause": ["resume"],
+    "suspend": ["hibernate"],
+    "snap": ["snapshot"],
+    "snapshots": ["snapshot"],
+    "checkpoint": ["snapshot"],
+    "commit": ["snapshot"],
+    "clone": ["fork"],
+    "rewind": ["rollback"],
+    "inspect": ["show"],
     "sh": ["shell"],
     "ssh": ["shell"],
     "terminal": ["shell"],
@@ -231,6 +243,60 @@ def verb(
 def noun(name: str, help_text: str, *verbs: click.Command) -> click.Group:
     """Make the group of a noun's verbs."""
     return click.Group(name, help=help_text, commands={one.name or "": one for one in verbs}, no_args_is_help=True)
+
+
+class MakingNoun(click.Group):
+    """The group of a noun's verbs that makes one where no verb is named: `cove snapshot BOX`, `cove snapshot ls`.
+
+    The first word decides: a verb's name is the verb. What is called as a verb is stands behind `--`.
+    """
+
+    def __init__(self, *args: Any, making: Verb, **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.making = making
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put in what stands for the verb that is not named."""
+        ctx.meta[_BEHIND_DASHES] = "--" in args
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_MAKING, *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a verb, or what makes one."""
+        return self.making if cmd_name == _MAKING else super().get_command(ctx, cmd_name)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the options of making one, then the verbs."""
+        self.making.format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer what one can be made of beside the verbs."""
+        first = next(param for param in self.making.params if isinstance(param, click.Argument))
+        return [*super().shell_complete(ctx, incomplete), *first.shell_complete(ctx, incomplete)]
+
+    def check(self, ctx: click.Context, word: str) -> None:
+        """Refuse what may be a verb behind an option. Raises: click.UsageError."""
+        if word in self.commands and not ctx.meta.get(_BEHIND_DASHES):
+            path = (ctx.parent or ctx).command_path
+            raise click.UsageError(f'"{word}" is a verb: {path} {word} …; for a sandbox of that name: {path} -- {word}')
+
+
+_MAKING: Final = ""
+_BEHIND_DASHES: Final = "cove.behind-dashes"
+
+
+def complete_snapshot(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return names of snapshots for the shell. Never fails: a completion has nobody to tell."""
+    del ctx, param
+    from cove.sdk.client import Client
+    from cove.sdk.errors import Error
+
+    try:
+        return [one.name for one in Client().snapshots.list(page_size=1000) if one.name.startswith(incomplete)]
+    except Error:
+        return []
 
 
 def complete_box(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

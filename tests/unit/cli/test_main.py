@@ -50,7 +50,7 @@ def test_every_row_of_the_table_is_a_command_with_help() -> None:
 
 def test_an_unknown_command_names_the_one_that_was_meant(cove) -> None:  # noqa: ANN001
     assert "did you mean ls?" in cove("list").err
-    assert "did you mean stop?" in cove("pause").err
+    assert "did you mean pause?" in cove("stop").err
     assert "did you mean exec?" in cove("exce").err
     ran = cove("frobnicate")
     assert (ran.code, ran.out) == (2, "")

@@ -45,14 +45,14 @@ def test_a_dash_is_the_last_one_used(cove, stub) -> None:
     assert (ran.code, "no sandbox was used yet" in ran.err) == (120, True)
     cove("exec", "calm", "true")
     stub.seen.clear()
-    assert cove("stop", "-").code == 0
+    assert cove("pause", "-").code == 0
     assert paths(stub) == ["POST /sandboxes/sb_0000000000000002/pause"]
 
 
 def test_the_project_file_names_this_directorys_box(cove, stub, tmp_path: Path) -> None:
-    assert cove("stop").code == 2
+    assert cove("pause").code == 2
     (tmp_path / ".cove.toml").write_text('box = "calm-heron"\n')
-    assert cove("stop").code == 0
+    assert cove("pause").code == 0
     assert cove("exec", ".", "true").code == 0
     assert paths(stub)[-1] == "POST /sandboxes/calm-heron/exec/stream"
 

@@ -65,7 +65,7 @@ def test_a_command_that_is_missing_is_wrong_usage() -> None:
     ],
 )
 def test_json_takes_the_next_word_only_if_it_names_fields(line: str, fields: tuple[str, ...], box: str) -> None:
-    params, session = parsed("stop", *line.split())
+    params, session = parsed("pause", *line.split())
     assert (session.json, session.fields, params["box"]) == (True, fields, box)
 
 

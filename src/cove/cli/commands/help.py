@@ -9,7 +9,7 @@ import click
 from cove.cli.failures import NOT_FOUND, Failure
 from cove.cli.session import Session
 from cove.cli.terminal import as_json, put
-from cove.cli.tree import Verb, verb
+from cove.cli.tree import MakingNoun, Verb, verb
 
 
 @verb("help")
@@ -44,6 +44,9 @@ def tree(command: click.Command, ctx: click.Context) -> dict[str, Any]:
     }
     if isinstance(command, Verb):
         facts["fields"] = list(command.fields)
+    if isinstance(command, MakingNoun):
+        own = tree(command.making, ctx)
+        facts |= {name: own[name] for name in ("arguments", "options", "fields")}
     if isinstance(command, click.Group):
         below = [(name, command.get_command(ctx, name)) for name in command.list_commands(ctx)]
         facts["commands"] = [

@@ -1,9 +1,8 @@
-"""`cove new`, `ls`, `stop`, `resume`, `rm`: the life of sandboxes."""
+"""`cove new`, `ls`, `show`, `rm`: sandboxes as such. What happens to their state: `state.py`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from cove.cli.failures import usage
 from cove.cli.launch import with_server
 from cove.cli.options import SANDBOX_FIELDS, box_argument, create_options, pairs, sandbox_of
 from cove.cli.session import Session
-from cove.cli.terminal import clean, duration, put, size, table
+from cove.cli.terminal import clean, duration, facts, put, size, table
 from cove.cli.tree import verb
 from cove.sdk import calls
 from cove.sdk.config import PROJECT_FILE
@@ -22,11 +21,10 @@ from cove.sdk.errors import Error
 
 if TYPE_CHECKING:
     from cove.sdk.models import SandboxInfo
-    from cove.sdk.transport import Call
 
 MEASURED = 32
 """So many sandboxes of a list are asked for their present usage, which costs a request each."""
-STATE_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "terminated": "dim"}
+STATE_COLOURS = {"running": "green", "paused": "yellow", "hibernated": "yellow", "failed": "red", "terminated": "dim"}
 
 
 @verb("new", fields=SANDBOX_FIELDS)
@@ -61,7 +59,7 @@ def ls_command(
     """List sandboxes, newest first, all of them."""
     states = list(state)
     if every and not states:
-        states = ["pending", "running", "paused", "stopping", "terminated", "failed"]
+        states = ["pending", "running", "paused", "hibernated", "stopping", "terminated", "failed"]
     found = session.client.list(
         state=states or None, image=image, metadata=pairs(metadata, "--metadata") or None, page_size=1000
     )
@@ -112,29 +110,14 @@ def _row(info: SandboxInfo, now: datetime) -> tuple[str, ...]:
     )
 
 
-@verb("stop", fields=SANDBOX_FIELDS)
+@verb("show", fields=SANDBOX_FIELDS)
 @box_argument(required=False)
-def stop_command(session: Session, *, box: str | None) -> None:
-    """Pause a sandbox; its memory is kept.
-
-    Its processes stand still and use no processor time. cove resume lets it go on where it was, and so does any
-    command or file operation. To end it: cove rm.
-    """
-    _change(session, box, calls.pause, "Paused {}; its memory is kept. Go on: cove resume {}")
-
-
-@verb("resume", fields=SANDBOX_FIELDS)
-@box_argument(required=False)
-def resume_command(session: Session, *, box: str | None) -> None:
-    """Let a paused sandbox go on. One that runs already stays as it is."""
-    _change(session, box, calls.resume, "{} runs.")
-
-
-def _change(session: Session, box: str | None, build: Callable[[str], Call[SandboxInfo]], said: str) -> None:
-    info = session.on_box(box, lambda ref: session.client.call(build(ref)))
+def show_command(session: Session, *, box: str | None) -> None:
+    """Show a sandbox: all that is known of it, and what it uses now."""
+    info = session.on_box(box, lambda ref: session.client.call(calls.get(ref)))
     session.emit(info.raw)
-    name = clean(info.name)
-    session.talk(said.format(*[name] * said.count("{}")))
+    if not session.json:
+        put(facts(info.raw))
 
 
 @verb("rm", fields=SANDBOX_FIELDS)

@@ -26,7 +26,7 @@ def test_new_prints_the_name_alone(cove, stub) -> None:
 def test_new_here_pins_the_directory(cove, tmp_path: Path) -> None:
     assert cove("new", "--here", "--name", "mine").code == 0
     assert (tmp_path / ".cove.toml").read_text() == 'box = "mine"\n'
-    assert cove("stop", "--quiet").err == ""
+    assert cove("pause", "--quiet").err == ""
     assert cove("new", "--here").code == 2
 
 
@@ -64,12 +64,12 @@ def test_ls_json_is_one_line_each_with_the_fields_asked_for(cove) -> None:
     assert cove("ls", "--json").objects[0]["memory_mib"] == 512
 
 
-def test_stop_says_that_memory_is_kept(cove) -> None:
-    ran = cove("stop", "brave")
+def test_pause_says_that_memory_is_kept(cove) -> None:
+    ran = cove("pause", "brave")
     assert (ran.code, ran.out) == (0, "")
     assert "its memory is kept" in ran.err
-    assert "memory is kept" in cove("stop", "--help").out
-    assert cove("stop", "--json", "state", "brave").objects == [{"state": "paused"}]
+    assert "memory is kept" in cove("pause", "--help").out
+    assert cove("pause", "--json", "state", "brave").objects == [{"state": "paused"}]
     assert cove("resume", "brave").err == "brave-otter runs.\n"
 
 

@@ -44,14 +44,15 @@ def setup_command(session: Session, *, refresh: bool, images: tuple[str, ...]) -
 @click.option("--attack", "is_attack", is_flag=True, help="Attack fresh sandboxes of each driver and tell what held.")
 @click.option("--driver", "drivers", multiple=True, metavar="NAME", help="With --attack: only this driver. Repeatable.")
 @click.option("--only", metavar="WORD", default="", help="With --attack: only attacks whose name contains WORD.")
-def doctor_command(session: Session, *, is_attack: bool, drivers: tuple[str, ...], only: str) -> int:
+@click.option("--restored", "is_restored", is_flag=True, help="With --attack: sandboxes made of their kept memory.")
+def doctor_command(session: Session, *, is_attack: bool, drivers: tuple[str, ...], only: str, is_restored: bool) -> int:
     """Tell what this machine offers and what is missing.
 
     Line by line, with what a gap costs and how to close it. Exit code 1 when sandboxes cannot run here. Changes
     nothing. With --attack: about a minute per driver; exit code 1 when a defence did not hold.
     """
     if is_attack:
-        return _attack(session, drivers, only)
+        return _attack(session, drivers, only, is_restored=is_restored)
     from cove.server.doctor import examine, render
     from cove.server.setup import settings_from
 
@@ -63,7 +64,7 @@ def doctor_command(session: Session, *, is_attack: bool, drivers: tuple[str, ...
     return 0 if report.is_usable else 1
 
 
-def _attack(session: Session, drivers: tuple[str, ...], only: str) -> int:
+def _attack(session: Session, drivers: tuple[str, ...], only: str, *, is_restored: bool) -> int:
     from msgspec import to_builtins
 
     from cove.engine.attacks.run import Verdict
@@ -73,7 +74,7 @@ def _attack(session: Session, drivers: tuple[str, ...], only: str) -> int:
 
     names = drivers or load(os.environ).settings.drivers
     verdicts: list[Verdict] = []
-    for verdict in attack.attack(settings_from(os.environ), names, only):
+    for verdict in attack.attack(settings_from(os.environ), names, only, is_restored=is_restored):
         verdicts.append(verdict)
         session.emit(to_builtins(verdict))
         if not session.json:

@@ -33,13 +33,16 @@ _WORDS: Final = {
 }
 
 
-def attack(settings: SetupSettings, drivers: Sequence[str], only: str = "") -> Generator[Verdict]:
+def attack(
+    settings: SetupSettings, drivers: Sequence[str], only: str = "", *, is_restored: bool = False
+) -> Generator[Verdict]:
     """Attack each driver in turn; one verdict per attack, as it comes. Blocks, about a minute per driver.
 
     Args:
         settings: where runtimes and images are.
         drivers: their names.
         only: attacks whose name contains this.
+        is_restored: what is attacked was kept with its memory and made again; some seconds more for each attack.
 
     Raises: SetupFailed when nothing can be attacked (no root, no runtimes, no image).
     """
@@ -47,6 +50,7 @@ def attack(settings: SetupSettings, drivers: Sequence[str], only: str = "") -> G
     with tempfile.TemporaryDirectory(prefix=".attack-", dir=settings.data_dir, ignore_cleanup_errors=True) as folder:
         argv = [sys.executable, "-m", "cove.engine.attacks", "--data-dir", folder]
         argv += ["--setup-dir", str(settings.data_dir), "--only", only, *as_configured(drivers)]
+        argv += ["--restored"] if is_restored else []
         if outside := load(os.environ).settings.network_outside:
             argv += ["--network-outside", str(outside)]
         with tempfile.TemporaryFile() as complaints, _running(argv, complaints) as process:

@@ -55,6 +55,11 @@ class BoxDirs(Struct, frozen=True, kw_only=True):
         """The small tmpfs that the sandbox owns and the agent's socket lies in."""
         return self.home / "s"
 
+    @property
+    def images(self) -> Path:
+        """Where the images that it is restored from are mounted meanwhile."""
+        return self.home / "i"
+
 
 def make_skeleton(directory: Path) -> None:
     """The top lower layer: the mount points that an image may lack, or have as something hostile (a `/dev` symlink).
@@ -176,13 +181,37 @@ def _mount_overlay(dirs: BoxDirs, base: int) -> None:
         os.chdir("/")
 
 
+def mount_images(dirs: BoxDirs, own: Path, kept: Path) -> Path:
+    """Mount the images that a box is restored from, to be read only: `own`, and below it `kept`. On the mount thread.
+
+    Returns where. `unmount_box` takes it away as well. Raises: OSError.
+    """
+    with contextlib.ExitStack() as opened:
+        # By descriptors: neither path may have what overlay's options give a meaning to, and they may be long.
+        lowers: list[str] = []
+        for path in (own, kept):
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            lowers.append(f"/proc/self/fd/{fd}")
+        dirs.images.mkdir(mode=0o700)
+        flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        kernel.mount("cove", dirs.images, "overlay", flags, f"lowerdir={':'.join(lowers)}")
+    return dirs.images
+
+
+def unmount_images(dirs: BoxDirs) -> None:
+    """Undo `mount_images`. On the mount thread. Raises: OSError."""
+    kernel.umount(dirs.images, kernel.MNT_DETACH)
+    dirs.images.rmdir()
+
+
 def unmount_box(dirs: BoxDirs) -> None:
     """Undo `mount_box`, whatever of it exists. Idempotent. On the mount thread."""
-    for name in ("s", "m", "lu", "l1", "l0"):
+    for name in ("i", "s", "m", "lu", "l1", "l0"):
         with contextlib.suppress(OSError):
             # As often as something is stacked there: a crash may have come between two steps.
             while True:
                 kernel.umount(dirs.home / name, kernel.MNT_DETACH)
-    for name in ("s", "m", "lu", "l1", "l0"):
+    for name in ("i", "s", "m", "lu", "l1", "l0"):
         with contextlib.suppress(OSError):
             (dirs.home / name).rmdir()

@@ -20,6 +20,11 @@ class CrunDriver(OciDriver):
 
     name = "crun"
 
+    @property
+    def memory_gaps(self) -> tuple[str, ...]:
+        """It has none to offer."""
+        return ("crun cannot restore memory into a user namespace: sandboxes whose memory is kept run on runc",)
+
     def _version_gaps(self, version: str) -> tuple[str, ...]:
         if at_least(version, MINIMUM):
             return ()

@@ -52,7 +52,11 @@ class OciDriver(Driver):
         except EngineFailure as error:
             return (error.public,)
         refusal = self._ground.choice.refusal
+        await self._probe_memory()
         return (*self._version_gaps(self._version), *((refusal,) if refusal else ()))
+
+    async def _probe_memory(self) -> None:
+        """Find out what `memory_gaps` answers from then on. Called once, before any box is adopted. Never raises."""
 
     def _version_gaps(self, version: str) -> tuple[str, ...]:
         """What is wrong with `version`, one sentence each."""

@@ -65,7 +65,26 @@ class Runtime:
         """Start the program of a box that was made by `create`; otherwise as `run`. `within`: what runs the runtime."""
         await self._call([*flags, "start", box], bundle, "the runtime could not start the sandbox", within)
 
-    async def _call(self, words: list[str], bundle: Path, failure: str, within: tuple[str, ...] = ()) -> None:
+    async def restore(  # noqa: PLR0913, PLR0917 (as `run`, and three places)
+        self, box: str, bundle: Path, pid_file: Path, images: Path, work: Path, limit_s: float
+    ) -> None:
+        """Let the processes of criu's `images` go on in the box of `bundle`; criu writes its log into `work`.
+
+        Its network namespace is a new one. Otherwise as `run`.
+        """
+        argv = ["restore", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
+        argv += ["--image-path", str(images), "--work-path", str(work)]
+        argv += ["--empty-ns", "network", "--tcp-established", "--file-locks", box]
+        await self._call(argv, bundle, "the runtime could not restore the sandbox", limit_s=limit_s)
+
+    async def _call(
+        self,
+        words: list[str],
+        bundle: Path,
+        failure: str,
+        within: tuple[str, ...] = (),
+        limit_s: float = _RUN_LIMIT_S,
+    ) -> None:
         log = bundle / "log"
         argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state), *self._flags, *words]
         # All three standard streams become the init's own: never a pipe of ours, or the box would hold it open.
@@ -77,10 +96,11 @@ class Runtime:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=str(bundle),
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            # The runtime finds criu there, and both find tar and ip behind it.
+            env={"PATH": f"{self.program.parent}:/usr/sbin:/usr/bin:/sbin:/bin", "GZIP": "-1"},
         )
         try:
-            async with asyncio.timeout(_RUN_LIMIT_S):
+            async with asyncio.timeout(limit_s):
                 code = await process.wait()
         except TimeoutError as error:
             raise EngineFailure("the runtime did not start the sandbox in time", internal=_tail(log)) from error

@@ -1,0 +1,260 @@
+"""The memory of runc's boxes, by criu: what taking and restoring it needs beyond the files.
+
+The instant: when criu is ready, the agent lets go of its socket and the box is frozen; criu reads the memory of the
+tasks, says so (`post-dump`), and then the layer is copied. Only afterwards the box is thawed. So nothing of it ran
+between the memory and the files. Nothing is made durable meanwhile: that is for the store, once the box goes on.
+
+A network namespace is not kept: the box gets a new one, with what belongs to the machine in it. Connections are closed
+in the copy, sockets that listen go on listening. criu puts restored tasks into a time namespace, in which the monotonic
+clocks go on from where they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from cove.engine import rootfs
+from cove.engine.checkpoints import criuimages, criulog
+from cove.engine.checkpoints.criurpc import Criu, CriuFailed, Dump
+from cove.engine.checkpoints.model import Checkpoint, Draft
+from cove.engine.driver import BoxSpec
+from cove.engine.ids import Ids
+from cove.engine.oci import bundle
+from cove.engine.oci.box import OciBox
+from cove.engine.oci.ground import Ground, processes_of
+from cove.engine.oci.runtime import Runtime
+from cove.engine.oci.saving import CopyLayer, Saved, StopClock
+from cove.engine.userns import UserNamespaces
+from cove.engine.versions import at_least
+from cove.model.errors import CoveError, EngineFailure
+from cove.model.sandbox import MIB
+
+log = logging.getLogger(__name__)
+
+MINIMUM: Final = "4.2"
+"""4.1 and older fail on current kernels as soon as there is a socket (SO_PASSCRED)."""
+
+_CONFIG: Final = ("tcp-close", "network-lock skip", "verbosity 1")
+"""No connection is kept, so none has to be held up by packet filters meanwhile; and a log of errors only."""
+
+_LIMIT_S: Final = 60.0
+_SLOWEST_BYTES_PER_S: Final = 20 * MIB
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+"""What the runtime binds into /dev of a box that may not make devices."""
+
+_CPU_WORDS: Final = re.compile(
+    r"(sse|ssse|avx|fma|f16c|bmi|adx|aes|pclmul|sha|popcnt|abm|movbe|rdrand|rdseed|xsave|vaes|vpclmul|gfni|amx|clwb|rtm"
+    r"|fsgsbase|pku|ospke|cx16|erms|fsrm|rdpid|movdir|waitpkg|serialize|fpu|mmx|fxsr).*",
+)
+"""The flags of x86 processors that programs ask for before they use them; the others are the kernel's affair."""
+
+
+class CriuMemory:
+    """What criu can do for one driver on this machine. Ask `gaps` only after `probe`."""
+
+    def __init__(self, driver: str, ground: Ground, runtime: Runtime) -> None:
+        self._driver = driver
+        self._ground = ground
+        self._runtime = runtime
+        self._criu = Criu(ground.config.runtimes_dir / "bin" / "criu", ground.config.run_dir)
+        self._facts: dict[str, str] = {}
+        self.gaps: tuple[str, ...] = ("criu was not asked yet",)
+
+    async def probe(self) -> None:
+        """Find out what is missing. First whatever a killed server left of its work has to end. Never raises."""
+        await self._criu.await_left_behind()
+        try:
+            self.gaps = await self._missing()
+        except (OSError, TimeoutError, CriuFailed) as error:
+            log.warning("criu cannot be used: %r", error)
+            self.gaps = ("criu is missing or does not run: run `cove setup`",)
+
+    async def _missing(self) -> tuple[str, ...]:
+        version = await self._criu.version()
+        if not at_least(version, MINIMUM):
+            return (f"criu {version} is too old for memory, {MINIMUM} is needed: run `cove setup`",)
+        if complaint := await self._criu.check():
+            log.warning("criu check: %s", complaint)
+            return ("this kernel lacks what criu needs for memory: `criu check` says what",)
+        self._facts = {
+            "criu": version,
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "cpu": " ".join(sorted(cpu_words())),
+            "cgroup": self._ground.cgroups.kind,
+            "ids": "host" if self._ground.choice.ids is Ids.HOST else "own",
+        }
+        return ()
+
+    def origin_gaps(self, origin: Checkpoint) -> tuple[str, ...]:
+        """Why its memory cannot be restored here, one sentence each."""
+        if self.gaps:
+            return self.gaps
+        facts = origin.facts
+        if facts.driver != self._driver:
+            return (f"its memory was kept by the driver {facts.driver}, and only that one can restore it",)
+        here = {**self._facts, "mounts": " ".join(sorted(_external_paths(self._ground)))}
+        return tuple(differences(facts.engine, here))
+
+    async def keep(self, box: OciBox, draft: Draft, copy_layer: CopyLayer, *, stay_paused: bool) -> Saved:
+        """As `OciDriver.keep_memory`."""
+        ground, facts = self._ground, box.facts
+        home = ground.dirs(facts.id).home
+        work, was_frozen = home / "criu", box.group.is_frozen()
+        _make_empty(work)
+        external = _external_of(facts.init_pid, _binds(home))
+        wanted = Dump(
+            pid=facts.init_pid,
+            rootfs=ground.dirs(facts.id).rootfs,
+            images=draft.memory,
+            work=work,
+            external=external,
+            config=_CONFIG,
+            freezer=box.group.freezer,
+        )
+        processes = 0
+        try:
+            async with contextlib.AsyncExitStack() as still:
+                stopped: list[StopClock] = []
+
+                async def on_step(step: str) -> None:
+                    nonlocal processes
+                    if step == "pre-dump":
+                        await still.enter_async_context(box.quiet(stay_quiet=stay_paused))
+                        stop = box.stopped(stay_paused=stay_paused or was_frozen)
+                        stopped.append(await still.enter_async_context(stop))
+                        processes = len(processes_of(box.group))
+                    elif step == "post-dump":
+                        await copy_layer()
+
+                await self._criu.dump(wanted, on_step, _limit_s(box.group.usage().memory_bytes))
+        except CriuFailed as error:
+            raise criulog.why_not_kept(str(error)) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        (draft.memory / "descriptors.json").write_text('["/dev/null","/dev/null","/dev/null"]')
+        size = sum(entry.stat().st_size for entry in os.scandir(draft.memory))
+        engine = {**self._facts, "mounts": " ".join(sorted(inside for inside, name in external if inside == name))}
+        return Saved(processes=processes, stopped_ms=stopped[0].stopped_ms, memory_bytes=size, engine=engine)
+
+    async def restore(self, spec: BoxSpec, base: int, pid_file: Path) -> None:
+        """Let the processes of its origin go on in the bundle beside `pid_file`. Raises: EngineFailure, OSError."""
+        home, origin = pid_file.parent, spec.origin
+        if origin is None:
+            raise EngineFailure("a sandbox without origin was to be restored", internal=spec.id)
+        work = home / "criu"
+        _make_empty(work)
+        config = msgspec.json.decode((home / "config.json").read_bytes(), type=dict[str, object])
+        config["annotations"] = {"org.criu.config": str(work / "criu.conf")}
+        (home / "config.json").write_bytes(msgspec.json.encode(config))
+        (work / "criu.conf").write_text("".join(f"{line}\n" for line in _CONFIG))
+
+        def lay(_: UserNamespaces) -> Path:
+            own = work / "own"
+            criuimages.lay(origin.memory, own, base=base, size=bundle.SIZE_OF_IDS, hostname=spec.hostname)
+            return rootfs.mount_images(rootfs.BoxDirs(home=home), own, origin.memory)
+
+        try:
+            images = await self._ground.mounts.run(lay)
+            limit_s = _limit_s(origin.facts.memory_bytes)
+            await self._runtime.restore(spec.id, home, pid_file, images, work, limit_s)
+        except criuimages.Damaged as error:
+            raise EngineFailure(f"the checkpoint is damaged: {error}") from error
+        except EngineFailure as error:
+            raise _explained(error, work / "restore.log") from error
+        await self._ground.mounts.run(lambda _: rootfs.unmount_images(rootfs.BoxDirs(home=home)))
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Bundle(Struct):
+    """What we read of a bundle's configuration: where it binds something into the box."""
+
+    mounts: list[dict[str, object]]
+
+
+def _explained(error: EngineFailure, path: Path) -> CoveError:
+    with contextlib.suppress(OSError):
+        return criulog.why_not_restored(path.read_text(errors="replace")[-64 * 1024 :] + error.internal)
+    return error
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+
+
+def _limit_s(memory_bytes: int) -> float:
+    return _LIMIT_S + memory_bytes / _SLOWEST_BYTES_PER_S
+
+
+def _binds(home: Path) -> set[str]:
+    mounts = msgspec.json.decode((home / "config.json").read_bytes(), type=_Bundle).mounts
+    return {str(mount["destination"]) for mount in mounts if mount.get("type") == "bind"}
+
+
+def _external_paths(ground: Ground) -> set[str]:
+    """What a box that is made now has from outside."""
+    devices = {f"/dev/{name}" for name in _DEVICES} if ground.choice.ids is not Ids.HOST else set[str]()
+    return {bundle.AGENT_TARGET, bundle.SOCKET_DIR_TARGET, *ground.shown, *devices}
+
+
+def _external_of(init_pid: int, binds: set[str]) -> tuple[tuple[str, str], ...]:
+    return external_mounts(Path(f"/proc/{init_pid}/mountinfo").read_text(), binds)
+
+
+def external_mounts(mountinfo: str, binds: set[str]) -> tuple[tuple[str, str], ...]:
+    """The mounts of a box that criu must not look into, with the name by which the runtime will give them back.
+
+    Masks are binds of /dev/null, and all have that name. Read from the kernel's own list: nothing in the box makes
+    mounts, and no path in the box is opened.
+    """
+    known = binds | {f"/dev/{name}" for name in _DEVICES}
+    found: list[tuple[str, str]] = []
+    for line in mountinfo.splitlines():
+        root, target = line.split(" ", 5)[3:5]
+        if target in known:
+            found.append((target, target))
+        elif target in bundle.MASKED_PATHS and root == "/null":
+            found.append((target, "/dev/null"))
+    return tuple(found)
+
+
+def cpu_words() -> set[str]:
+    """What programs may use of this machine's processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() == "flags":
+            return {word for word in words.split() if _CPU_WORDS.fullmatch(word)}
+        if name.strip() == "Features":
+            return set(words.split())
+    return set()
+
+
+def differences(theirs: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Why memory that was kept under `theirs` cannot be restored `here`, one sentence each."""
+    gaps: list[str] = []
+    if theirs.get("machine") != here["machine"]:
+        gaps.append(f"its memory is of a {theirs.get('machine')} machine, and this is a {here['machine']}")
+    for name, word in (("kernel", "Linux"), ("criu", "criu")):
+        if not at_least(here[name], theirs.get(name, "")):
+            gaps.append(f"its memory was kept with {word} {theirs[name]}, and this machine's {here[name]} is older")
+    if missing := set(theirs.get("cpu", "").split()) - set(here["cpu"].split()):
+        gaps.append(f"its programs may use what this processor lacks: {', '.join(sorted(missing)[:8])}")
+    if theirs.get("cgroup") != here["cgroup"]:
+        gaps.append(f"its memory was kept with cgroup {theirs.get('cgroup')}, and this machine has {here['cgroup']}")
+    if theirs.get("ids") != here["ids"]:
+        gaps.append("one of the two machines has user namespaces for sandboxes, the other has not")
+    if missing := set(theirs.get("mounts", "").split()) - set(here["mounts"].split()):
+        gaps.append(f"it had something of its machine that this one does not give: {', '.join(sorted(missing)[:8])}")
+    return gaps

@@ -1,0 +1,65 @@
+"""From criu's log to a sentence for the sandbox's owner: what in it cannot be kept. Pure.
+
+The log holds names that the sandbox chose, so nothing of it is ever shown; only the sentences of this page are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from cove.model.errors import CapacityExceeded, CoveError, EngineFailure, Unsupported
+
+_UNKEPT: Final = (
+    (r"io_uring|\[io_uring\]", "it uses io_uring"),
+    (r"inotify|fanotify|irmap|fsnotify", "a program watches files that were removed (inotify)"),
+    (r"packet socket|Unknown socket family 17|family 17|SOCK_PACKET", "a program has a packet socket open"),
+    (r"xdp|bpf", "a program has BPF objects open"),
+    (r"netlink.*(queue|pending)|Netlink socket has data", "a netlink socket has answers that were not read"),
+    (r"already traced|is being traced|ptraced|tracer", "a program is traced by another (a debugger, strace)"),
+    (r"Can't dump ghost file|ghost file .* too big|ghost-limit", "a program has a removed file of over 512 MiB open"),
+    (r"external (unix )?socket|unix.*(external|peer)", "a program is connected to something outside the sandbox"),
+    (r"nested (pid|user|mount|net|ipc|uts|cgroup|time)|Nested", "a program has namespaces of its own"),
+    (r"userfaultfd|uffd", "a program uses userfaultfd"),
+    (r"uprobes", "a program is watched by uprobes"),
+    (r"perf_event", "a program has performance counters open"),
+    (r"mq_|mqueue|msgqueue", "a program has a POSIX message queue open"),
+    (r"Unsupported socket|Unknown socket|proto .* unsupported", "a program has a socket of a kind that cannot be kept"),
+    (r"Can't dump .*fd|unsupported file|Unknown fd|anon_inode", "a program has something open that cannot be kept"),
+    (r"sysvipc|SysV", "a System V object cannot be kept"),
+    (r"seccomp.*(mode|filter).*(dump|unsupported)|notifier", "a program has a system-call filter that cannot be kept"),
+    (r"vma|VMA.*unsupported|Unsupported mapping|device mapping", "a program has memory mapped that cannot be kept"),
+)  # fmt: skip
+
+_FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
+_GONE: Final = re.compile(r"no such process|Can't (seize|find) .*task|No such process", re.IGNORECASE)
+_ERROR: Final = re.compile(r"^\(\d+\.\d+\)\s+(?:\d+: )?Error (.*)$|^pie: \d+: Error (.*)$", re.MULTILINE)
+_KEPT_FOR_US: Final = 4000
+
+
+def why_not_kept(log: str) -> CoveError:
+    """The error of a dump whose log this is."""
+    internal = _errors(log)
+    if _FULL.search(log):
+        return CapacityExceeded("the machine's disk is full", internal=internal)
+    for pattern, clause in _UNKEPT:
+        if re.search(pattern, internal):
+            text = f"the memory of this sandbox cannot be kept now: {clause}"
+            return Unsupported(text, field="memory", internal=internal)
+    return EngineFailure("the memory of this sandbox could not be kept", internal=internal)
+
+
+def why_not_restored(log: str) -> CoveError:
+    """The error of a restore whose log this is."""
+    internal = _errors(log)
+    if _FULL.search(log):
+        return CapacityExceeded("the sandbox's disk limit, or the machine's disk, is full", internal=internal)
+    if re.search(r"Cannot allocate memory|ENOMEM|killed by signal 9", internal):
+        return CapacityExceeded("the kept memory is more than the sandbox's limit of memory", internal=internal)
+    return EngineFailure("the sandbox's memory could not be restored", internal=internal)
+
+
+def _errors(log: str) -> str:
+    """The lines that are errors, the last ones."""
+    lines = [found[1] or found[2] for found in _ERROR.finditer(log)]
+    return "; ".join(lines)[-_KEPT_FOR_US:] or log[-_KEPT_FOR_US:]

@@ -144,6 +144,11 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(raw, len(raw)), "sethostname")
 
 
+def syncfs(fd: int) -> None:
+    """Call syncfs(2): all of the file system of `fd` is on the disk when it returns."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
 def filesystem_magic(path: Path | str) -> int:
     """`f_type` of statfs(2)."""
     buffer = ctypes.create_string_buffer(256)

@@ -1,11 +1,11 @@
-"""Writable layers: one directory per box with an exact size limit. The port and its three kinds.
+"""Writable layers: one directory per box with an exact size limit. Here: btrfs, and which is taken.
 
 `btrfs` (a pool in a sparse loop file, or the data directory itself where that is btrfs; subvolume per box, quota by
 ioctl: 0.1 ms), `ext4` (a sparse loop file per box: 15 ms), `tmpfs` (memory; lost with the machine's power). What the
 sandbox sees at the limit: EDQUOT on btrfs, ENOSPC on the others; nothing outside notices.
 
-All calls block and run on the mount thread. Names are core ids, made by us. To add a kind: a class here, a row in
-`open_layers`.
+All calls block and run on the mount thread. Names are core ids, made by us. `layerstore.py` is the port, the
+other kinds are in `mountedlayers.py`. To add one: a class, and a row in `open_layers`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Generator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cove.engine import btrfs, kernel
+from cove.engine.layerarchive import fetch_layer
+from cove.engine.layerstore import LayerStore, run_tool
+from cove.engine.mountedlayers import LoopExt4Layers, TmpfsLayers
 from cove.model.errors import EngineFailure
 
+__all__ = ["BtrfsLayers", "LayerStore", "LoopExt4Layers", "TmpfsLayers", "open_layers"]
+
 _FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV
-_TOOL_LIMIT_S: Final = 60.0
 _MIN_POOL: Final = 256 * 1024**2
 _LEAST_ROOM: Final = 1024**2
 _MOST_ITEMS: Final = 200_000
@@ -34,92 +36,6 @@ _MOST_ITEMS: Final = 200_000
 _MEASURE_EVERY_S: Final = 10.0
 _PASSING: Final = "f-"
 _ATTRIBUTE: Final = "trusted.cove.inherited"
-
-
-class LayerStore(ABC):
-    """Makes, limits and removes writable layers."""
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """Its name, as a sandbox's view shows it."""
-
-    @abstractmethod
-    def open(self) -> None:
-        """Make it ready, or find what a former server left ready. Raises: EngineFailure, OSError."""
-
-    @abstractmethod
-    def create(self, name: str, limit_bytes: int) -> Path:
-        """A fresh empty layer. Raises: OSError."""
-
-    @abstractmethod
-    def resize(self, name: str, limit_bytes: int) -> None:
-        """Change its limit. Raises: OSError; Unsupported where the kind cannot."""
-
-    @abstractmethod
-    def used_bytes(self, name: str) -> int:
-        """What it takes on the disk now; 0 where the kind does not tell."""
-
-    def copy(self, source: str, name: str, limit_bytes: int | None) -> Path:
-        """Make layer `name` a copy of what `source` is now, with another limit; None: it is only kept, not written.
-
-        Nothing may write to the source meanwhile. The limit is for all that the copy holds; where it has more already
-        it may write 1 MiB. At once where `copies_at_once` (after `flush`); otherwise it takes as long as its files are
-        big. On any thread. Raises: OSError, EngineFailure.
-        """
-        detail = f"{source} to {name}, {limit_bytes} bytes"
-        raise EngineFailure(f"writable layers of kind {self.kind} cannot be copied", internal=detail)
-
-    @property
-    def copies_at_once(self) -> bool:
-        """Whether `copy` takes milliseconds whatever the size."""
-        return False
-
-    def flush(self, name: str) -> None:
-        """Write out what is not on the disk yet, so that a copy soon after is quick. Raises: OSError."""
-        del name
-
-    def settle(self, name: str) -> None:
-        """Measure exactly what a kept copy holds, which `copy` left for later. On any thread. Raises: OSError."""
-        del name
-
-    def place_beside(self, name: str) -> Path | None:
-        """A directory `name` where the layers lie, for what belongs to kept copies; None: there is no such place."""
-        del name
-        return None
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove it with all it holds. Idempotent."""
-
-    @abstractmethod
-    def names(self) -> set[str]:
-        """The layers that exist."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Unmount everything (the layers are gone already)."""
-
-    def space(self) -> tuple[int, int]:
-        """Bytes in all and free where layers lie; (0, 0): each layer has its own."""
-        return (0, 0)
-
-    @property
-    def device(self) -> str | None:
-        """`major:minor` of the block device under the layers, for io limits; None: there is none to limit."""
-        return None
-
-
-def _run(*argv: str) -> str:
-    try:
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=_TOOL_LIMIT_S, input="")
-    except FileNotFoundError as error:
-        raise EngineFailure(f"{argv[0]} is not installed: run `cove setup`") from error
-    except subprocess.CalledProcessError as error:
-        raise EngineFailure(f"{argv[0]} failed", internal=f"{argv}: {error.stderr[-2000:]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise EngineFailure(f"{argv[0]} did not end within {_TOOL_LIMIT_S:.0f} s") from error
-    return done.stdout.strip()
 
 
 class _Inherited(NamedTuple):
@@ -181,12 +97,12 @@ class BtrfsLayers(LayerStore):
         if not self._file.exists():
             self._make_pool()
         # Direct I/O: otherwise every page of a sandbox lies in the page cache twice, the second time charged to nobody.
-        loop = _run("losetup", "--find", "--show", "--nooverlap", "--direct-io=on", str(self._file))
+        loop = run_tool("losetup", "--find", "--show", "--nooverlap", "--direct-io=on", str(self._file))
         try:
             kernel.mount(loop, self._root, "btrfs", _FLAGS | kernel.MS_NOATIME, "discard=async")
         finally:
             # With the mount in place this only sets autoclear: the device goes when the mount goes.
-            _run("losetup", "--detach", loop)
+            run_tool("losetup", "--detach", loop)
 
     def _make_pool(self) -> None:
         size = self._bytes or int(shutil.disk_usage(self._dir).free * 0.75)
@@ -197,7 +113,7 @@ class BtrfsLayers(LayerStore):
             file.truncate(size)
         partial.chmod(0o600)
         # One copy of metadata: a second one on the same sparse file protects against nothing.
-        _run("mkfs.btrfs", "--quiet", "--metadata", "single", "--data", "single", str(partial))
+        run_tool("mkfs.btrfs", "--quiet", "--metadata", "single", "--data", "single", str(partial))
         partial.rename(self._file)
 
     def create(self, name: str, limit_bytes: int) -> Path:
@@ -233,6 +149,22 @@ class BtrfsLayers(LayerStore):
     def settle(self, name: str) -> None:
         with self._open(name) as fd:
             self._measure(fd)
+
+    @contextlib.contextmanager
+    def tree(self, name: str) -> Generator[Path]:
+        yield self._root / name
+
+    def fetch_archive(self, name: str, file: Path, limit_bytes: int, *, digest: str = "") -> None:
+        try:
+            tree = self.create(name, limit_bytes) / "u"
+            tree.mkdir(mode=0o755)
+            fetch_layer(file, tree, limit_bytes=limit_bytes, digest=digest)
+            with self._open(name) as fd:
+                btrfs.unlimit(fd)
+            self.flush(name)
+        except BaseException:
+            self.remove(name)
+            raise
 
     def place_beside(self, name: str) -> Path | None:
         place = self._root / name
@@ -324,101 +256,6 @@ class BtrfsLayers(LayerStore):
             yield fd
         finally:
             os.close(fd)
-
-
-class _MountedLayers(LayerStore):
-    """Layers that are a mount each."""
-
-    def __init__(self, directory: Path) -> None:
-        self._root = directory / self.kind
-
-    def open(self) -> None:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def used_bytes(self, name: str) -> int:
-        try:
-            info = os.statvfs(self._root / name)
-        except OSError:
-            return 0
-        return (info.f_blocks - info.f_bfree) * info.f_frsize
-
-    def remove(self, name: str) -> None:
-        directory = self._root / name
-        with contextlib.suppress(OSError):
-            kernel.umount(directory, kernel.MNT_DETACH)
-        with contextlib.suppress(FileNotFoundError):
-            directory.rmdir()
-
-    def names(self) -> set[str]:
-        return {d.name for d in self._root.iterdir() if d.is_dir()}
-
-    def close(self) -> None:
-        for name in self.names():
-            self.remove(name)
-
-
-class LoopExt4Layers(_MountedLayers):
-    """A sparse ext4 file per box."""
-
-    @property
-    def kind(self) -> str:
-        return "ext4"
-
-    def open(self) -> None:
-        super().open()
-        # Only asks for a free device: without any, every layer would fail later, and `auto` takes memory instead.
-        _run("losetup", "--find")
-
-    def create(self, name: str, limit_bytes: int) -> Path:
-        file, directory = self._file(name), self._root / name
-        with file.open("wb") as handle:
-            handle.truncate(limit_bytes)
-        _run("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", str(file))
-        directory.mkdir(mode=0o700)
-        loop = _run("losetup", "--find", "--show", str(file))
-        try:
-            kernel.mount(loop, directory, "ext4", _FLAGS, "discard")
-        finally:
-            _run("losetup", "--detach", loop)
-        (directory / "lost+found").rmdir()
-        return directory
-
-    def resize(self, name: str, limit_bytes: int) -> None:
-        directory = self._root / name
-        loop = next(
-            line.split()[0]
-            for line in Path("/proc/self/mounts").read_text().splitlines()
-            if line.split()[1] == str(directory)
-        )
-        if limit_bytes < self._file(name).stat().st_size:
-            raise EngineFailure("this machine's disk limit (ext4) cannot shrink while the sandbox runs")
-        os.truncate(self._file(name), limit_bytes)
-        _run("losetup", "--set-capacity", loop)
-        _run("resize2fs", loop)
-
-    def remove(self, name: str) -> None:
-        super().remove(name)
-        self._file(name).unlink(missing_ok=True)
-
-    def _file(self, name: str) -> Path:
-        return self._root / f"{name}.img"
-
-
-class TmpfsLayers(_MountedLayers):
-    """A tmpfs per box: what the sandbox writes counts as its memory."""
-
-    @property
-    def kind(self) -> str:
-        return "tmpfs"
-
-    def create(self, name: str, limit_bytes: int) -> Path:
-        directory = self._root / name
-        directory.mkdir(mode=0o700)
-        kernel.mount("cove", directory, "tmpfs", _FLAGS, f"size={limit_bytes},mode=0700")
-        return directory
-
-    def resize(self, name: str, limit_bytes: int) -> None:
-        kernel.mount("cove", self._root / name, None, kernel.MS_REMOUNT | _FLAGS, f"size={limit_bytes}")
 
 
 def open_layers(kind: str, data_dir: Path, pool_bytes: int) -> tuple[LayerStore, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cove.engine import layers
+from cove.engine import layers, mountedlayers
 from cove.model.errors import EngineFailure
 
 
@@ -16,7 +16,8 @@ def test_without_a_loop_device_layers_lie_in_memory_and_it_is_said(
     def no_loop(*argv: str) -> str:
         raise EngineFailure(f"{argv[0]} failed")
 
-    monkeypatch.setattr(layers, "_run", no_loop)
+    for module in (layers, mountedlayers):
+        monkeypatch.setattr(module, "run_tool", no_loop)
     monkeypatch.setattr(layers.btrfs, "is_btrfs", lambda _: False)
     store, missing = layers.open_layers("auto", tmp_path, 512 * 1024**2)
     assert store.kind == "tmpfs"

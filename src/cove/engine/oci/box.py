@@ -190,11 +190,12 @@ class OciBox(Box):
         hostname = await self.hostname()
 
         async def copy_layer() -> None:
-            await self._ground.mounts.run(lambda _: self._ground.layers.copy(self.facts.id, draft.layer, None))
+            await self._ground.keep_layer(self.facts.id, draft.layer)
 
         agent: dict[str, str] = {}
         async with self._keeping:
             try:
+                await self._ground.flush_layer(self.facts.id)
                 if with_memory:
                     agent = await asyncio.to_thread(self._ground.keep_agent, self.facts, draft.memory)
                     saved = await self._driver.keep_memory(self, draft, copy_layer, stay_paused=stay_paused)

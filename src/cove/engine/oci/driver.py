@@ -86,8 +86,10 @@ class OciDriver(Driver):
         if ground.choice.ids is Ids.SHARED:
             image, skeleton = await asyncio.to_thread(self._copies, spec, base)
 
+        copied = await ground.copied_layer(spec)
+
         def mount(users: UserNamespaces) -> None:
-            layer = ground.make_layer(spec)
+            layer = copied or ground.layers.create(spec.id, spec.limits.disk_bytes)
             rootfs.mount_box(users, dirs, image=image, skeleton=skeleton, layer=layer, base=base, ids=ground.choice.ids)
 
         await ground.mounts.run(mount)

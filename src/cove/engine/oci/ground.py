@@ -107,15 +107,28 @@ class Ground:
         """
         return shifted_copy(tree, self.config.data_dir / "shifted" / f"{name}-{base}", base)
 
-    def make_layer(self, spec: BoxSpec) -> Path:
-        """The writable layer of a new box: empty, or with the files of its origin. On the mount thread."""
+    async def copied_layer(self, spec: BoxSpec) -> Path | None:
+        """The writable layer of a new box, with the files of its origin; None: it has no origin.
+
+        Raises: OSError, EngineFailure.
+        """
         if spec.origin is None:
-            return self.layers.create(spec.id, spec.limits.disk_bytes)
-        layer = self.layers.copy(spec.origin.layer, spec.id, spec.limits.disk_bytes)
-        # What the overlay of the source was doing at that instant; it is no file of anybody's.
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(layer / "w")
-        return layer
+            return None
+        return await self._copy_layer(spec.origin.layer, spec.id, spec.limits.disk_bytes)
+
+    async def keep_layer(self, box: str, name: str) -> None:
+        """Keep a copy of a box's layer, at which nothing writes meanwhile. Raises: OSError, EngineFailure."""
+        await self._copy_layer(box, name, None)
+
+    async def flush_layer(self, box: str) -> None:
+        """Before the box is stopped: what it wrote goes to the disk, so that keeping a copy does not wait for it."""
+        await on_thread(lambda: self.layers.flush(box))
+
+    async def _copy_layer(self, source: str, name: str, limit_bytes: int | None) -> Path:
+        if self.layers.copies_at_once:
+            return await self.mounts.run(lambda _: self.layers.copy(source, name, limit_bytes))
+        # Not on the mount thread: every create would wait for it.
+        return await on_thread(lambda: self.layers.copy(source, name, limit_bytes))
 
     def prepare(self) -> None:
         """Make what boxes stand on. Raises: EngineFailure, OSError."""
@@ -297,6 +310,17 @@ class Ground:
                 kernel.umount(self.agents, kernel.MNT_DETACH)
             self.cgroups.remove_tree()
             self.uids.give_back_all()
+
+
+async def on_thread(work: Callable[[], T]) -> T:
+    """What `work` returns, from a thread. Cancelling waits for its end: nothing is left half made and unknown."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await future
+        raise
 
 
 def processes_of(group: cgroup.BoxCgroup) -> set[int]:

@@ -94,16 +94,23 @@ class Admission:
         self._promised = 0
         self._refused = 0
 
-    def check(self, limits: Limits) -> None:
-        """Raises: CapacityExceeded when there is no place for one more sandbox with these limits."""
-        if len(self._reserved) >= self._settings.max_sandboxes:
-            self._refuse(f"this machine runs {len(self._reserved)} sandboxes, its limit")
-        if len(self._creating) >= self._settings.max_creates:
+    def check(self, limits: Limits, count: int = 1, *, at_once: int = 0) -> None:
+        """Raises: CapacityExceeded when there is no place for `count` more sandboxes with these limits.
+
+        `at_once`: bytes of memory that each of them has from its first moment on.
+        """
+        places = self._settings.max_sandboxes - len(self._reserved)
+        if count > places:
+            room = "its limit" if places <= 0 else f"and has room for {places} more"
+            self._refuse(f"this machine runs {len(self._reserved)} sandboxes, {room}")
+        if len(self._creating) + count > self._settings.max_creates:
             self._refuse(f"{len(self._creating)} sandboxes are being created, the limit at one time")
         if not self.has_room():
             what = "memory" if self._has_disk() else "disk space"
             self._refuse(f"this machine has too little free {what} now")
-        self._refuse_promise(limits.memory_bytes)
+        if at_once * count > self.memory().available - self.keep_free_bytes():
+            self._refuse(f"this machine has too little free memory now for what {count} such sandboxes hold")
+        self._refuse_promise(limits.memory_bytes * count)
 
     def admit(self, sandbox_id: str, limits: Limits, *, is_new: bool = True) -> None:
         """Give it a place. Without an await since `check`, so that nobody comes between."""

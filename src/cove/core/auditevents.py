@@ -27,7 +27,7 @@ def lifecycle_event(before: Sandbox | None, after: Sandbox) -> LifecycleEvent | 
     if after.state in FINAL:
         return None if was in FINAL else _ended(after)
     if after.state is State.RUNNING and was in {None, State.PENDING}:
-        return "sandbox.created", _made(after)
+        return _born(after)
     if after.state is State.RUNNING and was is State.PAUSED:
         return "sandbox.resumed", {}
     if after.state is State.PAUSED and was is not State.PAUSED:
@@ -35,6 +35,20 @@ def lifecycle_event(before: Sandbox | None, after: Sandbox) -> LifecycleEvent | 
     if before is not None and was is after.state:
         return _changed(before, after)
     return None
+
+
+def _born(sandbox: Sandbox) -> LifecycleEvent:
+    """How it came to be: one word of three."""
+    origin = sandbox.came_from
+    if origin is None:
+        return "sandbox.created", _made(sandbox)
+    data = _made(sandbox) | {
+        "parent": origin.sandbox,
+        "snapshot": origin.snapshot,
+        "memory": origin.kept.memory,
+        "reason": origin.kept.reason,
+    }
+    return ("sandbox.forked" if origin.snapshot is None else "sandbox.restored"), data
 
 
 def _made(sandbox: Sandbox) -> dict[str, AuditValue]:

@@ -6,7 +6,8 @@ neither take one last place nor make two sandboxes for one idempotency key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ from cove.core.placement import Placement
 from cove.core.quotas import Quotas
 from cove.core.validation import check_idempotency, check_spec
 from cove.engine.birth import Birth
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock
 from cove.engine.driver import Box, BoxImage, Driver
 from cove.engine.pool import Pool
@@ -28,12 +30,13 @@ from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal
 from cove.model.credentials import CredentialWish
-from cove.model.errors import BadRequest, IdempotencyConflict, Unsupported
+from cove.model.errors import BadRequest, Conflict, IdempotencyConflict, Unsupported
 from cove.model.ids import new_core_id
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.policy import PATTERN
 from cove.model.request import Idempotency
-from cove.model.sandbox import Sandbox, SandboxSpec, Source
+from cove.model.sandbox import Lineage, Sandbox, SandboxSpec, Source
+from cove.model.spans import span
 from cove.model.state import EndReason, State
 from cove.store.store import Store
 
@@ -44,9 +47,42 @@ PROXY_URL: Final = "http://169.254.1.1:3128"
 """The explicit proxy, as every connected sandbox reaches it."""
 
 
+class Brood:
+    """The children of one fork: a few are made at a time, and none any more once one has failed."""
+
+    def __init__(self, at_once: int) -> None:
+        self._slots = asyncio.Semaphore(at_once)
+        self.doom = Conflict("another child of this fork failed")
+        self.is_doomed = False
+
+    async def wait_turn(self) -> None:
+        """Until there is a place, which `over` gives back. Raises: Conflict (`doom`)."""
+        await self._slots.acquire()
+        if self.is_doomed:
+            raise self.doom
+
+    def over(self, child: Sandbox) -> None:
+        """One is made, or has failed."""
+        self.is_doomed = self.is_doomed or child.source is None
+        self._slots.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heritage:
+    """What a sandbox is made of, where that is not its image alone. `donor`: whose credentials it gets, too."""
+
+    checkpoint: Checkpoint
+    lineage: Lineage
+    donor: Sandbox | None = None
+    brood: Brood | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One request for a sandbox. `asked_at` is its monotonic moment, `network` what came of `spec.network`."""
+    """One request for a sandbox. `asked_at` is its monotonic moment, `network` what came of `spec.network`.
+
+    `id`: the one that it is to get; None: any.
+    """
 
     who: Principal
     spec: SandboxSpec
@@ -54,6 +90,8 @@ class Order:
     idempotency: Idempotency | None
     asked_at: float
     network: NetworkPolicy = NO_NETWORK
+    heritage: Heritage | None = None
+    id: str | None = None
 
 
 class Creation:
@@ -91,14 +129,31 @@ class Creation:
     def find_earlier(self, order: Order) -> Supervisor | Sandbox | None:
         """What an earlier request with this idempotency key made. Raises: BadRequest, IdempotencyConflict."""
         check_spec(order.spec)
-        if order.idempotency is None:
-            return None
-        check_idempotency(order.idempotency)
-        return self._earlier(order.who.project, order.idempotency)
+        return self.earlier(order.who.project, order.idempotency)
 
-    def blinded(self, spec: SandboxSpec, idempotency: Idempotency | None) -> Idempotency | None:
+    def earlier(self, project: str, idempotency: Idempotency | None) -> Supervisor | Sandbox | None:
+        """What an earlier request of this key made. One that failed counts as none: the caller may try again.
+
+        Raises: BadRequest, IdempotencyConflict.
+        """
+        if idempotency is None:
+            return None
+        check_idempotency(idempotency)
+        creating = self._creating.get((project, idempotency.key))
+        if creating is not None:
+            must_equal(creating[0], idempotency)
+            return creating[1]
+        since = self._clock.now() - IDEMPOTENCY_S
+        row = self._store.idempotency.get(project, idempotency.key, since=since)
+        sandbox = None if row is None else self._store.sandboxes.get(row.made[0])
+        if row is None or (sandbox and self._directory.newest(sandbox).end_reason is EndReason.CREATE_FAILED):
+            return None
+        must_equal(row.body_sha256, idempotency)
+        return None if sandbox is None else self._supervisors.get(sandbox.id) or sandbox
+
+    def blinded(self, wishes: Mapping[str, CredentialWish], idempotency: Idempotency | None) -> Idempotency | None:
         """As given, but where the request has keys in it the store gets no hash to try guesses on."""
-        if idempotency is None or not spec.credentials:
+        if idempotency is None or not wishes:
             return idempotency
         return replace(idempotency, body_sha256=self._credentials.blinded(idempotency.body_sha256))
 
@@ -109,21 +164,62 @@ class Creation:
         Unsupported (network).
         """
         earlier = self.find_earlier(order)
-        if earlier is not None:
-            return earlier
-        image = resolved.image
-        driver = self._placement.choose(self._store.projects.get(order.who.project), order.spec.driver, image)
-        if order.spec.run_entrypoint and not image.entrypoint + image.command:
+        return self.launch_all((order,), resolved)[0] if earlier is None else earlier
+
+    def launch_all(self, orders: Sequence[Order], resolved: Resolved) -> list[Supervisor]:
+        """Start sandboxes that differ in id and name alone: all, or none where there is no room for all.
+
+        Raises: as `launch`.
+        """
+        first, image = orders[0], resolved.image
+        who, spec = first.who, first.spec
+        for order in orders:
+            check_spec(order.spec)
+        driver = self._placement.choose(self._store.projects.get(who.project), spec.driver, image)
+        if spec.run_entrypoint and not image.entrypoint + image.command:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
-        plan = self._credentials.plan(order.who.project, order.spec.credentials, order.spec.placeholder)
-        name = self._name(order)
-        _check_network(_network(order), driver)
-        self._quotas.check(order.who.project, order.who.key_id, order.spec.limits)
-        self._admission.check(order.spec.limits)
-        box = self._pool.take(
-            image, driver.name, order.spec.limits, order.spec.hostname, connected=_network(order).is_connected
-        )
-        sandbox_id = new_core_id() if box is None else box.facts.id
+        plan = self._credentials.plan(who.project, spec.credentials, spec.placeholder)
+        for order in orders:
+            if order.spec.name is not None:
+                self._directory.check_free(who.project, order.spec.name)
+        _check_network(_network(first), driver)
+        self.check_room(first, len(orders))
+        return [self._start(order, resolved, driver, plan.env) for order in orders]
+
+    def check_room(self, order: Order, count: int = 1) -> None:
+        """Whether `count` such sandboxes fit now. Raises: QuotaExceeded, CapacityExceeded."""
+        limits = order.spec.limits
+        self._quotas.check(order.who.project, order.who.key_id, limits, count)
+        self._admission.check(limits, count, at_once=_taken_at_once(order.heritage))
+
+    def has_credentials(self, sandbox: Sandbox) -> bool:
+        """Whether it has any that another one could get, too."""
+        return bool(self._store.credentials.of_sandbox(sandbox.id, sandbox.project))
+
+    async def outcome(self, made: Supervisor | Sandbox, *, is_kept: bool) -> Sandbox:
+        """What came of a launch, once it runs. Cancelling ends it unless `is_kept`.
+
+        Raises: what its creation raised.
+        """
+        if isinstance(made, Sandbox):
+            return self._directory.newest(made)
+        try:
+            with span("sandbox.start"):
+                return await made.wait_started()
+        except asyncio.CancelledError:
+            if not is_kept:
+                made.end_soon(EndReason.REQUESTED, "its creator went away before it was ready")
+            raise
+
+    def _start(self, order: Order, resolved: Resolved, driver: Driver, placeholders: dict[str, str]) -> Supervisor:
+        """All was checked; what is held here is held until its end."""
+        image, limits = resolved.image, order.spec.limits
+        connected = _network(order).is_connected
+        box = None
+        if order.heritage is None:
+            box = self._pool.take(image, driver.name, limits, order.spec.hostname, connected=connected)
+        sandbox_id = order.id or (new_core_id() if box is None else box.facts.id)
+        name = order.spec.name or self._directory.free_name(order.who.project)
         sandbox = replace(
             _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),
             image_used=image.name,
@@ -133,53 +229,54 @@ class Creation:
         self._admission.admit(sandbox.id, sandbox.limits)
         self._quotas.hold(sandbox)
         self._directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
-        birth = self._birth(order, image, driver, box, plan.env)
-        supervisor = self._supervisors.launch(sandbox, birth)
+        supervisor = self._supervisors.launch(sandbox, self._birth(order, name, image, driver, box, placeholders))
         self._follow(order, supervisor)
         return supervisor
 
-    def _earlier(self, project: str, idempotency: Idempotency) -> Supervisor | Sandbox | None:
-        """What an earlier request of this key made. One that failed counts as none: the caller may try again."""
-        creating = self._creating.get((project, idempotency.key))
-        if creating is not None:
-            _must_equal(creating[0], idempotency)
-            return creating[1]
-        since = self._clock.now() - IDEMPOTENCY_S
-        row = self._store.idempotency.get(project, idempotency.key, since=since)
-        sandbox = None if row is None else self._store.sandboxes.get(row.made[0])
-        if row is None or sandbox is None or self._directory.newest(sandbox).end_reason is EndReason.CREATE_FAILED:
-            return None
-        _must_equal(row.body_sha256, idempotency)
-        return self._supervisors.get(sandbox.id) or sandbox
-
-    def _name(self, order: Order) -> str:
-        project, wanted = order.who.project, order.spec.name
-        if wanted is None:
-            return self._directory.free_name(project)
-        self._directory.check_free(project, wanted)
-        return wanted
-
-    def _birth(
-        self, order: Order, image: BoxImage, driver: Driver, box: Box | None, placeholders: dict[str, str]
+    def _birth(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        order: Order,
+        name: str,
+        image: BoxImage,
+        driver: Driver,
+        box: Box | None,
+        placeholders: dict[str, str],
     ) -> Birth:
+        heritage = order.heritage
+        # A copy must not have its source's name: nobody asked for one, so it gets its own.
+        hostname = order.spec.hostname if heritage is None else name
         return Birth(
             image=image,
             driver=driver,
             env={**proxy_env(order.network), **placeholders, **order.spec.env},
-            hostname=order.spec.hostname,
+            hostname=hostname,
             box=box,
             run_entrypoint=order.spec.run_entrypoint,
             asked_at=order.asked_at,
-            intent=self._intent(order.idempotency, order.spec.credentials),
+            intent=self._intent(order),
+            origin=None if heritage is None else heritage.checkpoint,
+            with_memory=heritage is not None and heritage.lineage.kept.memory,
         )
 
-    def _intent(
-        self, idempotency: Idempotency | None, wishes: Mapping[str, CredentialWish]
-    ) -> Callable[[Sandbox], Awaitable[None]]:
+    def _intent(self, order: Order) -> Callable[[Sandbox], Awaitable[None]]:
         """How the pending record is written: in one transaction with the key that asked for it and its credentials."""
-        if wishes:
+        brood = None if order.heritage is None else order.heritage.brood
+        write = self._writing(order)
+        if brood is None:
+            return write
+
+        async def in_turn(sandbox: Sandbox) -> None:
+            await brood.wait_turn()
+            await write(sandbox)
+
+        return in_turn
+
+    def _writing(self, order: Order) -> Callable[[Sandbox], Awaitable[None]]:
+        idempotency, wishes = order.idempotency, order.spec.credentials
+        donor = None if order.heritage is None else order.heritage.donor
+        if wishes or donor is not None:
             return lambda sandbox: self._store.credentials.save_with(
-                sandbox, self._credentials.rows(sandbox, wishes), idempotency
+                sandbox, self._credentials.rows(sandbox, wishes, donor), idempotency
             )
         if idempotency is None:
             return self._journal.write
@@ -192,8 +289,12 @@ class Creation:
             key = (order.who.project, order.idempotency.key)
             self._creating[key] = (order.idempotency.body_sha256, supervisor)
 
+        brood = None if order.heritage is None else order.heritage.brood
+
         def over() -> None:
             source = supervisor.sandbox.source
+            if brood is not None:
+                brood.over(supervisor.sandbox)
             if source is None:
                 self.failed += 1
             else:
@@ -211,7 +312,8 @@ def expiry(now: float, timeout_s: float | None) -> float | None:
     return None if timeout_s is None else now + timeout_s
 
 
-def _must_equal(body_sha256: str, idempotency: Idempotency) -> None:
+def must_equal(body_sha256: str, idempotency: Idempotency) -> None:
+    """Raises: IdempotencyConflict."""
     if body_sha256 != idempotency.body_sha256:
         raise IdempotencyConflict("this idempotency key was used for another request", field="idempotency_key")
 
@@ -239,11 +341,20 @@ def _pending(order: Order, *, sandbox_id: str, name: str, driver: str, now: floa
         auto_resume=spec.auto_resume,
         last_active_at=now,
         network=_network(order),
+        came_from=None if order.heritage is None else order.heritage.lineage,
     )
 
 
 def _network(order: Order) -> NetworkPolicy:
-    return replace(order.network, broker=bool(order.spec.credentials))
+    inherits = order.heritage is not None and order.heritage.donor is not None
+    return replace(order.network, broker=bool(order.spec.credentials) or inherits)
+
+
+def _taken_at_once(heritage: Heritage | None) -> int:
+    """The memory that a sandbox has from its first moment on, beyond what any new one has."""
+    if heritage is None or not heritage.lineage.kept.memory:
+        return 0
+    return heritage.checkpoint.facts.memory_bytes
 
 
 def _check_network(network: NetworkPolicy, driver: Driver) -> None:

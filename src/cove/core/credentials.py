@@ -104,12 +104,19 @@ class Credentials:
             env |= service.environment(placeholder)
         return Plan(dict(wishes), env)
 
-    def rows(self, sandbox: Sandbox, wishes: Mapping[str, CredentialWish]) -> list[Credential]:
-        """The rows of a new sandbox, sealed by the key of now: to be queued for the store without a pause."""
-        return [
+    def rows(
+        self, sandbox: Sandbox, wishes: Mapping[str, CredentialWish], donor: Sandbox | None = None
+    ) -> list[Credential]:
+        """The rows of a new sandbox, sealed by the key of now: to be queued for the store without a pause.
+
+        `donor`: it gets the credentials of that one, too, where it has no wish of its own. Raises: EngineFailure.
+        """
+        asked = [
             self._row(sandbox.project, sandbox.id, name, wish.key, wish.endpoints, None)
             for name, wish in wishes.items()
         ]
+        inherited = [] if donor is None else self.inherited(donor, sandbox)
+        return asked + [row for row in inherited if row.service not in wishes]
 
     def inherited(self, source: Sandbox, heir: Sandbox) -> list[Credential]:
         """The rows of a sandbox, for another one that is made of it and is to have them. Never done unasked.

@@ -31,22 +31,25 @@ from cove.core.files import Files
 from cove.core.hostports import HostPorts
 from cove.core.images import Images
 from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
+from cove.core.jobs import Jobs
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.links import Links
 from cove.core.networkprofiles import NetworkProfiles
 from cove.core.networks import Networks
-from cove.core.parts import image_use, project_images, purge_forever, sized_pool
+from cove.core.parts import image_use, project_images, project_webhooks, purge_forever, sized_pool
 from cove.core.placement import Placement
 from cove.core.ports import Ports
 from cove.core.quotas import Quotas
 from cove.core.ratelimits import RateLimits
 from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.refusals import Refusals
+from cove.core.restoring import StateParts
 from cove.core.sandboxes import Sandboxes
 from cove.core.secrets import Secrets, new_master_key
 from cove.core.services.catalogue import Services
 from cove.core.shells import Shells
+from cove.core.snapshots import Snapshots
 from cove.core.sshkeys import SshKeys
 from cove.core.terminals import Terminals
 from cove.core.trail import Trail
@@ -80,6 +83,7 @@ class Core:
     """The parts that dialects call, each named after its noun, and what the server tells about itself."""
 
     sandboxes: Sandboxes
+    snapshots: Snapshots
     execs: Execs
     shells: Shells
     files: Files
@@ -130,6 +134,7 @@ class _Parts:
     journal: StoreJournal
     ports: Ports
     host_ports: HostPorts
+    checkpoints: Checkpoints
 
 
 @asynccontextmanager
@@ -193,7 +198,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             store=store,
             clock=clock,
             audit=audit,
-            webhooks=_webhooks(settings, store, clock, audit, credentials.secrets, post),
+            webhooks=project_webhooks(settings, store, clock, audit, credentials.secrets, post),
             admission=admission,
             accounts=accounts,
             pool=pool,
@@ -204,6 +209,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             journal=journal,
             ports=ports,
             host_ports=host_ports,
+            checkpoints=checkpoints or NoCheckpoints(),
         )
         async with _working(parts, tasks) as core:
             yield core
@@ -257,25 +263,6 @@ def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
         clock=clock,
         audit=audit,
         missing=lambda: _NO_NETWORK if network is None else network.missing,
-    )
-
-
-def _webhooks(  # noqa: PLR0913, PLR0917 - what they stand on
-    settings: CoreSettings,
-    store: Store,
-    clock: Clock,
-    audit: Audit,
-    secrets_at_rest: Secrets,
-    post: tuple[Poster | None, Callable[[], ClosedRanges]],
-) -> Webhooks:
-    return Webhooks(
-        store=store,
-        secrets_at_rest=secrets_at_rest,
-        audit=audit,
-        clock=clock,
-        post=post[0],
-        closed=post[1],
-        plain=settings.webhook_plain,
     )
 
 
@@ -333,6 +320,23 @@ def _creation(parts: _Parts) -> Creation:
     return creation
 
 
+def _state_parts(parts: _Parts, creation: Creation, tasks: asyncio.TaskGroup) -> StateParts:
+    return StateParts(
+        creation=creation,
+        drivers=parts.drivers,
+        directory=parts.directory,
+        supervisors=parts.supervisors,
+        images=parts.images,
+        networks=parts.networks,
+        quotas=parts.accounts.quotas,
+        checkpoints=parts.checkpoints,
+        audit=parts.audit,
+        store=parts.store,
+        clock=parts.clock,
+        jobs=Jobs(tasks),
+    )
+
+
 async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     """Make store and machine agree, then begin."""
     await parts.audit.adopt_key(parts.store)
@@ -340,6 +344,7 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     creation = _creation(parts)
     parts.pool.start_filling()
     core = _core(parts, creation, found, tasks)
+    await core.snapshots.start()
     core.credentials.check()
     await core.projects.ensure_default()
     await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
@@ -386,6 +391,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
     slots = asyncio.Semaphore(parts.settings.images.pulls)
     return Core(
         sandboxes=sandboxes,
+        snapshots=Snapshots(_state_parts(parts, creation, tasks)),
         execs=execs,
         shells=Shells(parts.directory, execs.output_share, notes),
         files=files,

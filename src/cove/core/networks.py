@@ -15,7 +15,7 @@ from cove.core.audit import Audit
 from cove.core.directory import Directory
 from cove.core.links import Links
 from cove.core.networkprofiles import NetworkProfiles
-from cove.core.networkrules import checked_request, policy_of
+from cove.core.networkrules import checked_request, policy_of, request_of
 from cove.core.networkwhy import Explanation, Question, explain
 from cove.core.refusals import Refusals
 from cove.core.validation import check_count
@@ -80,6 +80,18 @@ class Networks:
         if request is None:
             return NO_NETWORK
         return await self._policy(project, request)
+
+    async def renew(self, project: str, policy: NetworkPolicy) -> NetworkPolicy:
+        """A policy that once held, for another sandbox, by what is closed and linked now. Raises: BadRequest, TooLarge.
+
+        Its profile's rules are those that it had then: they are among its own.
+        """
+        try:
+            found = await self._policy(project, replace(request_of(policy), profile=None))
+        except BadRequest as error:
+            said = f"the network policy that it had cannot hold any more: {error.public}; ask for another"
+            raise type(error)(said, field=error.field, internal=error.internal) from error
+        return replace(found, profile=policy.profile)
 
     def started(self, sandbox: Sandbox) -> None:
         """It runs: links to its name lead to it now."""

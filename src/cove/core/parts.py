@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,6 +15,8 @@ from cove.core.creation import IDEMPOTENCY_S
 from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings
 from cove.core.pulls import ImageNote
+from cove.core.secrets import Secrets
+from cove.core.webhooks import Webhooks
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, sleep
 from cove.engine.driver import Driver
@@ -22,6 +24,8 @@ from cove.engine.images.store import ImageStore
 from cove.engine.pool import Pool, PoolConfig, pool_size
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors
+from cove.engine.webpost import Poster
+from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError
 from cove.store.store import Store
 
@@ -54,6 +58,26 @@ def project_images(  # noqa: PLR0913, PLR0917 - what they stand on
 
 def _image_note(audit: Audit) -> ImageNote:
     return lambda event, project, data: audit.note(event, project=project, sandbox=None, data=data)
+
+
+def project_webhooks(  # noqa: PLR0913, PLR0917 - what they stand on
+    settings: CoreSettings,
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    secrets_at_rest: Secrets,
+    post: tuple[Poster | None, Callable[[], ClosedRanges]],
+) -> Webhooks:
+    """Who is told of projects' events. `post`: how that leaves this machine, and what is closed to it."""
+    return Webhooks(
+        store=store,
+        secrets_at_rest=secrets_at_rest,
+        audit=audit,
+        clock=clock,
+        post=post[0],
+        closed=post[1],
+        plain=settings.webhook_plain,
+    )
 
 
 def image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:

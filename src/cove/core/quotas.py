@@ -74,6 +74,9 @@ class _Held(Struct, frozen=True):
             self.disk_bytes + other.disk_bytes,
         )
 
+    def __mul__(self, count: int) -> _Held:
+        return _Held(self.sandboxes * count, self.mcpus * count, self.memory_bytes * count, self.disk_bytes * count)
+
     def __neg__(self) -> _Held:
         return _Held(-self.sandboxes, -self.mcpus, -self.memory_bytes, -self.disk_bytes)
 
@@ -102,10 +105,10 @@ class Quotas:
         if self._budgets.has_budget(self._book.chain(project, key)):
             await self._budgets.settle()
 
-    def check(self, project: str, key: str, limits: Limits) -> None:
-        """Whether one more sandbox fits. Raises: QuotaExceeded, QuotaTooSmall, BudgetExceeded."""
+    def check(self, project: str, key: str, limits: Limits, count: int = 1) -> None:
+        """Whether so many more sandboxes fit. Raises: QuotaExceeded, QuotaTooSmall, BudgetExceeded."""
         chain = self._book.chain(project, key)
-        self._fit(chain, _held(limits))
+        self._fit(chain, _held(limits) * count)
         self._check_budget(chain)
 
     def hold(self, sandbox: Sandbox) -> None:

@@ -6,7 +6,6 @@ Keep this file small: rules about values are in `validation.py`, about room in `
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace as replace_order
 
 from msgspec import UNSET
@@ -64,7 +63,7 @@ class Sandboxes:
         Unsupported, EngineFailure.
         """
         require(who, Scope.CREATE)
-        idempotency = self._creation.blinded(spec, idempotency)
+        idempotency = self._creation.blinded(spec.credentials, idempotency)
         order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
@@ -74,15 +73,7 @@ class Sandboxes:
             with span("image.ensure"):
                 resolved = await self._images.ensure(who, spec.image)
             supervisor = self._creation.launch(order, resolved)
-        if isinstance(supervisor, Sandbox):
-            return self._directory.newest(supervisor)
-        try:
-            with span("sandbox.start"):
-                return await supervisor.wait_started()
-        except asyncio.CancelledError:
-            if idempotency is None:
-                supervisor.end_soon(EndReason.REQUESTED, "its creator went away before it was ready")
-            raise
+        return await self._creation.outcome(supervisor, is_kept=idempotency is not None)
 
     def get(self, who: Principal, ref: str) -> Sandbox:
         """One sandbox, ended ones for 30 days. Its usage is of its last change; see `measure`. Raises: NotFound."""

@@ -18,6 +18,7 @@ from cove.model.ids import is_core_id, is_name
 from cove.model.request import PAGE_LIMIT, Idempotency, SandboxChange
 from cove.model.sandbox import MIB, Limits, SandboxSpec
 from cove.model.shells import ShellCommand, ShellSpec
+from cove.model.snapshot import SnapshotSpec
 from cove.model.terminals import TERMINAL_SIDE, TerminalSize
 
 CPUS: Final = (0.05, 64.0)
@@ -128,21 +129,28 @@ def check_env(env: dict[str, str]) -> None:
         raise TooLarge(f"env takes {total} bytes, the limit is {ENV_BYTES}", field="env")
 
 
-def check_metadata(metadata: dict[str, str]) -> None:
-    """Labels that callers attach to a sandbox."""
+def check_metadata(metadata: dict[str, str], field: str = "metadata") -> None:
+    """Labels that callers attach to a sandbox, or to a snapshot (its tags)."""
     if len(metadata) > METADATA_ENTRIES:
-        raise TooLarge(f"metadata has {len(metadata)} entries, the limit is {METADATA_ENTRIES}", field="metadata")
-    if sum(len(_utf8(text, "metadata")) for pair in metadata.items() for text in pair) > METADATA_TOTAL:
+        raise TooLarge(f"{field} has {len(metadata)} entries, the limit is {METADATA_ENTRIES}", field=field)
+    if sum(len(_utf8(text, field)) for pair in metadata.items() for text in pair) > METADATA_TOTAL:
         # Kept for 30 days after the sandbox's end: entries at their limit would be 64 KiB of history for each create.
-        raise TooLarge(f"metadata has at most {METADATA_TOTAL} bytes in all", field="metadata")
+        raise TooLarge(f"{field} has at most {METADATA_TOTAL} bytes in all", field=field)
     for key, value in metadata.items():
         if not 1 <= len(key) <= METADATA_KEY:
-            raise BadRequest(f"a metadata key has 1-{METADATA_KEY} characters", field="metadata")
+            raise BadRequest(f"a key of {field} has 1-{METADATA_KEY} characters", field=field)
         if "\0" in key + value:
-            raise BadRequest("metadata has a NUL", field="metadata")
-        _utf8(key, "metadata")
-        if len(_utf8(value, "metadata")) > METADATA_VALUE_BYTES:
-            raise TooLarge(f"a metadata value has at most {METADATA_VALUE_BYTES} bytes", field="metadata")
+            raise BadRequest(f"{field} has a NUL", field=field)
+        _utf8(key, field)
+        if len(_utf8(value, field)) > METADATA_VALUE_BYTES:
+            raise TooLarge(f"a value of {field} has at most {METADATA_VALUE_BYTES} bytes", field=field)
+
+
+def check_snapshot(spec: SnapshotSpec) -> None:
+    """A snapshot as asked for."""
+    if spec.name is not None:
+        check_name(spec.name, "name")
+    check_metadata(spec.tags, "tags")
 
 
 def check_exec(spec: ExecSpec) -> None:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -20,6 +21,8 @@ type inotify struct {
 	raw   syscall.RawConn
 	fd    int
 	piece []byte
+	// isReading: events may have left the queue that were not handed on, or of which nothing was made yet.
+	isReading atomic.Bool
 }
 
 // rawEvent is one record of inotify(7).
@@ -75,7 +78,7 @@ func (n *inotify) close() { _ = n.file.Close() }
 func (n *inotify) poll() ([]rawEvent, error) {
 	var count int
 	var err error
-	waitErr := n.raw.Read(func(fd uintptr) bool { count, err = readInotify(int(fd), n.piece); return true })
+	waitErr := n.raw.Read(func(fd uintptr) bool { count, err = n.read(int(fd)); return true })
 	return n.parsed(count, err, waitErr)
 }
 
@@ -89,7 +92,7 @@ func (n *inotify) wait(limit time.Duration) ([]rawEvent, error) {
 	var count int
 	var err error
 	waitErr := n.raw.Read(func(fd uintptr) bool {
-		count, err = readInotify(int(fd), n.piece)
+		count, err = n.read(int(fd))
 		return !errors.Is(err, syscall.EAGAIN)
 	})
 	if errors.Is(waitErr, os.ErrDeadlineExceeded) {
@@ -98,12 +101,17 @@ func (n *inotify) wait(limit time.Duration) ([]rawEvent, error) {
 	return n.parsed(count, err, waitErr)
 }
 
-func readInotify(fd int, piece []byte) (int, error) {
+func (n *inotify) read(fd int) (int, error) {
+	n.isReading.Store(true)
 	for {
-		n, err := syscall.Read(fd, piece)
-		if !errors.Is(err, syscall.EINTR) {
-			return n, err
+		count, err := syscall.Read(fd, n.piece)
+		if errors.Is(err, syscall.EINTR) {
+			continue
 		}
+		if count <= 0 {
+			n.isReading.Store(false)
+		}
+		return count, err
 	}
 }
 

@@ -35,6 +35,7 @@ func (a *agent) serve() error {
 		a.accept(l)
 		waitGone(filepath.Join(filepath.Dir(a.socket), "quiesce"))
 		clock.goOn()
+		go a.watches.tree.wake()
 	}
 }
 

@@ -77,6 +77,7 @@ func (a *agent) revive(_ *channel, in *call) (any, error) {
 		renewIdentity(own.Hostname)
 		answer.Signaled = reseed()
 	}
+	answer.Watches = a.watches.tree.overflow()
 	if parked := a.sessions.takeAny(nil); parked != nil {
 		answer.Released = parked.release()
 	}

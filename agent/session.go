@@ -79,6 +79,7 @@ func (a *agent) quiesce(ch *channel, in *call) {
 	}
 	// All of it before the answer: who has read that, and the end of the stream, may take the checkpoint.
 	clock.stop()
+	a.watches.tree.rest()
 	a.revival.expect()
 	a.listener.quiesce(a.socket, ch.conn)
 	if !own.Keep {

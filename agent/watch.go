@@ -36,7 +36,9 @@ type watches struct {
 }
 
 func newWatches() *watches {
-	return &watches{byID: map[string]*watch{}, tree: watchTree{nodes: map[int32][]*node{}}}
+	ws := &watches{byID: map[string]*watch{}, tree: watchTree{nodes: map[int32][]*node{}}}
+	ws.tree.pause.over.L = &ws.tree.mu
+	return ws
 }
 
 // watch is one watched directory. Fields after `changes` are guarded by the tree's lock.
@@ -52,6 +54,7 @@ type watch struct {
 
 	root   *node
 	device uint64
+	inode  uint64
 	count  int // its nodes
 	bursts map[string]burst
 	timer  *time.Timer // set while there are bursts

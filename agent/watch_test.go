@@ -392,3 +392,91 @@ func TestAWatchWhoseStartWasCanceledIsNotLeft(t *testing.T) {
 		t.Fatalf("%+v", a.watches)
 	}
 }
+
+func TestARestIsNotNoticedWhereNothingHappened(t *testing.T) {
+	dir, ws := inMemory(t), newWatches()
+	must(t, os.MkdirAll(dir+"/a/b", 0o755), os.WriteFile(dir+"/a/old", nil, 0o644))
+	time.Sleep(2 * ctimeSlack)
+	w := startWatch(t, ws, dir, nil)
+	for range 5 {
+		ws.tree.rest()
+		ws.tree.rest()
+		if ws.tree.notify != nil {
+			t.Fatal("it holds what a checkpoint cannot carry")
+		}
+		ws.tree.wake()
+		ws.tree.wake()
+	}
+	must(t, os.WriteFile(dir+"/a/b/new", nil, 0o644))
+	expect(t, w, "create a/b/new")
+	if ws.tree.overflow() != 1 {
+		t.Fatal("who was told?")
+	}
+	expect(t, w, "create a/b/new", "overflow "+dir+"/")
+}
+
+func TestWhatHappensInARestIsToldAsAnOverflow(t *testing.T) {
+	for name, happens := range map[string]func(dir string) error{
+		"write":  func(dir string) error { return os.WriteFile(dir+"/a/old", []byte("x"), 0o644) },
+		"create": func(dir string) error { return os.Mkdir(dir+"/a/b/c", 0o755) },
+		"remove": func(dir string) error { return os.Remove(dir + "/a/old") },
+		"rename": func(dir string) error { return os.Rename(dir+"/a", dir+"/z") },
+		"chmod":  func(dir string) error { return os.Chmod(dir+"/a/old", 0o600) },
+	} {
+		dir, ws := inMemory(t), newWatches()
+		must(t, os.MkdirAll(dir+"/a/b", 0o755), os.WriteFile(dir+"/a/old", nil, 0o644))
+		time.Sleep(2 * ctimeSlack)
+		w := startWatch(t, ws, dir, nil)
+		ws.tree.rest()
+		must(t, happens(dir))
+		ws.tree.wake()
+		if got := told(t, w); len(got) != 1 || !strings.HasPrefix(got[0], "overflow") {
+			t.Errorf("%s: %v", name, got)
+		}
+		must(t, os.MkdirAll(dir+"/a/b", 0o755), os.WriteFile(dir+"/a/b/after", nil, 0o644))
+		if got := told(t, w); !slices.Contains(got, "create a/b/after") {
+			t.Errorf("%s: not watched afterwards: %v", name, got)
+		}
+	}
+}
+
+func TestADirectoryThatIsAnotherAfterARestIsNotWatched(t *testing.T) {
+	for name, happens := range map[string]func(dir string) error{
+		"gone":     func(dir string) error { return os.Rename(dir, dir+"-away") },
+		"replaced": func(dir string) error { return errors.Join(os.Rename(dir, dir+"-away"), os.Mkdir(dir, 0o755)) },
+	} {
+		home, ws := inMemory(t), newWatches()
+		must(t, os.Mkdir(home+"/d", 0o755), os.Mkdir(home+"/e", 0o755))
+		w, other := startWatch(t, ws, home+"/d", nil), startWatch(t, ws, home+"/e", nil)
+		ws.tree.rest()
+		must(t, happens(home+"/d"))
+		ws.tree.wake()
+		if _, _, reason := w.changes.cursors(); reason != endedRemoved {
+			t.Errorf("%s: %q", name, reason)
+		}
+		must(t, os.WriteFile(home+"/e/x", nil, 0o644))
+		if got := told(t, other); !slices.Contains(got, "create x") {
+			t.Errorf("%s: the other one is not watched: %v", name, got)
+		}
+		ws.tree.stop(other, endedStopped)
+		if ws.tree.notify != nil || ws.tree.count != 0 {
+			t.Errorf("%s: %d nodes left", name, ws.tree.count)
+		}
+	}
+}
+
+func TestEventsThatWereNotLookedAtYetAreNotLostInARest(t *testing.T) {
+	for range 20 {
+		dir, ws := inMemory(t), newWatches()
+		must(t, os.WriteFile(dir+"/old", nil, 0o644))
+		w := startWatch(t, ws, dir, nil)
+		must(t, os.Remove(dir+"/old"))
+		ws.tree.rest()
+		ws.tree.wake()
+		got := told(t, w)
+		if !slices.Contains(got, "remove old") && !slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "overflow") }) {
+			t.Fatalf("%v", got)
+		}
+		ws.tree.stop(w, endedStopped)
+	}
+}

@@ -30,6 +30,7 @@ type watchTree struct {
 	names   int       // in all of them
 	missed  time.Time // when the kernel dropped events that no repair has made good yet
 	round   int       // of repairs
+	pause   watchRest
 }
 
 // node is one directory of one watch.
@@ -96,6 +97,7 @@ func withoutSlash(path string) string { return strings.TrimRight(path, "/") }
 func (t *watchTree) start(w *watch, ch *channel) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.awaitWake()
 	if t.notify == nil {
 		notify, err := openInotify()
 		if err != nil {
@@ -104,14 +106,19 @@ func (t *watchTree) start(w *watch, ch *channel) error {
 		t.notify = notify
 		go t.loop(notify)
 	}
-	err := t.plant(w, ch)
+	err := t.plant(w, func() error {
+		if ch.isCanceled() {
+			return errCanceled
+		}
+		return nil
+	})
 	if err != nil {
 		t.end(w, endedLimit)
 	}
 	return err
 }
 
-func (t *watchTree) plant(w *watch, ch *channel) error {
+func (t *watchTree) plant(w *watch, check func() error) error {
 	number, err := t.notify.add(rooted(w.path), true)
 	if err != nil {
 		return err
@@ -120,17 +127,12 @@ func (t *watchTree) plant(w *watch, ch *channel) error {
 	if err := syscall.Stat(rooted(w.path), &st); err != nil {
 		return at(rooted(w.path), err)
 	}
-	w.root, w.device = &node{watch: w, number: number}, uint64(st.Dev)
+	w.root, w.device, w.inode = &node{watch: w, number: number}, uint64(st.Dev), st.Ino
 	t.hold(w.root)
 	if !w.recursive {
 		return nil
 	}
-	return t.scan(w.root, false, func() error {
-		if ch.isCanceled() {
-			return errCanceled
-		}
-		return nil
-	})
+	return t.scan(w.root, false, check)
 }
 
 // stop ends a watch. Idempotent.
@@ -140,14 +142,22 @@ func (t *watchTree) stop(w *watch, reason string) {
 	t.end(w, reason)
 }
 
-// end lets go of all that a watch watches, and of the instance after the last one.
+// end ends a watch, and lets go of the instance after the last one.
 func (t *watchTree) end(w *watch, reason string) {
+	t.letGo(w, reason)
+	t.closeUnused()
+}
+
+func (t *watchTree) letGo(w *watch, reason string) {
 	if w.root != nil {
 		t.settleAll(w)
 		t.drop(w.root)
 		w.root = nil
 	}
 	w.changes.finish(reason)
+}
+
+func (t *watchTree) closeUnused() {
 	if t.count == 0 && t.notify != nil {
 		t.notify.close()
 		t.notify = nil
@@ -187,7 +197,9 @@ func (t *watchTree) drop(n *node) {
 		return
 	}
 	delete(t.nodes, n.number)
-	t.notify.remove(n.number)
+	if t.notify != nil {
+		t.notify.remove(n.number)
+	}
 }
 
 // reachable is a copy of a number's nodes, without those that lie too deep by now: as one that is found there is not

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, TypeVar
@@ -161,7 +160,7 @@ class CommandCalls:
         )
         try:
             try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
+                async with self._connection.limits.of(CALL_TIMEOUT_S):
                     await session.begin()
             except TimeoutError as error:
                 raise AgentTimeout("the sandbox did not answer in time") from error

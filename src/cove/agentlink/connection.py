@@ -54,7 +54,8 @@ class Connection(asyncio.BufferedProtocol):
         self._held: list[tuple[int, bytes]] | None = None  # frames by channel, from `suspend` to the end of `resume`
         self._held_calls: set[int] = set()
         self._held_bytes = 0
-        self._session: str | None = None  # the token, from the agent's answer on
+        self._leaving = 0  # the call that suspends
+        self._session: str | None = None  # the token, from the agent's answer to it on
         self._parted: asyncio.Future[None] | None = None  # the end of the stream that is left behind
         self.is_writable = True
         self.limits = Limits()
@@ -103,8 +104,7 @@ class Connection(asyncio.BufferedProtocol):
         """The transport is gone."""
         if self._session is not None and self._parted is not None and self._decoder.is_between_frames:
             self._transport = None
-            if not self._parted.done():
-                self._parted.set_result(None)
+            self._parted.set_result(None)
             return
         self.abort(SandboxGone("the sandbox is gone", internal=f"agent connection closed: {exc!r}"))
         if not self._closed.done():
@@ -196,15 +196,17 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises: AgentTimeout, SandboxGone, AgentViolation, Refusal.
         """
+        if self._held is not None:
+            raise Conflict("the sandbox is being kept on the disk already")
         channel = self.open({"op": "quiesce", "keep": keeps})
         # It is the last that goes out: what we write from now on waits.
         self._held, self.is_writable = [], False
+        self._leaving = self._last
         self._parted = self._loop.create_future()
         self.limits.stop()
         try:
             async with asyncio.timeout(timeout_s):
-                payload = await channel.result(None)
-                self._session = channel.decode(payload, QuiesceReply).session
+                await channel.result(None)
                 await self._parted
         except Refusal:
             self._go_on()
@@ -224,11 +226,12 @@ class Connection(asyncio.BufferedProtocol):
 
         Raises: AgentTimeout, SandboxGone, AgentViolation.
         """
+        if self._reason is not None or self._session is None:
+            sock.close()
+            raise self._reason.with_traceback(None) if self._reason else Conflict("the sandbox is not suspended")
         is_made = False
+        self._hello, self._decoder, self._parted = self._loop.create_future(), Decoder(), None
         try:
-            if self._reason is not None:
-                raise self._reason.with_traceback(None)
-            self._hello, self._decoder = self._loop.create_future(), Decoder()
             async with asyncio.timeout(timeout_s):
                 await self.connect(sock)
                 is_made = True
@@ -237,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
                 token = os.urandom(8)
                 self._pings[token] = answered
                 self._write(encode(Kind.PING, 0, token))
-                self._session = self._parted = None
+                self._session = None
                 self._go_on()
                 await answered  # an agent that does not know the session closes instead
         except BaseException as error:
@@ -346,6 +349,8 @@ class Connection(asyncio.BufferedProtocol):
         if number == 0:
             self._dispatch_own(kind, payload)
             return
+        if self._session is not None:
+            raise violation(f"{kind.name} behind the end of a session's stream")
         channel = self._channels.get(number)
         if channel is None:
             raise violation(f"{kind.name} on channel {number}, which is not open")
@@ -355,18 +360,23 @@ class Connection(asyncio.BufferedProtocol):
             case Kind.EVENT:
                 channel.on_event(payload)
             case Kind.RESULT | Kind.FAIL:
-                del self._channels[number]
-                try:
-                    channel.on_end(kind, payload)
-                except AgentViolation as error:
-                    channel.on_lost(error)
-                    raise
-                if not self._channels:
-                    self._decoder.relax()
+                self._end(number, channel, kind, payload)
             case Kind.CREDIT if len(payload) == 4:  # noqa: PLR2004 - a u32
                 channel.on_credit(int.from_bytes(payload, "big"))
             case _:
                 raise violation(f"{kind.name} on channel {number}")
+
+    def _end(self, number: int, channel: Channel, kind: Kind, payload: bytes) -> None:
+        del self._channels[number]
+        try:
+            channel.on_end(kind, payload)
+            if number == self._leaving and kind is Kind.RESULT:
+                self._session = decode(payload, QuiesceReply).session
+        except AgentViolation as error:
+            channel.on_lost(error)
+            raise
+        if not self._channels:
+            self._decoder.relax()
 
     def _dispatch_own(self, kind: Kind, payload: bytes) -> None:
         match kind:

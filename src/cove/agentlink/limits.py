@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 SUSPENDED_LIMIT_S: Final = 300.0
 """How long limits stand still at most: whoever suspends a session takes it up or drops it long before."""
@@ -51,7 +51,18 @@ class Limit:
     def __init__(self, running: set[Limit], timeout_s: float | None) -> None:
         self._running = running
         self._timeout = asyncio.timeout(timeout_s)
+        self.since = 0.0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it runs out at all."""
+        return self._timeout.when() is not None
+
+    def set(self, timeout_s: float) -> None:
+        """Run out so long from now."""
         self.since = asyncio.get_running_loop().time()
+        self._timeout.reschedule(self.since + timeout_s)
+        self._running.add(self)
 
     def move(self, by_s: float) -> None:
         """Run out so much later. One that has run out already stays so."""
@@ -59,10 +70,12 @@ class Limit:
         if when is not None and not self._timeout.expired():
             self._timeout.reschedule(when + by_s)
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
-        if self._timeout.when() is not None:
+        if self.is_set:
+            self.since = asyncio.get_running_loop().time()
             self._running.add(self)
+        return self
 
     async def __aexit__(
         self,

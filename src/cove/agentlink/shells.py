@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from msgspec import Meta, Struct
 
 from cove.agentlink.channel import Channel, Refusal
 from cove.agentlink.commands import CALL_TIMEOUT_S, CommandCalls, Tail, event_of
+from cove.agentlink.limits import Limit
 from cove.agentlink.refusals import command_error, start_error
 from cove.agentlink.room import Share
 from cove.agentlink.wire import Empty, ExitReply, Id, Natural, Pid, seconds
@@ -113,7 +113,7 @@ class ShellCalls(CommandCalls):
     ) -> ExecResult:
         """Run a command to its end, as `exec` does. Cancelling ends it, and spares the shell if that is possible."""
         try:
-            async with asyncio.timeout(None) as limit, self.shell_stream(shell, id, command) as events:
+            async with self._connection.limits.of(None) as limit, self.shell_stream(shell, id, command) as events:
                 return await _collected(events, command, share, limit)
         except TimeoutError as error:
             raise AgentTimeout("the sandbox did not answer in time") from error
@@ -138,14 +138,14 @@ class ShellCalls(CommandCalls):
 
 
 async def _collected(
-    events: AsyncIterator[ExecEvent], command: ShellCommand, share: Share | None, limit: asyncio.Timeout
+    events: AsyncIterator[ExecEvent], command: ShellCommand, share: Share | None, limit: Limit
 ) -> ExecResult:
     """The result of a command that has its limit from its turn on, however little the agent says at a time."""
     out, err = Tail(command.output_limit_bytes, share), Tail(command.output_limit_bytes, share)
     async for event in events:
         match event:
-            case Started() if command.timeout_s is not None and limit.when() is None:
-                limit.reschedule(asyncio.get_running_loop().time() + command.timeout_s + STOP_S)
+            case Started() if command.timeout_s is not None and not limit.is_set:
+                limit.set(command.timeout_s + STOP_S)
             case Chunk(stream, data):
                 (out if stream is Stream.STDOUT else err).add(data)
             case Gap(lost_bytes):

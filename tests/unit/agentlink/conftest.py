@@ -8,14 +8,15 @@ import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from cove.agentlink.client import AgentClient
 from cove.agentlink.frames import HEADER, Kind
+from cove.engine import agentsocket
 from cove.engine.agentbin import agent_path
-from cove.engine.agentsocket import Peer
 
 HELLO = {"protocol": 1, "min_protocol": 1, "agent": "t", "build": "b", "pid": 1, "features": []}
 
@@ -92,7 +93,7 @@ class RunningAgent:
         self.path = directory / "a.sock"
         self._process = subprocess.Popen([agent_path(), "-socket", str(self.path)])
         self.pid = self._process.pid
-        self.peer = Peer(pid=self.pid, uid=os.getuid())
+        self.peer = agentsocket.Peer(pid=self.pid, uid=os.getuid())
 
     async def connect(self) -> AgentClient:
         for _ in range(1000):
@@ -114,6 +115,21 @@ class RunningAgent:
         finally:
             self._process.kill()
             self._process.wait()
+
+
+@asynccontextmanager
+async def suspension(client: AgentClient, agent: RunningAgent) -> AsyncIterator[None]:
+    """What a driver does around a checkpoint."""
+    marker = agent.path.with_name("quiesce")
+    marker.touch()
+    await client.suspend()
+    assert client.is_suspended
+    assert not client.is_closed
+    assert not agent.path.exists()
+    yield
+    marker.unlink()
+    await agentsocket.resume(client, agent.path.parent, agent.peer, timeout_s=5)
+    assert not client.is_suspended
 
 
 @pytest.fixture

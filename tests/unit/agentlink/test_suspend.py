@@ -8,21 +8,10 @@ from pathlib import Path
 import pytest
 
 from cove.agentlink.client import AgentClient
-from cove.engine import agentsocket
 from cove.model.errors import Conflict, SandboxGone
 from cove.model.execs import Chunk, ExecSpec, Started, Stream
 
-from .conftest import RunningAgent
-
-
-async def cycle(client: AgentClient, agent: RunningAgent) -> None:
-    marker = agent.path.with_name("quiesce")
-    marker.touch()
-    await client.suspend()
-    assert client.is_suspended
-    assert not agent.path.exists()
-    marker.unlink()
-    await agentsocket.resume(client, agent.path.parent, agent.peer, timeout_s=5)
+from .conftest import RunningAgent, suspension
 
 
 async def test_a_command_does_not_notice(client: AgentClient, agent: RunningAgent, tmp_path: Path) -> None:
@@ -30,7 +19,8 @@ async def test_a_command_does_not_notice(client: AgentClient, agent: RunningAgen
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(client.exec(spec))
         while not running.done():
-            await cycle(client, agent)
+            async with suspension(client, agent):
+                pass
     assert running.result().stdout.split() == [b"%d" % n for n in range(1, 201)]
 
 

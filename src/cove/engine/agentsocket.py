@@ -75,6 +75,11 @@ async def _find(directory: Path, peer: Peer, *, is_new: bool, timeout_s: float) 
     return found
 
 
+def is_bound(directory: Path) -> bool:
+    """Whether something lies where the agent's socket would; it is not looked at."""
+    return os.path.lexists(directory / SOCKET_NAME)
+
+
 def _require_peer(found: tuple[int, int], wanted: Peer) -> None:
     if found != (wanted.pid, wanted.uid):
         raise AgentViolation("the sandbox replaced its agent's socket", internal=f"peer {found}")

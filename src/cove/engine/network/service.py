@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from cove.engine import kernel
@@ -120,6 +121,24 @@ class SandboxNetwork:
             raise
         self._limited[box] = None
         return self.directory.add(box, index, Process(init_pid, start)).address
+
+    async def lend(self, box: str, address: str) -> None:
+        """Let a joined box have an address inside that it had before: sockets remember it. It leads nowhere.
+
+        Raises: EngineFailure, SandboxGone.
+        """
+        endpoint, process = self.directory.by_box(box), self.directory.process(box)
+        try:
+            is_ours = IPv4Address(address) in self.config.subnet
+        except ValueError:
+            is_ours = False
+        if endpoint is None or process is None or not is_ours:
+            raise EngineFailure("the sandbox cannot have its old address", internal=f"{address} for {box}")
+        opened = await self._open()
+        try:
+            await opened.router.work.run(lambda: opened.plugs.lend(endpoint.index, process.pid, process.start, address))
+        except OSError as error:
+            raise EngineFailure("the machine refused the sandbox's old address", internal=str(error)) from error
 
     async def apply(self, box: str, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
         """Make `policy` hold for a joined box, in one step; flows that it no longer allows are cut."""

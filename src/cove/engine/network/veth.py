@@ -89,6 +89,11 @@ class Plugs:
                     self._router.change(rt.delete_link(link))
                 raise
 
+    def lend(self, index: int, pid: int, start: int, address: str) -> None:
+        """Let a box have one more address inside. What it sends from there passes nowhere. Raises: as `plug`."""
+        with self._namespace_of(pid, start) as box, self._inside(box) as inside:
+            inside.change(rt.new_address(link_index(index), address), ignore=(errno.EEXIST,))
+
     def limit(self, index: int, pid: int, start: int, bytes_per_s: int | None) -> None:
         """Let so much pass in each direction; None: all. Raises: SandboxGone, OSError."""
         link = link_index(index)

@@ -23,7 +23,7 @@ from cove.engine.driver import Box, BoxFacts
 from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle, quiet
 from cove.engine.oci.ground import Ground, processes_of, wait_readable
-from cove.engine.oci.saving import CopyLayer, Saved, StopClock
+from cove.engine.oci.saving import CopyLayer, Saved, StopClock, surely
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
 from cove.model.sandbox import Isolation, Limits, Usage
@@ -51,7 +51,7 @@ class OciBox(Box):
         self._is_spare = False
         self._joining = asyncio.Lock()
         self._keeping = asyncio.Lock()
-        self._was_quiet = False
+        self.was_quiet = False
         self._last_usage = Usage()
         self._freed = asyncio.Lock()
         self._is_freed = False
@@ -281,7 +281,7 @@ class OciBox(Box):
             await self.reconnect()
             if not self.agent.is_suspended:
                 quiet.ask(self.socket_dir)
-                await self.agent.suspend()
+                await surely(self.agent.suspend())  # cancelled half-way it would cost all calls
             yield
         except BaseException:
             with contextlib.suppress(CoveError, OSError):  # it may be dead by now, and what was raised says why
@@ -295,7 +295,7 @@ class OciBox(Box):
     async def _take_up(self) -> None:
         """Once it runs: give the agent its socket back if it was quiet, and go on with the calls that wait."""
         await self._driver.let_go_on(self)
-        self._was_quiet = quiet.withdraw(self.socket_dir) or self._was_quiet
+        self.was_quiet = quiet.withdraw(self.socket_dir) or self.was_quiet
         if self._agent is None or not self._agent.is_suspended:
             return
         try:
@@ -304,7 +304,7 @@ class OciBox(Box):
             # Its calls have ended with that; whoever needs the agent connects anew and learns what is wrong.
             log.warning("the calls in sandbox %s were lost: %s %s", self.facts.id, error, error.internal)
         else:
-            self._was_quiet = False
+            self.was_quiet = False
 
     @property
     def socket_dir(self) -> Path:
@@ -343,9 +343,9 @@ class OciBox(Box):
         if not self.is_alive:
             raise SandboxGone("the sandbox has ended")
         # An agent that was quiet binds its socket anew, in its own time.
-        is_new = quiet.withdraw(self.socket_dir) or self._was_quiet
+        is_new = quiet.withdraw(self.socket_dir) or self.was_quiet
         self._agent = await connect_agent(self._ground, self.facts, is_new=is_new)
-        self._was_quiet = False
+        self.was_quiet = False
 
     async def destroy(self) -> Usage:
         async with self._freed:

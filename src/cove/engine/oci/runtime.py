@@ -21,6 +21,8 @@ from cove.model.ids import is_core_id
 
 _RUN_LIMIT_S: Final = 30.0
 _LOG_TAIL: Final = 4000
+_LOG_MESSAGE: Final = 1000
+_LOG_READ: Final = 1024 * 1024
 
 
 class Runtime:
@@ -28,7 +30,7 @@ class Runtime:
 
     def __init__(self, program: Path, state_dir: Path, flags: tuple[str, ...] = ()) -> None:
         self.program = program
-        self._state = state_dir
+        self.state_dir = state_dir
         self._flags = flags
 
     async def version(self) -> str:
@@ -86,7 +88,8 @@ class Runtime:
         limit_s: float = _RUN_LIMIT_S,
     ) -> None:
         log = bundle / "log"
-        argv = ["--log", str(log), "--log-format", "json", "--root", str(self._state), *self._flags, *words]
+        said = log.stat().st_size if log.exists() else 0
+        argv = ["--log", str(log), "--log-format", "json", "--root", str(self.state_dir), *self._flags, *words]
         # All three standard streams become the init's own: never a pipe of ours, or the box would hold it open.
         process = await asyncio.create_subprocess_exec(
             *within,
@@ -103,14 +106,14 @@ class Runtime:
             async with asyncio.timeout(limit_s):
                 code = await process.wait()
         except TimeoutError as error:
-            raise EngineFailure("the runtime did not start the sandbox in time", internal=_tail(log)) from error
+            raise EngineFailure(f"{failure} in time", internal=_said(log, said)) from error
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await asyncio.shield(process.wait())
         if code != 0:
-            raise EngineFailure(failure, internal=f"exit {code}: {_tail(log)}")
+            raise EngineFailure(failure, internal=f"exit {code}: {_said(log, said)}")
 
 
 def forget(state_dir: Path, box: str) -> None:
@@ -129,14 +132,19 @@ def known(state_dir: Path) -> set[str]:
     return {word for path in state_dir.iterdir() for word in re.split("[^0-9a-f]+", path.name) if is_core_id(word)}
 
 
-def _tail(log: Path) -> str:
-    """The runtime's last messages. The log is written by the runtime on the host, not by the sandbox."""
+def _said(log: Path, offset: int) -> str:
+    """What the runtime wrote from there on, of each message its beginning: stacks of goroutines can follow.
+
+    The log is written by the runtime on the host, not by the sandbox.
+    """
     try:
-        text = log.read_text(errors="replace")[-_LOG_TAIL:]
+        with log.open(errors="replace") as file:
+            file.seek(offset)
+            text = file.read(_LOG_READ)
     except OSError:
         return "no log"
     messages: list[str] = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            messages.append(str(json.loads(line)["msg"]))
-    return "; ".join(messages) or text
+            messages.append(str(json.loads(line)["msg"])[:_LOG_MESSAGE])
+    return ("; ".join(messages) or text)[-_LOG_TAIL:]

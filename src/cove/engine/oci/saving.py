@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -9,6 +10,23 @@ from msgspec import Struct, field
 
 CopyLayer = Callable[[], Awaitable[None]]
 """Copies the box's writable layer into the checkpoint. To be awaited once, while nothing runs in the box."""
+
+
+async def surely(action: Awaitable[None]) -> None:
+    """Await `action` to its end, also when cancelled; only then be cancelled. It must have a time limit of its own."""
+    ended = asyncio.Event()
+
+    async def act() -> None:
+        try:
+            await action
+        finally:
+            ended.set()
+
+    try:
+        await asyncio.shield(act())
+    except asyncio.CancelledError:
+        await ended.wait()
+        raise
 
 
 class Saved(Struct, frozen=True, kw_only=True):

@@ -91,10 +91,11 @@ def stop(server: DialectServer) -> None:
 def make_data_dir(at: Path, driver: str) -> Path:
     at.mkdir(parents=True)
     if driver == "fake":
-        image = at / "images" / "base" / "1"
+        digest = hashlib.sha256(b"").hexdigest()
+        image = at / "images" / "base" / digest
         (image / "rootfs").mkdir(parents=True)
-        (image / "image.json").write_text(json.dumps({"name": "base", "digest": "sha256:0", "size_bytes": 1}))
-        (image.parent / "current").symlink_to("1")
+        (image / "image.json").write_text(json.dumps({"name": "base", "digest": digest, "size_bytes": 1}))
+        (image.parent / "current").symlink_to(digest)
     else:
         for name in ("images", "runtimes"):
             (at / name).symlink_to(SETUP_DIR / name)

@@ -148,6 +148,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             disk=lambda: Disk(*engine.disk()),
             network=engine.network,
             post=hooks,
+            checkpoints=engine.checkpoints,
         )
         core = control.core = await stack.enter_async_context(opened)
         await core.keys.bootstrap(settings.bootstrap_keys)

@@ -19,6 +19,7 @@ from cove.dialects.native import (
     sandboxes,
     server,
     shells,
+    snapshots,
     sshkeys,
     tcp,
     terminals,
@@ -39,6 +40,7 @@ def dialect() -> Dialect:
         prefix=PREFIX,
         ops=(
             *sandboxes.OPS,
+            *snapshots.OPS,
             *commands.OPS,
             *shells.OPS,
             *files.OPS,

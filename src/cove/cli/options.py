@@ -21,10 +21,11 @@ KEY_BYTES = 8192
 IDLE_ACTIONS = ("pause", "hibernate", "terminate", "none")
 F = TypeVar("F", bound=Callable[..., Any])
 SANDBOX_FIELDS = (
-    "id", "name", "project", "state", "image", "image_used", "image_digest", "image_note", "driver", "isolation",
-    "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
-    "created_by", "created_at", "expires_at", "idle_timeout_s", "idle_action", "auto_resume", "last_active_at",
-    "create_ms", "source", "ended_at", "end_reason", "end_detail", "came_from", "kept", "usage",
+    "id", "name", "project", "state", "state_note", "image", "image_used", "image_digest", "image_note", "driver",
+    "isolation", "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
+    "created_by", "created_at", "expires_at", "timeout_counts", "time_left_s", "idle_timeout_s", "idle_action",
+    "auto_resume", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "came_from",
+    "kept", "kept_bytes", "usage",
 )  # fmt: skip
 """Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
 
@@ -57,6 +58,13 @@ def create_options(function: Any) -> Any:
             click.option("--hostname", metavar="NAME", help="The host name inside. Default: sandbox."),
             click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label. May be repeated."),
             click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
+            click.option(
+                "--life-counts",
+                "timeout_counts",
+                type=click.Choice(["always", "running"]),
+                metavar="WHEN",
+                help="running: --life stands still while it is paused or hibernated. Default: the server's.",
+            ),
             click.option(
                 "--idle", metavar="TIME", help="Idle for so long, --idle-action happens. never: never. Default: 30m."
             ),

@@ -33,6 +33,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     hostname: str | None = None,
     metadata: Mapping[str, str] | None = None,
     timeout: Duration | None = None,
+    timeout_counts: str | None = None,
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
     auto_resume: bool = True,
@@ -47,8 +48,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
 ) -> Sandbox:
     """Make a sandbox and return when a command can run in it.
 
-    In a `with` it is deleted at the end, unless `keep=True`. What is None is the server's default: 1 cpu, 512 MiB of
-    memory, 4 GiB of disk, no end, paused after 30 idle minutes.
+    In a `with` it is deleted at the end, unless `keep=True`. What is None is the server's default.
 
     Args:
         image: name of an image (`cove image ls`).
@@ -61,6 +61,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         hostname: the host name inside; None: the name.
         metadata: labels of your own, for `cove.list(metadata=…)`.
         timeout: life from now, seconds or `"2h"`; None: no end.
+        timeout_counts: `always`, or `running`: the timeout stands still while it is paused or hibernated.
         idle_timeout: so long without a command or file operation, `idle_action` happens; None or `"never"`: never.
         idle_action: `pause`, `hibernate`, `terminate` or `none`.
         auto_resume: work in it resumes it when it is paused or hibernated; False: that raises Conflict until you do.
@@ -69,11 +70,10 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         credentials: keys by service (`{"openai": "sk-…"}`), which stay on the server; `["github"]`: the project's.
         io_read: bytes per second from the disk.
         io_write: bytes per second to the disk.
-        network: what it may reach: `"none"`, `"open"`, a profile's name, `["api.example.com"]`, or
-            `{"rules": […], …}` (docs/guides/network.md); None: the project's default, which is none unless changed.
+        network: `"none"`, `"open"`, a profile, `["api.example.com"]`, `{"rules": […]}` (docs/guides/network.md); None:
+            the project's default, which is none unless changed.
         keep: do not delete at the end of a `with`.
-        idempotency_key: None: made for you, and used again when the connection breaks or the machine is full for the
-            moment (three further attempts at most), so that one call never makes two sandboxes.
+        idempotency_key: None: made for you, so that a request that had to be repeated never makes two sandboxes.
 
     Raises: CapacityExceeded, QuotaExceeded, NotFound (image), BadRequest, Unreachable.
     """
@@ -88,6 +88,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         hostname=hostname,
         metadata=metadata,
         timeout=timeout,
+        timeout_counts=timeout_counts,
         idle_timeout=idle_timeout,
         idle_action=idle_action,
         auto_resume=auto_resume,

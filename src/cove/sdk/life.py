@@ -146,14 +146,14 @@ class Life:
         infos = self._client.call(snapshot_calls.fork(self._ref, count, body, idempotency_key))
         return [Sandbox(info.id, client=self._client, info=info, keep=keep) for info in infos]
 
-    def rollback(self, snapshot: str | Snapshot) -> SandboxInfo:
+    def rollback(self, snapshot: str | Snapshot, *, memory: bool | None = None) -> SandboxInfo:
         """Take it back to one of its own snapshots, in place: the same id, what was done since is gone.
 
         If that fails it goes on as it was. Raises: NotFound, Conflict (a snapshot of another sandbox).
         """
         from cove.sdk import snapshot_calls
 
-        self._info = self._client.call(snapshot_calls.rollback(self._ref, snapshot))
+        self._info = self._client.call(snapshot_calls.rollback(self._ref, snapshot, memory=memory))
         return self._info
 
     def destroy(self) -> SandboxInfo:

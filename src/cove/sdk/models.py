@@ -59,13 +59,16 @@ class CameFrom(Kept):
 class SandboxInfo:
     """A sandbox as it was when the server answered. `Sandbox.refresh()` asks again.
 
-    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated.
+    `state_note`: why its state is not what was asked for. `time_left_s`: of its time to live, while that stands still.
+    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated, `kept_bytes`: what its
+    memory takes on the disk.
     """
 
     id: str
     name: str
     project: str
     state: str
+    state_note: str | None
     image: str
     image_used: str
     image_digest: str
@@ -81,6 +84,8 @@ class SandboxInfo:
     created_by: str
     created_at: datetime | None
     expires_at: datetime | None
+    timeout_counts: str
+    time_left_s: float | None
     idle_timeout_s: float | None
     idle_action: str
     auto_resume: bool
@@ -92,6 +97,7 @@ class SandboxInfo:
     end_detail: str | None
     came_from: CameFrom | None
     kept: Kept | None
+    kept_bytes: int
     usage: Usage
     raw: dict[str, Any]
 
@@ -293,6 +299,7 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         name=str(wire.get("name") or ""),
         project=str(wire.get("project") or ""),
         state=str(wire.get("state") or ""),
+        state_note=wire.get("state_note"),
         image=str(wire.get("image") or ""),
         image_used=str(wire.get("image_used") or ""),
         image_digest=str(wire.get("image_digest") or ""),
@@ -308,6 +315,8 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         created_by=str(wire.get("created_by") or ""),
         created_at=time_of(wire.get("created_at")),
         expires_at=time_of(wire.get("expires_at")),
+        timeout_counts=str(wire.get("timeout_counts") or "always"),
+        time_left_s=wire.get("time_left_s"),
         idle_timeout_s=wire.get("idle_timeout_s"),
         idle_action=str(wire.get("idle_action") or ""),
         auto_resume=bool(wire.get("auto_resume", True)),
@@ -319,6 +328,7 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         end_detail=wire.get("end_detail"),
         came_from=_came_from(wire.get("came_from")),
         kept=_kept(wire.get("kept")),
+        kept_bytes=int(wire.get("kept_bytes") or 0),
         usage=usage(wire.get("usage")),
         raw=wire,
     )

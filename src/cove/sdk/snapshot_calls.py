@@ -104,9 +104,10 @@ def fork(ref: str, count: int, body: dict[str, Any], idempotency_key: str | None
     )
 
 
-def rollback(ref: str, snapshot: str | Snapshot) -> Call[SandboxInfo]:
+def rollback(ref: str, snapshot: str | Snapshot, *, memory: bool | None) -> Call[SandboxInfo]:
     """POST …/rollback. Never repeated: what was done since would be lost."""
-    return Call("POST", box_path(ref, "/rollback"), sandbox_of, json={"snapshot": ref_of(snapshot)})
+    body = {"snapshot": ref_of(snapshot), "memory": memory_of(memory)}
+    return Call("POST", box_path(ref, "/rollback"), sandbox_of, json=body)
 
 
 def restore(snapshot: str | Snapshot, body: dict[str, Any], idempotency_key: str | None) -> Call[SandboxInfo]:

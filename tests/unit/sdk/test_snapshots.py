@@ -105,7 +105,7 @@ def test_taking_one_has_a_key_of_its_own_and_may_be_repeated() -> None:
     assert len(head["idempotency-key"]) == 32
     one = snapshot_calls.take("a", name=None, tags=None, memory=None, idempotency_key="k")
     assert (one.retry, one.headers["idempotency-key"]) == (Retry.CREATE, "k")
-    assert snapshot_calls.rollback("a", "b").retry is Retry.NEVER
+    assert snapshot_calls.rollback("a", "b", memory=None).retry is Retry.NEVER
 
 
 def test_a_fork_is_a_list_of_sandboxes() -> None:
@@ -135,7 +135,7 @@ def test_hibernating_and_rolling_back_update_what_is_known() -> None:
     assert box.hibernate().kept == cove.Kept(memory=False, reason="why")
     assert (box.state, wire.seen[-1][2]) == ("hibernated", {"memory": None})
     box.rollback(models.snapshot(SNAPSHOT))
-    assert (box.state, wire.seen[-1][2]) == ("running", {"snapshot": "sn_0000000000000007"})
+    assert (box.state, wire.seen[-1][2]) == ("running", {"snapshot": "sn_0000000000000007", "memory": None})
 
 
 def test_lists_page_and_snapshots_stand_for_their_ids() -> None:

@@ -204,9 +204,10 @@ def _tell_lost(session: Session, made: Sequence[Sandbox], memory: bool | None) -
 
 
 @verb("rollback", fields=SANDBOX_FIELDS)
+@memory_options
 @box_argument()
 @click.argument("snapshot", shell_complete=complete_snapshot)
-def rollback_command(session: Session, *, box: str, snapshot: str) -> None:
+def rollback_command(session: Session, *, box: str, snapshot: str, files_only: bool, need_memory: bool) -> None:
     """Take a sandbox back to one of its snapshots.
 
     cove rollback otter before
@@ -215,10 +216,15 @@ def rollback_command(session: Session, *, box: str, snapshot: str) -> None:
     """
     from cove.sdk import snapshot_calls
 
+    memory = memory_of(files_only=files_only, need_memory=need_memory)
+
     def act(ref: str) -> SandboxInfo:
         session.client.call(calls.get(ref))  # so that what is not found below is the snapshot
         return on_snapshot(
-            session, snapshot, lambda found: session.client.call(snapshot_calls.rollback(ref, found)), of=ref
+            session,
+            snapshot,
+            lambda found: session.client.call(snapshot_calls.rollback(ref, found, memory=memory)),
+            of=ref,
         )
 
     with waiting("Rolling back", quiet=session.quiet or session.json):

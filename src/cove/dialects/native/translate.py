@@ -30,7 +30,18 @@ from cove.model.execs import Chunk, Command, Ended, ExecEvent, ExecExit, ExecRes
 from cove.model.files import FileInfo, FilePage
 from cove.model.ids import is_core_id, is_name
 from cove.model.request import SandboxChange, SandboxFilter, SandboxPage
-from cove.model.sandbox import MIB, IdleAction, Isolation, Kept, Limits, Lineage, Sandbox, SandboxSpec, Usage
+from cove.model.sandbox import (
+    MIB,
+    IdleAction,
+    Isolation,
+    Kept,
+    Limits,
+    Lineage,
+    Sandbox,
+    SandboxSpec,
+    TimeoutCounts,
+    Usage,
+)
 from cove.model.state import State
 
 PREFIX: Final = "sb_"
@@ -72,6 +83,7 @@ def spec_of(body: wire.Create) -> SandboxSpec:
         name=body.name,
         metadata=body.metadata,
         timeout_s=body.timeout_s,
+        timeout_counts=None if body.timeout_counts is None else TimeoutCounts(body.timeout_counts),
         idle_timeout_s=body.idle_timeout_s,
         idle_action=IdleAction(body.idle_action),
         auto_resume=body.auto_resume,
@@ -207,6 +219,7 @@ def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
         name=sandbox.name,
         project=sandbox.project,
         state=sandbox.state.value,
+        state_note=sandbox.state_note,
         image=sandbox.image,
         image_used=sandbox.image_used,
         image_digest=sandbox.image_digest,
@@ -224,6 +237,8 @@ def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
         created_by=sandbox.created_by,
         created_at=timestamp(sandbox.created_at),
         expires_at=optional_timestamp(sandbox.expires_at),
+        timeout_counts=sandbox.timeout_counts.value,
+        time_left_s=None if sandbox.time_left_s is None else round(sandbox.time_left_s, 3),
         idle_timeout_s=sandbox.idle_timeout_s,
         idle_action=sandbox.idle_action.value,
         auto_resume=sandbox.auto_resume,
@@ -235,6 +250,7 @@ def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
         end_detail=sandbox.end_detail,
         came_from=came_from_view(sandbox.came_from),
         kept=kept_view(sandbox.kept),
+        kept_bytes=sandbox.kept_bytes,
         usage=_usage_view(sandbox.usage),
     )
 

@@ -29,6 +29,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=4096, description="Absolute 
 Encoding = Literal["utf-8", "base64"]
 State = Literal["pending", "running", "paused", "hibernated", "stopping", "terminated", "failed"]
 IdleAction = Literal["pause", "hibernate", "terminate", "none"]
+TimeoutCounts = Literal["always", "running"]
 ScopeName = Literal["read", "create", "exec", "files", "destroy", "keys", "admin"]
 
 DriverName = Annotated[str, Meta(min_length=1, max_length=63, description="An isolation driver.")]
@@ -54,6 +55,9 @@ class Create(Request, frozen=True):
     hostname: Label | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     timeout_s: Seconds | None = None
+    timeout_counts: Annotated[
+        TimeoutCounts | None, Meta(description="When `timeout_s` passes; null: as the server is set.")
+    ] = None
     idle_timeout_s: Seconds | None = 1800.0
     idle_action: IdleAction = "pause"
     auto_resume: Annotated[
@@ -238,13 +242,16 @@ class CameFrom(Kept, frozen=True):
 class Sandbox(Struct, frozen=True, kw_only=True):
     """A sandbox. `image` was asked for; `image_used` and `image_digest` run, `image_note` says why it is another.
 
-    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated.
+    `state_note`: why its state is not what was asked for. `time_left_s`: of its time to live, while that stands still.
+    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated, `kept_bytes`: what its
+    memory takes on the disk.
     """
 
     id: str
     name: str
     project: str
     state: State
+    state_note: str | None
     image: str
     image_used: str
     image_digest: str
@@ -262,6 +269,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     created_by: str
     created_at: str
     expires_at: str | None
+    timeout_counts: TimeoutCounts
+    time_left_s: float | None
     idle_timeout_s: float | None
     idle_action: IdleAction
     auto_resume: bool
@@ -273,6 +282,7 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     end_detail: str | None
     came_from: CameFrom | None
     kept: Kept | None
+    kept_bytes: int
     usage: Usage
 
 

@@ -78,6 +78,7 @@ class Rollback(Request, frozen=True):
     """To which of its snapshots."""
 
     snapshot: SnapshotRef
+    memory: WithMemory = None
 
 
 class UpdateSnapshot(Request, frozen=True):

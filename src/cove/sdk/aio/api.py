@@ -31,6 +31,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     hostname: str | None = None,
     metadata: Mapping[str, str] | None = None,
     timeout: Duration | None = None,
+    timeout_counts: str | None = None,
     idle_timeout: Duration | Unset | None = UNSET,
     idle_action: str | None = None,
     auto_resume: bool = True,
@@ -48,32 +49,10 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
     In an `async with` it is deleted at the end, unless `keep=True`. What is None is the server's default: 1 cpu,
     512 MiB of memory, 4 GiB of disk, no end, paused after 30 idle minutes.
 
-    Args:
-        image: name of an image (`cove image ls`).
-        name: a name of your own; None: two words.
-        cpus: processor cores, fractions allowed.
-        memory: a hard limit, `"512m"` or bytes.
-        disk: a hard limit for what the sandbox writes, likewise.
-        pids: most processes and threads at a time.
-        env: environment of every command.
-        hostname: the host name inside; None: the name.
-        metadata: labels of your own, for `cove.list(metadata=…)`.
-        timeout: life from now, seconds or `"2h"`; None: no end.
-        idle_timeout: so long without a command or file operation, `idle_action` happens; None or `"never"`: never.
-        idle_action: `pause`, `hibernate`, `terminate` or `none`.
-        auto_resume: work in it resumes it when it is paused or hibernated; False: that raises Conflict until you do.
-        driver: the isolation driver; None: the project's or the operator's choice.
-        run_entrypoint: start the program that the image names, as the background command `entrypoint`.
-        credentials: keys by service (`{"openai": "sk-…"}`), which stay on the server; `["github"]`: the project's.
-        io_read: bytes per second from the disk.
-        io_write: bytes per second to the disk.
-        network: what it may reach: `"none"`, `"open"`, a profile's name, `["api.example.com"]`, or
-            `{"rules": […], …}` (docs/guides/network.md); None: the project's default, which is none unless changed.
-        keep: do not delete at the end of a `with`.
-        idempotency_key: None: made for you, and used again when the connection breaks or the machine is full for the
-            moment (three further attempts at most), so that one call never makes two sandboxes.
+    The arguments are those of `cove.create`.
 
     Cancelling it drops the request; a sandbox that the server had made by then is deleted by its idle timer or by you.
+
     Raises: CapacityExceeded, QuotaExceeded, NotFound (image), BadRequest, Unreachable.
     """
     return default_client().create(
@@ -87,6 +66,7 @@ def create(  # noqa: PLR0913 - one keyword for each property of a sandbox
         hostname=hostname,
         metadata=metadata,
         timeout=timeout,
+        timeout_counts=timeout_counts,
         idle_timeout=idle_timeout,
         idle_action=idle_action,
         auto_resume=auto_resume,

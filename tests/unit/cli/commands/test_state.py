@@ -186,7 +186,7 @@ def test_rollback_tells_a_missing_snapshot_from_a_missing_sandbox(cove, held) ->
     ran = cove("rollback", "brave-otter", "before")
     assert (ran.code, ran.out) == (0, "")
     assert "brave-otter is as it was" in ran.err
-    assert held.seen[-1][2] == {"snapshot": "before"}
+    assert held.seen[-1][2] == {"snapshot": "before", "memory": None}
     held.extra["POST", "/sandboxes/brave-otter/rollback"] = nothing("snapshot")
     assert 'no snapshot "nope"' in cove("rollback", "brave-otter", "nope").err
     assert 'no sandbox "nobody"' in cove("rollback", "nobody", "before").err

@@ -37,6 +37,8 @@ _CGROUPS_SOFT: Final = 3
 _ERRORS: Final = 1
 _GHOST_LIMIT: Final = 512 * 1024**2
 _MESSAGE_LIMIT: Final = 64 * 1024
+_READABLE: Final = 'umask 022 && exec "$@"'
+"""What criu writes is read again in a user namespace of a box; uvloop has no `umask` for a subprocess."""
 _END_LIMIT_S: Final = 20.0
 _SHORT_LIMIT_S: Final = 30.0
 _TAIL: Final = 64 * 1024
@@ -127,9 +129,9 @@ class Criu:
             ours.setblocking(False)
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    str(self.program), "swrk", str(theirs.fileno()),
+                    "/bin/sh", "-c", _READABLE, "sh", str(self.program), "swrk", str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=self.environment, umask=0o022,
+                    stderr=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=self.environment,
                 )  # fmt: skip
             try:
                 yield _Worker(ours)

@@ -4,17 +4,12 @@ import (
 	"maps"
 	"os"
 	"reflect"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 )
 
 const (
-	// reseedSignal is SIGRTMAX-1. It goes to those alone who catch it: others would die of it. Free of other uses: the
-	// C libraries have 32 to 34, systemd counts from SIGRTMIN, the Go runtime ignores what nobody asked for.
-	reseedSignal = syscall.Signal(63)
-
 	generationDirectory = "/run/cove"
 	generationFile      = generationDirectory + "/generation"
 	machineIDFile       = "/etc/machine-id"
@@ -138,41 +133,6 @@ func readOwn(name string, most int) ([]byte, error) {
 	content := make([]byte, most)
 	n, err := syscall.Read(fd, content)
 	return content[:max(n, 0)], err
-}
-
-// reseed sends the signal to every process that catches it, and returns to how many.
-func reseed() int {
-	if os.Getpid() != 1 { // a plain process sees those of the host
-		return 0
-	}
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return 0
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	told := 0
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil || pid <= 1 {
-			continue
-		}
-		if status, err := readBounded("/proc/"+name+"/status", 16<<10); err == nil && catches(string(status), reseedSignal) && syscall.Kill(pid, reseedSignal) == nil {
-			told++
-		}
-	}
-	return told
-}
-
-// catches reads from proc(5)'s status whether a process has a handler for a signal.
-func catches(status string, number syscall.Signal) bool {
-	_, rest, found := strings.Cut(status, "\nSigCgt:")
-	if !found {
-		return false
-	}
-	mask, _, _ := strings.Cut(rest, "\n")
-	bits, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
-	return err == nil && bits&(1<<(uint(number)-1)) != 0
 }
 
 type environmentResult struct {

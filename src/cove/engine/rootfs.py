@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,10 @@ T = TypeVar("T")
 
 _MOUNT_POINTS: Final = ("proc", "sys", "dev", "run/agent", ".agent")
 
-SKELETON: Final = "skeleton2"
+_PYTHON_MODULES: Final = "usr/lib/python3/dist-packages"
+_COVE_FORK: Final = Path(__file__).with_name("inside") / "cove_fork.py"
+
+SKELETON: Final = "skeleton3"
 """The name of the skeleton's directory; its number changes with what is in it, for copies are made of it."""
 
 _RESOLV_CONF: Final = f"""\
@@ -65,7 +69,8 @@ def make_skeleton(directory: Path) -> None:
     """The top lower layer: the mount points that an image may lack, or have as something hostile (a `/dev` symlink).
 
     And /etc/resolv.conf, which an image may lack or have as a link: whoever is connected has one resolver. Here it
-    costs no create a write; a sandbox may change it as any file.
+    costs no create a write; a sandbox may change it as any file. And the Python module `cove_fork`, where Debian's
+    Python looks for modules whatever its version, with the directory that the agent and it use.
     """
     for name in _MOUNT_POINTS:
         (directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -75,6 +80,18 @@ def make_skeleton(directory: Path) -> None:
     if not resolv_conf.exists() or resolv_conf.read_text() != _RESOLV_CONF:
         resolv_conf.write_text(_RESOLV_CONF)
     resolv_conf.chmod(0o644)
+    modules = directory / _PYTHON_MODULES
+    modules.mkdir(parents=True, exist_ok=True)
+    for folder in (modules, *modules.relative_to(directory).parents[:-1]):
+        (directory / folder).chmod(0o755)  # in a sandbox these modes win over those of the image
+    module = modules / "cove_fork.py"
+    if not module.exists() or module.read_bytes() != _COVE_FORK.read_bytes():
+        shutil.copyfile(_COVE_FORK, module)
+    module.chmod(0o644)
+    catchers = directory / "run" / "cove" / "reseed"
+    catchers.mkdir(parents=True, exist_ok=True)
+    catchers.chmod(0o1777)
+    catchers.parent.chmod(0o755)
     directory.chmod(0o755)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
@@ -63,8 +64,27 @@ class StubCheckpoints:
         self.sealed[new_id] = made
         return made
 
+    async def export(self, checkpoint_id: str, about: bytes) -> AsyncGenerator[bytes]:
+        await self._do("export")
+        facts = (await self.get(checkpoint_id)).facts
+        yield msgspec.json.encode((facts, about))
+
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        new_id: str,
+        *,
+        accept: Callable[[CheckpointFacts, bytes], None] | None = None,
+    ) -> tuple[Checkpoint, bytes]:
+        facts, about = msgspec.json.decode(
+            b"".join([piece async for piece in stream]), type=tuple[CheckpointFacts, bytes]
+        )
+        if accept is not None:
+            accept(facts, about)
+        return await self.seal(await self.begin(new_id), facts), about
+
     @asynccontextmanager
-    async def hold(self, checkpoint_id: str) -> AsyncIterator[None]:
+    async def hold(self, checkpoint_id: str) -> AsyncGenerator[None]:
         del checkpoint_id
         yield
 

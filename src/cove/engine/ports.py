@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -74,6 +75,32 @@ class Checkpoints(Protocol):
         """A second one, independent of the first; without `with_memory` of its files alone.
 
         Raises: NotFound, EngineFailure, CapacityExceeded.
+        """
+        ...
+
+    def export(self, checkpoint_id: str, about: bytes) -> AsyncGenerator[bytes]:
+        """It as one file, with the core's own words `about` it (at most 64 KiB). Not removed until the last byte.
+
+        Raises, all but a late failure of the disk before the first byte: NotFound, EngineFailure, CapacityExceeded,
+        TooLarge.
+        """
+        ...
+
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        new_id: str,
+        *,
+        accept: Callable[[CheckpointFacts, bytes], None] | None = None,
+    ) -> tuple[Checkpoint, bytes]:
+        """A new one from such a file, whoever made it, and what `about` was. On failure nothing is left.
+
+        Args:
+            stream: the bytes of the file.
+            new_id: its id.
+            accept: is told the facts and `about` before anything is unpacked; what it raises ends the import.
+
+        Raises: BadRequest, TooLarge, Unsupported (field `file`), CapacityExceeded, EngineFailure.
         """
         ...
 

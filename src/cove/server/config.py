@@ -91,6 +91,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     quota: str
     degrade: tuple[str, ...]
     pool_bytes: int
+    import_memory: bool
     network: bool
     network_range: ipaddress.IPv4Network
     network_outside: Path | None
@@ -387,6 +388,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),
     "pool_bytes": _number(int, 0, 2**60),
+    "import_memory": _flag,
     "network": _flag,
     "network_range": network_range,
     "network_outside": _optional_path,

@@ -126,6 +126,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         settings = replace(settings, port=tcp_socket.getsockname()[1])
         engine = await stack.enter_async_context(open_engine(engine_settings))
         stack.push_async_callback(_free_machine, engine, control)
+        engine.checkpoints.lets_memory_in = settings.import_memory
         engine.checkpoints.keep_free_bytes = core_settings(settings).admission.keep_free_disk_bytes
         store = await stack.enter_async_context(open_store(settings.data_dir / "cove.db"))
         extra_ca = read_extra_ca(settings.extra_ca)

@@ -158,6 +158,13 @@ TABLE: Final = (
         "bytes",
         "Size of the storage pool of what sandboxes write. 0: three quarters of the free space below `data_dir`.",
     ),
+    Setting(
+        "import_memory",
+        "0",
+        "0 or 1",
+        "Whether snapshots from files that another server made bring their memory. A forged one acts as root of this "
+        "machine: only for files from servers that are trusted as this one is. 0: such files bring the files alone.",
+    ),
     Setting("network", "1", "0 or 1", "Whether sandboxes may be connected at all; each starts without, unless asked."),
     Setting(
         "network_range",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
@@ -33,6 +34,23 @@ class NoCheckpoints:
         """Raises: NotFound."""
         del checkpoint_id, new_id, with_memory
         raise NotFound("there is no such checkpoint")
+
+    async def export(self, checkpoint_id: str, about: bytes) -> AsyncGenerator[bytes]:
+        """Raises: NotFound."""
+        del checkpoint_id, about
+        raise NotFound("there is no such checkpoint")
+        yield b""
+
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        new_id: str,
+        *,
+        accept: Callable[[CheckpointFacts, bytes], None] | None = None,
+    ) -> tuple[Checkpoint, bytes]:
+        """Raises: Unsupported."""
+        del stream, new_id, accept
+        raise Unsupported("this server has no place for snapshots")
 
     def hold(self, checkpoint_id: str) -> AbstractAsyncContextManager[None]:
         """Raises: NotFound."""

@@ -27,6 +27,7 @@ MOST_BYTES: Final = 8 * 1024**2
 
 KEY_FILE: Final = "checkpoints.key"
 KEY_BYTES: Final = 32
+_PURPOSE: Final = b"cove checkpoint\0"
 
 
 class FileFacts(Struct, frozen=True, array_like=True):
@@ -57,20 +58,13 @@ class Damaged(Exception):
 
 def sign(manifest: Manifest, key: bytes) -> bytes:
     """The manifest as it lies on the disk."""
-    body = msgspec.json.encode(manifest)
-    return msgspec.json.encode(_Signed(_mac(body, key), msgspec.Raw(body)))
+    return sign_body(msgspec.json.encode(manifest), key, _PURPOSE)
 
 
 def verify(data: bytes, key: bytes) -> Manifest:
     """What was signed. Raises: Damaged."""
     try:
-        signed = msgspec.json.decode(data, type=_Signed)
-    except msgspec.DecodeError as error:
-        raise Damaged("its manifest cannot be read") from error
-    if not hmac.compare_digest(signed.mac.encode(), _mac(bytes(signed.manifest), key).encode()):
-        raise Damaged("its manifest was changed, or another server made it")
-    try:
-        manifest = msgspec.json.decode(signed.manifest, type=Manifest)
+        manifest = msgspec.json.decode(verify_body(data, key, _PURPOSE), type=Manifest)
     except msgspec.DecodeError as error:
         raise Damaged("another version of Cove made it") from error
     if manifest.version != VERSION:
@@ -78,8 +72,25 @@ def verify(data: bytes, key: bytes) -> Manifest:
     return manifest
 
 
-def _mac(body: bytes, key: bytes) -> str:
-    return hmac.new(key, b"cove checkpoint\0" + body, hashlib.sha256).hexdigest()
+def sign_body(body: bytes, key: bytes, purpose: bytes) -> bytes:
+    """JSON with its HMAC, for one purpose."""
+    return msgspec.json.encode(_Signed(_mac(body, key, purpose), msgspec.Raw(body)))
+
+
+def verify_body(data: bytes, key: bytes, purpose: bytes) -> bytes:
+    """The JSON that was signed for that purpose. Raises: Damaged."""
+    try:
+        signed = msgspec.json.decode(data, type=_Signed)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged("its manifest cannot be read") from error
+    body = bytes(signed.manifest)
+    if not hmac.compare_digest(signed.mac.encode(), _mac(body, key, purpose).encode()):
+        raise Damaged("its manifest was changed, or another server made it")
+    return body
+
+
+def _mac(body: bytes, key: bytes, purpose: bytes) -> str:
+    return hmac.new(key, purpose + body, hashlib.sha256).hexdigest()
 
 
 def ensure_key(data_dir: Path) -> bytes:

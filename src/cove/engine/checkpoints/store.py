@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from cove.engine.checkpoints import transfer
 from cove.engine.checkpoints.manifest import MOST_BYTES, MOST_FILES, Damaged, FileFacts, Manifest, sign, verify
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.checkpoints.shelf import Shelf
 from cove.engine.layers import LayerStore
 from cove.engine.reflink import copy_file
-from cove.model.errors import CapacityExceeded, CoveError, EngineFailure, NotFound
+from cove.model.errors import BadRequest, CapacityExceeded, CoveError, EngineFailure, NotFound
 from cove.model.ids import is_core_id
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ _Mark = tuple[int, int, int, int]
 
 
 class CheckpointStore:
-    """Made by `registry.open_engine`. `disk` says bytes in all and free; `keep_free_bytes` as in admission."""
+    """Made by `registry.open_engine`. `disk` says bytes in all and free; `keep_free_bytes` as in admission.
+
+    `lets_memory_in`: files of other servers may bring memory, too.
+    """
 
     def __init__(
         self,
@@ -57,11 +61,12 @@ class CheckpointStore:
         key: bytes,
         disk: Callable[[], tuple[int, int]],
     ) -> None:
-        self._shelf = shelf
-        self._layers = layers
-        self._key = key
+        self.shelf = shelf
+        self.layers = layers
+        self.key = key
         self._disk = disk
         self.keep_free_bytes: int | None = None
+        self.lets_memory_in = False
         self._threads = ThreadPoolExecutor(_THREADS, "cove-checkpoint")
         self._background = ThreadPoolExecutor(1, "cove-pack")
         self._verified: dict[str, dict[str, _Mark]] = {}
@@ -85,46 +90,51 @@ class CheckpointStore:
         expected = max(0, expected_bytes)
         self._expected[checkpoint_id] = expected
         try:
-            await self._run(self._require_room)
-            memory = await self._run(lambda: self._make_draft(checkpoint_id))
+            await self.run(self.require_room)
+            memory = await self.run(lambda: self._make_draft(checkpoint_id))
         except BaseException:
             self._expected.pop(checkpoint_id, None)
             raise
         return Draft(id=checkpoint_id, memory=memory, layer=LAYER_PREFIX + checkpoint_id)
 
-    def _require_room(self) -> None:
+    def require_room(self, more_bytes: int = 0) -> None:
+        """Raises: CapacityExceeded when `more_bytes` and all that is expected do not fit. Blocks for a moment."""
         total, free = self._disk()
         kept = self.keep_free_bytes if self.keep_free_bytes is not None else min(1024**3, total // 20)
-        if free - sum(self._expected.values()) <= kept:
+        if free - sum(self._expected.values()) - more_bytes <= kept:
             raise CapacityExceeded(
                 "this machine has too little free disk space for a snapshot now",
-                internal=f"{free} free, {sum(self._expected.values())} expected, {kept} kept",
+                internal=f"{free} free, {more_bytes} more, {sum(self._expected.values())} expected, {kept} kept",
                 retry_after_s=_RETRY_S,
             )
 
     def _make_draft(self, checkpoint_id: str) -> Path:
         self._remove_now(checkpoint_id)
-        memory = self._shelf.make(_DRAFT_PREFIX + checkpoint_id) / MEMORY
+        memory = self.shelf.make(_DRAFT_PREFIX + checkpoint_id) / MEMORY
         memory.mkdir(mode=0o700)
         return memory
 
-    async def seal(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
-        """See `ports.Checkpoints`."""
-        flushing = self._run(lambda: self._shelf.flush(_DRAFT_PREFIX + draft.id))
-        digesting = self._run(lambda: self._digest_all(draft))
-        settling = self._run(lambda: self._settle(draft))
+    async def seal(
+        self, draft: Draft, facts: CheckpointFacts, *, expected: Mapping[str, FileFacts] | None = None
+    ) -> Checkpoint:
+        """See `ports.Checkpoints`. `expected`: what the files must be (BadRequest)."""
+        flushing = self.run(lambda: self.shelf.flush(_DRAFT_PREFIX + draft.id))
+        digesting = self.run(lambda: self._digest_all(draft))
+        settling = self.run(lambda: self._settle(draft))
         async with _together() as tasks:
             tasks.create_task(flushing)
             digests = tasks.create_task(digesting)
             settled = tasks.create_task(settling)
         files, marks = digests.result()
+        if expected is not None and files != expected:
+            raise BadRequest("this snapshot cannot be used: its memory is not what its digests say", field="file")
         facts = msgspec.structs.replace(
             facts,
             memory_bytes=sum(one.size for one in files.values()),
             inherited_bytes=settled.result(),
         )
         manifest = Manifest(id=draft.id, layer=draft.layer, facts=facts, files=files)
-        checkpoint = await self._run(lambda: self._publish(draft, manifest))
+        checkpoint = await self.run(lambda: self._publish(draft, manifest))
         self._verified[draft.id] = marks
         self._expected.pop(draft.id, None)
         self._background.submit(self._pack, draft.id)
@@ -136,7 +146,7 @@ class CheckpointStore:
             source = await self.get(checkpoint_id, with_memory=with_memory)
             draft = await self.begin(new_id, expected_bytes=source.memory_bytes if with_memory else 0)
             try:
-                await self._run(lambda: self._copy_into(source, draft, with_memory=with_memory))
+                await self.run(lambda: self._copy_into(source, draft, with_memory=with_memory))
                 facts = source.facts
                 if facts.has_memory and not with_memory:
                     facts = msgspec.structs.replace(facts, has_memory=False, why_no_memory=ONLY_FILES, engine={})
@@ -146,26 +156,26 @@ class CheckpointStore:
                 raise
 
     def _copy_into(self, source: Checkpoint, draft: Draft, *, with_memory: bool) -> None:
-        if self._layers is not None and source.layer in self._layers.names():
-            self._layers.copy(source.layer, draft.layer, None)
+        if self.layers is not None and source.layer in self.layers.names():
+            self.layers.copy(source.layer, draft.layer, None)
         if with_memory:
             with (
-                _opened(self._shelf.home / source.id) as theirs,
-                _opened(self._shelf.home / (_DRAFT_PREFIX + draft.id)) as ours,
+                _opened(self.shelf.home / source.id) as theirs,
+                _opened(self.shelf.home / (_DRAFT_PREFIX + draft.id)) as ours,
             ):
                 for name in _names(theirs):
                     copy_file(theirs, ours, name)
 
     def _settle(self, draft: Draft) -> int:
-        if self._layers is None or draft.layer not in self._layers.names():
+        if self.layers is None or draft.layer not in self.layers.names():
             return 0
-        self._layers.settle(draft.layer)
-        return self._layers.used_bytes(draft.layer)
+        self.layers.settle(draft.layer)
+        return self.layers.used_bytes(draft.layer)
 
     def _digest_all(self, draft: Draft) -> tuple[dict[str, FileFacts], dict[str, _Mark]]:
         files: dict[str, FileFacts] = {}
         marks: dict[str, _Mark] = {}
-        with _opened(self._shelf.home / (_DRAFT_PREFIX + draft.id)) as folder:
+        with _opened(self.shelf.home / (_DRAFT_PREFIX + draft.id)) as folder:
             names = _names(folder)
             if len(names) > MOST_FILES:
                 raise EngineFailure("the memory image has too many files", internal=f"{len(names)}")
@@ -175,19 +185,19 @@ class CheckpointStore:
 
     def _publish(self, draft: Draft, manifest: Manifest) -> Checkpoint:
         name = _DRAFT_PREFIX + draft.id
-        with _opened(self._shelf.home / name) as folder:
+        with _opened(self.shelf.home / name) as folder:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(MANIFEST, flags, 0o600, dir_fd=folder), "wb") as file:
-                file.write(sign(manifest, self._key))
+                file.write(sign(manifest, self.key))
                 file.flush()
                 os.fsync(file.fileno())
-        self._shelf.publish(name, draft.id)
+        self.shelf.publish(name, draft.id)
         return self._described(manifest)
 
     def _pack(self, checkpoint_id: str) -> None:
         """In the background; whoever removes the checkpoint meanwhile wins."""
         with contextlib.suppress(OSError):
-            self._shelf.pack(checkpoint_id)
+            self.shelf.pack(checkpoint_id)
 
     async def discard(self, draft: Draft) -> None:
         """See `ports.Checkpoints`."""
@@ -201,7 +211,7 @@ class CheckpointStore:
         if not is_core_id(checkpoint_id) or checkpoint_id in self._doomed:
             raise NotFound("no such snapshot", field="snapshot")
         try:
-            return await self._run(lambda: self._read(checkpoint_id, with_memory=with_memory))
+            return await self.run(lambda: self._read(checkpoint_id, with_memory=with_memory))
         except FileNotFoundError as error:
             raise NotFound("no such snapshot", field="snapshot") from error
         except Damaged as error:
@@ -210,14 +220,14 @@ class CheckpointStore:
             ) from error
 
     def _read(self, checkpoint_id: str, *, with_memory: bool) -> Checkpoint:
-        with _opened(self._shelf.home / checkpoint_id) as folder:
+        with _opened(self.shelf.home / checkpoint_id) as folder:
             try:
-                manifest = verify(_read_small(folder, MANIFEST), self._key)
+                manifest = verify(_read_small(folder, MANIFEST), self.key)
             except OSError as error:
                 raise Damaged("its manifest cannot be read") from error
             if manifest.id != checkpoint_id:
                 raise Damaged("its manifest is another one's")
-            if self._layers is not None and manifest.layer not in self._layers.names():
+            if self.layers is not None and manifest.layer not in self.layers.names():
                 raise Damaged("its files are not there")
             if with_memory:
                 self._verify_memory(folder, manifest)
@@ -236,11 +246,11 @@ class CheckpointStore:
         self._verified[manifest.id] = marks
 
     def _described(self, manifest: Manifest) -> Checkpoint:
-        used = 0 if self._layers is None else self._layers.used_bytes(manifest.layer)
-        taken = self._shelf.taken_bytes(manifest.id)
+        used = 0 if self.layers is None else self.layers.used_bytes(manifest.layer)
+        taken = self.shelf.taken_bytes(manifest.id)
         return Checkpoint(
             id=manifest.id,
-            memory=self._shelf.home / manifest.id / MEMORY,
+            memory=self.shelf.home / manifest.id / MEMORY,
             layer=manifest.layer,
             facts=manifest.facts,
             memory_bytes=taken if manifest.files else 0,
@@ -260,6 +270,25 @@ class CheckpointStore:
                 if checkpoint_id in self._doomed:
                     await self._remove_surely(checkpoint_id)
 
+    async def files_of(self, checkpoint_id: str) -> dict[str, FileFacts]:
+        """The files of a sealed one's memory and those beside it, as its manifest has them. Raises: as `get`."""
+
+        def read() -> dict[str, FileFacts]:
+            with _opened(self.shelf.home / checkpoint_id) as folder:
+                return verify(_read_small(folder, MANIFEST), self.key).files
+
+        return await self.run(read)
+
+    def export(self, checkpoint_id: str, about: bytes) -> AsyncGenerator[bytes]:
+        """See `ports.Checkpoints`."""
+        return transfer.export(self, checkpoint_id, about)
+
+    async def import_(
+        self, stream: AsyncIterator[bytes], new_id: str, *, accept: transfer.Accept | None = None
+    ) -> tuple[Checkpoint, bytes]:
+        """See `ports.Checkpoints`."""
+        return await transfer.import_(self, stream, new_id, accept)
+
     # -- removing -------------------------------------------------------------------------------------------------
 
     async def remove(self, checkpoint_id: str) -> None:
@@ -271,7 +300,7 @@ class CheckpointStore:
 
     async def _remove_surely(self, checkpoint_id: str) -> None:
         try:
-            await self._run(lambda: self._remove_now(checkpoint_id))
+            await self.run(lambda: self._remove_now(checkpoint_id))
         except (CoveError, OSError):
             log.exception("the checkpoint %s could not be removed, the next start tries again", checkpoint_id)
         self._doomed.discard(checkpoint_id)
@@ -279,32 +308,32 @@ class CheckpointStore:
     def _remove_now(self, checkpoint_id: str) -> None:
         self._verified.pop(checkpoint_id, None)
         # The directory first: without it the copy of the layer is nobody's and is swept.
-        self._shelf.remove(checkpoint_id)
-        self._shelf.remove(_DRAFT_PREFIX + checkpoint_id)
-        if self._layers is not None:
-            self._layers.remove(LAYER_PREFIX + checkpoint_id)
+        self.shelf.remove(checkpoint_id)
+        self.shelf.remove(_DRAFT_PREFIX + checkpoint_id)
+        if self.layers is not None:
+            self.layers.remove(LAYER_PREFIX + checkpoint_id)
 
     async def ids(self) -> frozenset[str]:
         """See `ports.Checkpoints`."""
-        names = await self._run(self._shelf.names)
+        names = await self.run(self.shelf.names)
         return frozenset(name for name in names if is_core_id(name))
 
     async def sweep(self, known: frozenset[str]) -> list[str]:
         """See `ports.Checkpoints`."""
 
         def find() -> set[str]:
-            sealed = {name for name in self._shelf.names() if is_core_id(name)}
-            drafts = {name.removeprefix(_DRAFT_PREFIX) for name in self._shelf.names() if name not in sealed}
-            layers = set[str]() if self._layers is None else self._layers.names()
+            sealed = {name for name in self.shelf.names() if is_core_id(name)}
+            drafts = {name.removeprefix(_DRAFT_PREFIX) for name in self.shelf.names() if name not in sealed}
+            layers = set[str]() if self.layers is None else self.layers.names()
             kept = {name.removeprefix(LAYER_PREFIX) for name in layers if name.startswith(LAYER_PREFIX)}
             return (sealed | drafts | kept) - (known & sealed)
 
-        lost = sorted(await self._run(find))
+        lost = sorted(await self.run(find))
         for one in lost:
             await self._remove_surely(one)
         return lost
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
         """On a thread; cancelling waits for its end, so that nothing is half made behind our back.
 
         Raises: CapacityExceeded for a full disk, EngineFailure for any other OSError but FileNotFoundError.

@@ -23,7 +23,7 @@ from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
 from cove.model.audit import AuditValue
 from cove.model.errors import BadRequest, Conflict, CoveError
-from cove.model.ids import new_core_id
+from cove.model.ids import is_core_id, new_core_id
 from cove.model.request import Idempotency
 from cove.model.sandbox import Sandbox
 from cove.model.snapshot import (
@@ -181,11 +181,13 @@ class Snapshots:
     def list(
         self, who: Principal, wanted: SnapshotFilter | None = None, *, limit: int = 100, cursor: str | None = None
     ) -> SnapshotPage:
-        """One page of the project's, newest first. Raises: BadRequest."""
+        """One page of the project's, newest first. Raises: BadRequest, NotFound (no sandbox has that name)."""
         require(who, Scope.READ)
         check_page(limit)
         wanted = wanted or SnapshotFilter()
         check_metadata(wanted.tags, "tags")
+        if wanted.sandbox is not None and not is_core_id(wanted.sandbox):
+            wanted = replace(wanted, sandbox=self._directory.known(who, wanted.sandbox).id)
         return self._store.snapshots.page(who.project, wanted, limit=limit, cursor=cursor)
 
     async def update(self, who: Principal, ref: str, change: SnapshotChange) -> Snapshot:

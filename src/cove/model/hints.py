@@ -52,6 +52,9 @@ HINTS: Final = MappingProxyType(
         "forbidden:image": Hint(
             "This registry is not allowed", "the settings registries and insecure_registries say which ones are"
         ),
+        "not-found:snapshot": Hint("No such snapshot", "see what is there: cove snapshot ls"),
+        "conflict:snapshot": Hint("The snapshot's state forbids it now", "see it: cove snapshot show NAME"),
+        "conflict:state": Hint("The sandbox stands still", "let it go on: cove resume BOX"),
         "not-found:image": Hint("No such image", "see what is here: cove image ls"),
         "conflict:image": Hint("The image cannot be changed now", "see what runs: cove ls"),
     },

@@ -81,7 +81,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
 
 class SnapshotFilter(Struct, frozen=True, kw_only=True):
-    """Which snapshots a list shows. None: any; `sandbox`: a core id. `tags` must all be equal; `states` empty: all."""
+    """Which snapshots a list shows. None: any. `tags` must all be equal; `states` empty: all.
+
+    `sandbox`: its core id, also after its end, or a live one's name.
+    """
 
     states: frozenset[SnapshotState] = frozenset()
     sandbox: str | None = None

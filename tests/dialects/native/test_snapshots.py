@@ -1,0 +1,337 @@
+"""Snapshots, restores, forks and rollbacks over the wire, with a driver that keeps memory and one that keeps files."""
+
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202 - fixtures and stand-ins are typed where they are defined
+from __future__ import annotations
+
+import re
+import time
+
+import httpx2
+import pytest
+
+SMALL = {"memory_mib": 64, "disk_mib": 64, "cpus": 0.5}
+USER = ["read", "create", "exec", "files", "destroy"]
+
+
+@pytest.fixture
+def source(server):
+    """A sandbox of a test's own, removed with all that was made of it."""
+    made = server.sandbox(metadata={"of": "source"}, **SMALL)
+    yield made
+    for snapshot in server.client.get("/snapshots", params={"sandbox": made["id"]}).json()["snapshots"]:
+        server.client.delete(f"/snapshots/{snapshot['id']}")
+    for one in server.client.get("/sandboxes").json()["sandboxes"]:
+        if one["id"] == made["id"] or (one["came_from"] or {}).get("sandbox") == made["id"]:
+            server.client.delete(f"/sandboxes/{one['id']}")
+
+
+def took(server, source, head=None, **body):
+    answer = server.client.post(f"/sandboxes/{source['id']}/snapshots", json=body, headers=head or {})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def ran(server, sandbox, command):
+    answer = server.client.post(f"/sandboxes/{sandbox['id']}/exec", json={"command": command})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["stdout"]
+
+
+def keeps_memory(driver):
+    return driver != "fake"
+
+
+def is_told(view, driver):
+    """Whether it says if memory was kept, and if not why."""
+    if keeps_memory(driver):
+        return view["memory"] is True and view["reason"] is None
+    return view["memory"] is False and "fake driver" in view["reason"]
+
+
+def test_a_snapshot_says_what_it_holds(server, driver, source):
+    answer = server.client.post(f"/sandboxes/{source['id']}/snapshots", json={"name": "said", "tags": {"a": "b"}})
+    made = answer.json()
+    assert answer.status_code == 201
+    assert re.fullmatch(r"sn_[0-9a-f]{16}", made["id"])
+    assert answer.headers["location"] == f"/api/v1/snapshots/{made['id']}"
+    assert is_told(made, driver)
+    assert (made["state"], made["failure"], made["name"], made["tags"]) == ("ready", None, "said", {"a": "b"})
+    assert (made["sandbox"], made["sandbox_name"], made["parent"]) == (source["id"], source["name"], None)
+    for same in ("image", "image_digest", "driver", "cpus", "memory_mib", "disk_mib", "metadata", "idle_timeout_s"):
+        assert made[same] == source[same], same
+    assert made["took_ms"] > 0
+    assert 0 < made["stopped_ms"] <= made["took_ms"]
+    assert (made["memory_bytes"] > 0) == made["memory"]
+    assert made["imported"] is False
+    assert server.client.get("/snapshots/said").json() == server.client.get(f"/snapshots/{made['id']}").json() == made
+    assert server.client.get(f"/sandboxes/{source['id']}").json()["state"] == "running"
+
+
+def test_files_alone_can_be_asked_for_and_memory_insisted_on(server, driver, source):
+    made = took(server, source, memory=False)
+    assert (made["memory"], made["memory_bytes"], made["processes"] >= 0) == (False, 0, True)
+    assert "asked" in made["reason"]
+    answer = server.client.post(f"/sandboxes/{source['id']}/snapshots", json={"memory": True})
+    if keeps_memory(driver):
+        assert answer.json()["memory"] is True
+    else:
+        assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (501, "unsupported", "memory")
+    wanted = {"memory": True}
+    refused = server.client.post(f"/snapshots/{made['id']}/restore", json=wanted)
+    assert (refused.status_code, refused.json()["field"]) in {(501, "memory"), (409, "memory")}
+
+
+def test_a_paused_sandbox_stays_paused_under_a_snapshot(server, driver, source):
+    path = f"/sandboxes/{source['id']}"
+    assert server.client.post(f"{path}/pause").json()["state"] == "paused"
+    assert is_told(took(server, source), driver)
+    assert server.client.get(path).json()["state"] == "paused"
+
+
+def test_restoring_makes_another_sandbox(server, driver, source):
+    ran(server, source, "echo kept >file; sync")
+    made = took(server, source, name="seed", tags={"n": "1"})
+    wishes = {"name": "seedling", "env": {"A": "1"}, "memory_mib": 96, "metadata": {"x": "y"}, "timeout_s": 3600}
+    answer = server.client.post("/snapshots/seed/restore", json=wishes)
+    other = answer.json()
+    assert (answer.status_code, other["state"], other["name"]) == (201, "running", "seedling")
+    assert answer.headers["location"] == f"/api/v1/sandboxes/{other['id']}"
+    assert other["id"] != source["id"]
+    assert other["came_from"]["snapshot"] == made["id"]
+    assert other["came_from"]["sandbox"] == source["id"]
+    assert is_told(other["came_from"], driver)
+    assert (other["memory_mib"], other["disk_mib"], other["cpus"]) == (96, 64, 0.5)
+    assert (other["metadata"], other["kept"]) == ({"x": "y"}, None)
+    assert other["expires_at"] is not None
+    assert ran(server, other, "echo $A") == "1\n"
+    if keeps_memory(driver):
+        assert ran(server, other, "cat file; hostname") == "kept\nseedling\n"
+    again = took(server, other)
+    assert again["parent"] == made["id"]
+    server.client.delete(f"/snapshots/{again['id']}")
+    assert server.client.delete(f"/sandboxes/{source['id']}").status_code == 200
+    later = server.client.post("/snapshots/seed/restore").json()  # its source is gone
+    assert (later["state"], later["metadata"], later["expires_at"]) == ("running", {"of": "source"}, None)
+
+
+def test_forks_are_all_there(server, driver, source):
+    answer = server.client.post(f"/sandboxes/{source['id']}/fork", json={"count": 3, "name": "kid", "env": {"A": "1"}})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert is_told(made, driver)
+    assert [one["name"] for one in made["sandboxes"]] == ["kid-1", "kid-2", "kid-3"]
+    assert {one["state"] for one in made["sandboxes"]} == {"running"}
+    assert len({one["id"] for one in made["sandboxes"]} | {source["id"]}) == 4
+    for one in made["sandboxes"]:
+        assert (one["came_from"]["snapshot"], one["came_from"]["sandbox"]) == (None, source["id"])
+        assert ran(server, one, "echo $A") == "1\n"
+    taken = server.client.post(f"/sandboxes/{source['id']}/fork", json={"count": 2, "name": "kid"})
+    assert (taken.status_code, taken.json()["field"]) == (409, "name")
+    assert len(server.client.post(f"/sandboxes/{source['id']}/fork").json()["sandboxes"]) == 1
+    assert server.client.get("/snapshots", params={"sandbox": source["id"]}).json()["snapshots"] == []
+
+
+def test_a_rollback_is_in_place(server, driver, source):
+    ran(server, source, "echo before >file")
+    made = took(server, source, name="point")
+    ran(server, source, "echo after >file")
+    answer = server.client.post(f"/sandboxes/{source['id']}/rollback", json={"snapshot": "point"})
+    back = answer.json()
+    assert (answer.status_code, back["id"], back["name"]) == (200, source["id"], source["name"])
+    assert back["state"] == "running"
+    if keeps_memory(driver):
+        assert ran(server, source, "cat file") == "before\n"
+    assert server.client.get(f"/snapshots/{made['id']}").json()["state"] == "ready"
+
+
+def test_one_key_makes_one_of_each(server, source):
+    head = {"Idempotency-Key": f"once-{time.monotonic_ns()}"}
+    first, again = took(server, source, head, tags={"a": "1"}), took(server, source, head, tags={"a": "1"})
+    assert first == again
+    other = server.client.post(f"/sandboxes/{source['id']}/snapshots", json={}, headers=head)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency-conflict")
+    for path, found in (
+        (f"/snapshots/{first['id']}/restore", lambda body: body["id"]),
+        (f"/sandboxes/{source['id']}/fork", lambda body: [one["id"] for one in body["sandboxes"]]),
+    ):
+        head = {"Idempotency-Key": f"once-{time.monotonic_ns()}"}
+        answers = [server.client.post(path, json={}, headers=head) for _ in range(2)]
+        assert [one.status_code for one in answers] == [201, 201], answers[1].text
+        assert found(answers[0].json()) == found(answers[1].json())
+        other = server.client.post(path, json={"env": {"A": "2"}}, headers=head)
+        assert (other.status_code, other.json()["code"]) == (409, "idempotency-conflict"), path
+        assert server.client.post(path, headers={"Idempotency-Key": "a b"}).json()["field"] == "Idempotency-Key"
+
+
+def test_lists_filter_and_page(server, source):
+    made = [took(server, source, memory=False, tags={"n": str(n), "all": "x y"})["id"] for n in range(3)]
+    query = {"sandbox": source["id"], "limit": 2}
+    first = server.client.get("/snapshots", params=query).json()
+    rest = server.client.get("/snapshots", params=query | {"cursor": first["cursor"]}).json()
+    assert [one["id"] for one in first["snapshots"] + rest["snapshots"]] == made[::-1]
+    assert rest["cursor"] is None
+
+    def found(**query):
+        return [one["id"] for one in server.client.get("/snapshots", params=query).json()["snapshots"]]
+
+    assert found(**{"tags.n": "1", "tags.all": "x y", "sandbox": source["name"]}) == [made[1]]
+    name = server.client.get(f"/snapshots/{made[0]}").json()["name"]
+    assert found(name=name) == [made[0]]
+    assert found(sandbox=source["id"], state="failed") == []
+    assert found(sandbox="sb_0123456789abcdef") == []
+    server.client.delete(f"/sandboxes/{source['id']}")
+    assert len(found(sandbox=source["id"])) == 3
+
+
+def test_names_and_tags_change(server, source):
+    made = took(server, source, name="first", tags={"a": "1", "b": "2"}, memory=False)
+    path = f"/snapshots/{made['id']}"
+    changed = server.client.patch(path, json={"name": "second", "tags": {"a": None, "c": "3"}}).json()
+    assert changed == made | {"name": "second", "tags": {"b": "2", "c": "3"}}
+    assert server.client.get("/snapshots/first").status_code == 404
+    took(server, source, name="third", memory=False)
+    taken = server.client.patch(path, json={"name": "third"})
+    assert (taken.status_code, taken.json()["field"]) == (409, "name")
+    assert server.client.patch(path).json() == changed
+    assert server.client.delete(path).status_code == 204
+    for again in (server.client.delete(path), server.client.get(path), server.client.patch(path, json={})):
+        assert (again.status_code, again.json()["code"], again.json()["field"]) == (404, "not-found", "snapshot")
+        assert "cove snapshot ls" in again.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("snapshots", {"name": ""}, "name"),
+        ("snapshots", {"name": "A b"}, "name"),
+        ("snapshots", {"name": "x" * 64}, "name"),
+        ("snapshots", {"name": 1}, "name"),
+        ("snapshots", {"tags": {"": "v"}}, "tags"),
+        ("snapshots", {"tags": {"k": 1}}, "tags"),
+        ("snapshots", {"tags": {"k": "v" * 1025}}, "tags"),
+        ("snapshots", {"memory": "yes"}, "memory"),
+        ("snapshots", {"memroy": True}, "memroy"),
+        ("fork", {"count": 0}, "count"),
+        ("fork", {"count": 101}, "count"),
+        ("fork", {"count": 1.5}, "count"),
+        ("fork", {"cpus": 0}, "cpus"),
+        ("fork", {"memory_mib": 1}, "memory_mib"),
+        ("fork", {"disk_mib": 1}, "disk_mib"),
+        ("fork", {"pids": 1}, "pids"),
+        ("fork", {"timeout_s": 0}, "timeout_s"),
+        ("fork", {"idle_action": "sleep"}, "idle_action"),
+        ("fork", {"auto_resume": None}, "auto_resume"),
+        ("fork", {"env": {"A=B": "x"}}, "env"),
+        ("fork", {"env": {"A": "x\0"}}, "env"),
+        ("fork", {"metadata": {"": "x"}}, "metadata"),
+        ("fork", {"name": "-"}, "name"),
+        ("rollback", {}, "snapshot"),
+        ("rollback", {"snapshot": ""}, "snapshot"),
+        ("rollback", {"snapshot": "x", "count": 1}, "count"),
+    ],
+)
+def test_a_wrong_value_is_named(server, box, path, body, field):
+    answer = server.client.post(f"/sandboxes/{box}/{path}", json=body)
+    found = answer.json()
+    assert (answer.status_code, found["code"]) in {(400, "bad-request"), (413, "too-large")}, answer.text
+    assert found["field"].split(".")[0] == field
+
+
+@pytest.mark.parametrize("ref", ["nope", "sn_0123456789abcdef", "sn_xyz", "UPPER", "a_b", "0123456789abcdef", "é"])
+def test_what_no_snapshot_is_called_is_not_found(server, box, ref):
+    calls = [
+        ("GET", f"/snapshots/{ref}", None),
+        ("PATCH", f"/snapshots/{ref}", {}),
+        ("DELETE", f"/snapshots/{ref}", None),
+        ("POST", f"/snapshots/{ref}/restore", {}),
+        ("POST", f"/sandboxes/{box}/rollback", {"snapshot": ref}),
+    ]
+    for method, path, body in calls:
+        answer = server.client.request(method, path, json=body)
+        found = answer.json()
+        assert (answer.status_code, found["code"], found["field"]) == (404, "not-found", "snapshot"), path
+
+
+def test_a_sandbox_that_is_none_or_has_ended(server):
+    gone = server.sandbox(**SMALL)["id"]
+    server.client.delete(f"/sandboxes/{gone}")
+    for verb, body in (("snapshots", {}), ("fork", {}), ("rollback", {"snapshot": "x"})):
+        assert server.client.post(f"/sandboxes/nobody/{verb}", json=body).json()["code"] == "not-found", verb
+        answer = server.client.post(f"/sandboxes/{gone}/{verb}", json=body)
+        assert (answer.status_code, answer.json()["code"]) in {(410, "gone"), (404, "not-found")}, verb
+
+
+def test_a_snapshot_of_another_sandbox_is_none_to_roll_back_to(server, source):
+    other = server.sandbox(**SMALL)
+    made = took(server, other, memory=False)
+    answer = server.client.post(f"/sandboxes/{source['id']}/rollback", json={"snapshot": made["id"]})
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (409, "conflict", "snapshot")
+    server.client.delete(f"/snapshots/{made['id']}")
+    server.client.delete(f"/sandboxes/{other['id']}")
+
+
+def test_another_projects_snapshots_do_not_exist(server, source):
+    made = took(server, source, name="mine", memory=False)
+    project = f"p{time.monotonic_ns()}"
+    server.client.post("/projects", json={"id": project})
+    key = server.client.post("/keys", json={"name": "o", "project": project, "scopes": USER}).json()["key"]
+    with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": key}, timeout=30) as other:
+        assert other.get("/snapshots").json() == {"snapshots": [], "cursor": None}
+        assert other.get("/snapshots", params={"sandbox": source["id"]}).json()["snapshots"] == []
+        own = other.post("/sandboxes", json=SMALL).json()["id"]
+        for ref in (made["id"], "mine"):
+            for method, path, body in (
+                ("GET", f"/snapshots/{ref}", None),
+                ("PATCH", f"/snapshots/{ref}", {"name": "theirs"}),
+                ("DELETE", f"/snapshots/{ref}", None),
+                ("POST", f"/snapshots/{ref}/restore", {}),
+                ("POST", f"/sandboxes/{own}/rollback", {"snapshot": ref}),
+            ):
+                answer = other.request(method, path, json=body)
+                assert (answer.status_code, answer.json()["code"]) == (404, "not-found"), path
+                assert made["id"] not in answer.text or made["id"] in path
+        assert other.post(f"/sandboxes/{source['id']}/fork", json={}).status_code == 404
+        other.delete(f"/sandboxes/{own}")
+    assert server.client.get("/snapshots/mine").json() == made
+
+
+def test_scopes_say_who_may_do_what(server, source):
+    made = took(server, source, memory=False)
+    calls = {
+        ("POST", f"/sandboxes/{source['id']}/snapshots"): "create",
+        ("POST", f"/sandboxes/{source['id']}/fork"): "create",
+        ("POST", f"/sandboxes/{source['id']}/rollback"): "create",
+        ("POST", f"/snapshots/{made['id']}/restore"): "create",
+        ("PATCH", f"/snapshots/{made['id']}"): "create",
+        ("DELETE", f"/snapshots/{made['id']}"): "destroy",
+        ("GET", f"/snapshots/{made['id']}"): "read",
+        ("GET", "/snapshots"): "read",
+    }
+    for (method, path), scope in calls.items():
+        others = [one for one in USER if one != scope]
+        key = server.client.post("/keys", json={"name": "s", "scopes": others}).json()["key"]
+        body = {"snapshot": made["id"]} if path.endswith("rollback") else None if method in {"GET", "DELETE"} else {}
+        with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": key}, timeout=30) as one:
+            answer = one.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+        assert scope in answer.json()["detail"]
+    assert server.client.get(f"/snapshots/{made['id']}").json() == made
+
+
+def test_the_quota_of_snapshots_is_told(server):
+    project = f"q{time.monotonic_ns()}"
+    server.client.post("/projects", json={"id": project})
+    assert server.client.put(f"/projects/{project}/quota", json={"snapshots": 1}).status_code == 200
+    key = server.client.post("/keys", json={"name": "q", "project": project, "scopes": USER}).json()["key"]
+    with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": key}, timeout=30) as one:
+        box = one.post("/sandboxes", json=SMALL).json()["id"]
+        first = one.post(f"/sandboxes/{box}/snapshots", json={"memory": False}).json()["id"]
+        answer = one.post(f"/sandboxes/{box}/snapshots", json={"memory": False})
+        found = answer.json()
+        assert (answer.status_code, found["code"], found["field"]) == (429, "quota-exceeded", "snapshots")
+        assert (found["limit"], found["used"]) == (1, 1)
+        assert one.delete(f"/snapshots/{first}").status_code == 204
+        assert one.post(f"/sandboxes/{box}/snapshots", json={"memory": False}).status_code == 201
+        for left in one.get("/snapshots").json()["snapshots"]:
+            one.delete(f"/snapshots/{left['id']}")
+        one.delete(f"/sandboxes/{box}")

@@ -30,6 +30,7 @@ class Limits:
         """Let those that run stand still."""
         self._stopped_at = self._loop.time()
         for limit in self._running:
+            limit.stands_still = True
             limit.move(SUSPENDED_LIMIT_S)
 
     def go_on(self) -> None:
@@ -39,7 +40,8 @@ class Limits:
         stopped_at, now = self._stopped_at, self._loop.time()
         self._stopped_at = None
         for limit in self._running:
-            if limit.since <= stopped_at:
+            if limit.stands_still:
+                limit.stands_still = False
                 limit.move(now - stopped_at - SUSPENDED_LIMIT_S)
             else:
                 limit.move(now - limit.since)
@@ -52,6 +54,7 @@ class Limit:
         self._running = running
         self._timeout = asyncio.timeout(timeout_s)
         self.since = 0.0
+        self.stands_still = False
 
     @property
     def is_set(self) -> bool:
@@ -60,7 +63,7 @@ class Limit:
 
     def set(self, timeout_s: float) -> None:
         """Run out so long from now."""
-        self.since = asyncio.get_running_loop().time()
+        self.since, self.stands_still = asyncio.get_running_loop().time(), False
         self._timeout.reschedule(self.since + timeout_s)
         self._running.add(self)
 

@@ -63,3 +63,16 @@ async def _set(limits: Limits) -> None:
     async with limits.of(None) as limit:
         limit.set(0.01)
         await asyncio.sleep(5)
+
+
+async def test_one_that_begins_in_the_tick_of_a_stop_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's loop has one time for all that happens in one turn of it."""
+    limits = Limits()
+    now = asyncio.get_running_loop().time()
+    with monkeypatch.context() as still:
+        still.setattr(asyncio.get_running_loop(), "time", lambda: now)
+        limits.stop()
+        async with limits.of(30):
+            limits.go_on()
+            still.undo()
+            await asyncio.sleep(0.02)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest
+import uvloop
 from tests.tests_support import SOAK
 
 from cove.agentlink.client import AgentClient
@@ -21,7 +22,7 @@ from cove.model.watches import Change, WatchSpec
 
 from .conftest import RunningAgent, suspension
 
-_SUSPENSIONS = 4000 if SOAK else 200
+_SUSPENSIONS = 4000 if SOAK else 120
 _KEEP = 4 * 1024 * 1024
 
 Work = Callable[[AgentClient, Path, random.Random], Coroutine[None, None, None]]
@@ -153,7 +154,26 @@ WORK: tuple[Work, ...] = (
 
 
 @pytest.mark.timeout(1200)
-async def test_calls_lose_and_double_nothing(client: AgentClient, agent: RunningAgent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=("asyncio", "uvloop"))
+def test_calls_lose_and_double_nothing(tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """On the server's own kind of loop, and on the one with which all other tests of this directory run."""
+    agent = RunningAgent(tmp_path)
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(_storm(agent, tmp_path))
+    finally:
+        agent.stop()
+
+
+async def _storm(agent: RunningAgent, home: Path) -> None:
+    client = await agent.connect()
+    try:
+        await _suspend_at_random(client, agent, home)
+    finally:
+        await client.close()
+
+
+async def _suspend_at_random(client: AgentClient, agent: RunningAgent, home: Path) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     dice = random.Random(seed)  # noqa: S311 - a test
     is_over = False
@@ -162,7 +182,7 @@ async def test_calls_lose_and_double_nothing(client: AgentClient, agent: Running
     async def again_and_again(number: int) -> None:
         own = random.Random(seed + number)  # noqa: S311 - a test
         while not is_over or rounds[number] == 0:
-            await WORK[number](client, tmp_path, own)
+            await WORK[number](client, home, own)
             rounds[number] += 1
 
     async with asyncio.TaskGroup() as tasks:

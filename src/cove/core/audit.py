@@ -124,14 +124,20 @@ class Audit:
             )
 
     async def save(
-        self, sandbox: Sandbox, event: str, data: Mapping[str, AuditValue], also: Also | None = None
+        self,
+        sandbox: Sandbox,
+        event: str,
+        data: Mapping[str, AuditValue],
+        also: Also | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         """Write a sandbox's row, its line, and what `also` writes: all or nothing.
 
         Raises: CapacityExceeded, EngineFailure, Conflict.
         """
         draft = self._draft(0, event, sandbox.project, sandbox.id, data, None)
-        future = self._rows.append_with(sandbox, (*self._pending, draft), self._seal, also)
+        future = self._rows.append_with(sandbox, (*self._pending, draft), self._seal, also, durable=durable)
         future.add_done_callback(self._saved)
         await asyncio.shield(future)
 

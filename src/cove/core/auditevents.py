@@ -28,10 +28,8 @@ def lifecycle_event(before: Sandbox | None, after: Sandbox) -> LifecycleEvent | 
         return None if was in FINAL else _ended(after)
     if after.state is State.RUNNING and was in {None, State.PENDING}:
         return _born(after)
-    if after.state is State.RUNNING and was is State.PAUSED:
-        return "sandbox.resumed", {}
-    if after.state is State.PAUSED and was is not State.PAUSED:
-        return "sandbox.paused", {}
+    if before is not None and was is not after.state:
+        return _moved(before, after)
     if before is not None and was is after.state:
         return _changed(before, after)
     return None
@@ -49,6 +47,22 @@ def _born(sandbox: Sandbox) -> LifecycleEvent:
         "reason": origin.kept.reason,
     }
     return ("sandbox.forked" if origin.snapshot is None else "sandbox.restored"), data
+
+
+def _moved(before: Sandbox, after: Sandbox) -> LifecycleEvent | None:
+    """Between running and at rest. What is not there any more is told with the reason."""
+    kept: dict[str, AuditValue] = (
+        {} if after.kept is None else {"memory": after.kept.memory, "reason": after.kept.reason}
+    )
+    if after.state is State.HIBERNATED:
+        return "sandbox.hibernated", kept if after.state_note is None else {**kept, "note": after.state_note}
+    if after.state is State.PAUSED:
+        return "sandbox.paused", {} if after.state_note is None else {"note": after.state_note}
+    if after.state is not State.RUNNING:
+        return None
+    if after.rolled_back_at != before.rolled_back_at:
+        return "sandbox.rolled_back", {"snapshot": after.rolled_back_to, **kept}
+    return "sandbox.resumed", {} if before.state is State.PAUSED else {"was": "hibernated", **kept}
 
 
 def _made(sandbox: Sandbox) -> dict[str, AuditValue]:

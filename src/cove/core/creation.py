@@ -35,7 +35,7 @@ from cove.model.ids import new_core_id
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.policy import PATTERN
 from cove.model.request import Idempotency
-from cove.model.sandbox import Lineage, Sandbox, SandboxSpec, Source
+from cove.model.sandbox import Lineage, Sandbox, SandboxSpec, Source, TimeoutCounts
 from cove.model.spans import span
 from cove.model.state import EndReason, State
 from cove.store.store import Store
@@ -124,6 +124,7 @@ class Creation:
         self._creating: dict[tuple[str, str], tuple[str, Supervisor]] = {}
         self.counts = {Source.WARM: 0, Source.COLD: 0}
         self.failed = 0
+        self.timeout_counts = TimeoutCounts.ALWAYS
         self.on_started: Callable[[Sandbox], None] = lambda _: None
 
     def find_earlier(self, order: Order) -> Supervisor | Sandbox | None:
@@ -225,6 +226,7 @@ class Creation:
             image_used=image.name,
             image_digest=image.digest,
             image_note=resolved.note,
+            timeout_counts=order.spec.timeout_counts or self.timeout_counts,
         )
         self._admission.admit(sandbox.id, sandbox.limits)
         self._quotas.hold(sandbox)

@@ -6,7 +6,7 @@ from typing import Final
 
 from cove.core.access import may_see
 from cove.core.journal import StoreJournal
-from cove.engine.records import ended_error
+from cove.engine.records import AT_REST, ended_error
 from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal, Scope
@@ -14,7 +14,7 @@ from cove.model.errors import Conflict, EngineFailure, NotFound
 from cove.model.ids import is_core_id, new_core_id, new_name
 from cove.model.origin import note_sandbox
 from cove.model.sandbox import Sandbox
-from cove.model.state import FINAL, State
+from cove.model.state import FINAL
 from cove.store.store import Store
 
 NAME_TRIES: Final = 4
@@ -42,14 +42,15 @@ class Directory:
         )
 
     def readable(self, who: Principal, ref: str) -> Supervisor:
-        """The sandbox for a look at what runs in it, which resumes a paused one: more than a key for reading may do.
+        """The sandbox for a look at what runs in it, which resumes one at rest: more than a key for reading may do.
 
-        Raises: NotFound, Gone, Conflict (paused, and the key may neither run nor change anything).
+        Raises: NotFound, Gone, Conflict (at rest, and the key may neither run nor change anything).
         """
         supervisor = self.live(who, ref)
         may_resume = who.can(Scope.EXEC) or who.can(Scope.CREATE)
-        if supervisor.sandbox.state is State.PAUSED and not may_resume:
-            raise Conflict("the sandbox is paused, and this key may not resume it")
+        state = supervisor.sandbox.state
+        if state in AT_REST and not may_resume:
+            raise Conflict(f"the sandbox is {state.value}, and this key may not resume it", field="state")
         return supervisor
 
     def known(self, who: Principal, ref: str) -> Sandbox:

@@ -39,6 +39,7 @@ from cove.core.networkprofiles import NetworkProfiles
 from cove.core.networks import Networks
 from cove.core.parts import image_use, project_images, project_webhooks, purge_forever, sized_pool
 from cove.core.placement import Placement
+from cove.core.places import Places
 from cove.core.ports import Ports
 from cove.core.quotas import Quotas
 from cove.core.ratelimits import RateLimits
@@ -135,6 +136,7 @@ class _Parts:
     ports: Ports
     host_ports: HostPorts
     checkpoints: Checkpoints
+    places: Places
 
 
 @asynccontextmanager
@@ -162,7 +164,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     sandboxes have none. `post`: how webhooks leave. `checkpoints` None: sandboxes can be neither hibernated nor
     kept as snapshots. Raises: EngineFailure when the store cannot be read or written.
     """
-    clock = clock or SystemClock()
+    clock, checkpoints = clock or SystemClock(), checkpoints or NoCheckpoints()
     admission = Admission(settings.admission, clock, memory, disk)
     audit = Audit(store, clock, audit_key or secrets.token_bytes(KEY_BYTES))
     accounts = make_accounts(settings.accounts, store, clock, audit)
@@ -209,22 +211,24 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             journal=journal,
             ports=ports,
             host_ports=host_ports,
-            checkpoints=checkpoints or NoCheckpoints(),
+            checkpoints=checkpoints,
+            places=Places(accounts.budgets, accounts.quotas, admission),
         )
         async with _working(parts, tasks) as core:
             yield core
     await _write_the_rest(journal, accounts, audit)
 
 
-def _surroundings(parts: Callable[[], _Parts], checkpoints: Checkpoints | None) -> Others:
+def _surroundings(parts: Callable[[], _Parts], checkpoints: Checkpoints) -> Others:
     """What supervisors ask of the rest of the core, which is made after them."""
     return Others(
         links=lambda one: parts().networks.links.of(one),  # noqa: PLW0108 - it is made later
-        may_resume=lambda one: parts().accounts.budgets.check_resume(one),  # noqa: PLW0108
+        may_resume=lambda one: parts().places.enter(one),  # noqa: PLW0108
+        rests=lambda one: parts().places.leave(one),  # noqa: PLW0108
         moves=lambda one: parts().networks.links.moved(one.project, one.name),
         image_of=lambda one: parts().images.version(one.project, one.image_used, one.image_digest),
         driver_of=lambda one: parts().drivers.get(one.driver),
-        checkpoints=checkpoints or NoCheckpoints(),
+        checkpoints=checkpoints,
     )
 
 
@@ -317,6 +321,7 @@ def _creation(parts: _Parts) -> Creation:
         clock=parts.clock,
     )
     creation.on_started = parts.networks.started
+    creation.timeout_counts = parts.settings.timeout_counts
     return creation
 
 
@@ -433,8 +438,9 @@ async def _reconciled(parts: _Parts) -> Reconciled:
     if default not in parts.drivers:
         log.warning("the default driver %s cannot be used: creates that name none are refused", default)
 
-    def adopt(sandbox: Sandbox, box: Box) -> None:
-        parts.admission.admit(sandbox.id, sandbox.limits, is_new=False)
+    def adopt(sandbox: Sandbox, box: Box | None) -> None:
+        if box is not None:
+            parts.admission.admit(sandbox.id, sandbox.limits, is_new=False)
         parts.accounts.adopt(sandbox)
         parts.directory.hold_name(sandbox.project, sandbox.name, sandbox.id)
         parts.supervisors.adopt(sandbox, box)
@@ -446,6 +452,7 @@ async def _reconciled(parts: _Parts) -> Reconciled:
         clock=parts.clock,
         adopt=adopt,
         keep_unknown=not parts.store.is_new,
+        checkpoints=parts.checkpoints,
     )
     found = await reconcile(parts.store.sandboxes.unended(), machine)
     parts.networks.links.all_moved()

@@ -11,7 +11,7 @@ from cove.core.pulls import PullStats
 from cove.engine.images.settings import ImageSettings
 from cove.engine.pool import PoolConfig, ShelfStats
 from cove.model.image import ImageInfo
-from cove.model.sandbox import Isolation
+from cove.model.sandbox import Isolation, TimeoutCounts
 from cove.model.state import State
 from cove.store.writer import WriterStats
 
@@ -25,6 +25,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     pool: PoolConfig = field(default_factory=PoolConfig)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+    timeout_counts: TimeoutCounts = TimeoutCounts.ALWAYS
     history_s: float = 30 * 86400.0
     audit_retention_s: float = 400 * 86400.0
     webhook_plain: bool = False

@@ -16,6 +16,7 @@ from cove.core.metering import Metering, Turn
 from cove.engine.clock import Clock, sleep
 from cove.model.errors import CoveError
 from cove.model.sandbox import Sandbox
+from cove.model.state import State
 from cove.store.store import Store
 from cove.store.usage import flushing
 
@@ -59,24 +60,34 @@ class StoreJournal:
             log.warning("sandbox %s is %s, written later: %s %s", sandbox.id, sandbox.state, error, error.internal)
 
     def _event(self, sandbox: Sandbox) -> LifecycleEvent | None:
+        return lifecycle_event(self._before(sandbox), sandbox)
+
+    def _before(self, sandbox: Sandbox) -> Sandbox | None:
         try:
-            before = self._unsaved.get(sandbox.id) or self._store.sandboxes.get(sandbox.id)
+            return self._unsaved.get(sandbox.id) or self._store.sandboxes.get(sandbox.id)
         except CoveError:
-            before = None  # the store cannot be read: the write says so
-        return lifecycle_event(before, sandbox)
+            return None  # the store cannot be read: the write says so
 
     async def _write(self, sandbox: Sandbox, event: LifecycleEvent | None, turn: Turn | None) -> None:
+        is_durable = self._must_last(sandbox)
         older = self._unsaved.pop(sandbox.id, None)  # before it waits: a retry must not queue the older one behind it
         try:
             also = None if turn is None else flushing(turn.flush)
             if event is not None:
-                await self._audit.save(sandbox, *event, also)
+                await self._audit.save(sandbox, *event, also, durable=is_durable)
             else:
-                await self._store.sandboxes.save(sandbox, also)
+                await self._store.sandboxes.save(sandbox, also, durable=is_durable)
         except CoveError:
             if older is not None:
                 self._unsaved.setdefault(sandbox.id, older)
             raise
+
+    def _must_last(self, sandbox: Sandbox) -> bool:
+        """Whether a power failure must not take it back: what it replaces is destroyed once it is written."""
+        if sandbox.state is State.HIBERNATED:
+            return True
+        before = self._before(sandbox)
+        return before is not None and before.state is State.HIBERNATED
 
     def unsaved(self, sandbox_id: str) -> Sandbox | None:
         """What the store does not know yet about a sandbox."""

@@ -53,7 +53,7 @@ class MeteringSettings(Struct, frozen=True, kw_only=True):
 
 
 class Rate(Struct, frozen=True, kw_only=True):
-    """What a meter counts: `state` is running, paused or empty (nothing); cores in thousandths."""
+    """What a meter counts: `state` is running, paused, or empty: nothing (hibernated, too); cores in thousandths."""
 
     state: str = ""
     mcpus: int = 0
@@ -156,8 +156,9 @@ class Metering:
         self._read(meter)
         before, meter.rate = meter.rate, rate
         meter.facts = replace(meter.facts, name=sandbox.name)
+        if is_over or sandbox.state is State.HIBERNATED:
+            self._measure(meter, sandbox.usage)  # its box goes: nobody can measure that any more
         if is_over:
-            self._measure(meter, sandbox.usage)
             meter.facts = replace(meter.facts, ended_at=sandbox.ended_at)
             del self._meters[sandbox.id]
         return Turn(taken=self._take(meter), meter=meter, before=before)

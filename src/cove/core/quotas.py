@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cove.core.access import may_see, require
 from cove.core.audit import Audit
@@ -33,6 +33,7 @@ from cove.model.quota import (
     millicpus,
 )
 from cove.model.sandbox import MIB, Limits, Sandbox
+from cove.model.state import State
 from cove.store.store import Store
 
 MOST: Final = 2**53
@@ -113,9 +114,21 @@ class Quotas:
 
     def hold(self, sandbox: Sandbox) -> None:
         """Count a sandbox until `release`. Without an await since `check`, so that nobody comes between."""
-        chain, held = self._book.chain(sandbox.project, sandbox.key), _held(sandbox.limits)
+        chain, held = self._book.chain(sandbox.project, sandbox.key), _held_by(sandbox)
         self._of_sandbox[sandbox.id] = (chain, held)
         self._add(chain, held)
+
+    def wake(self, sandbox: Sandbox) -> None:
+        """Count a hibernated sandbox as one that runs. Raises: QuotaExceeded, QuotaTooSmall, where it does not fit."""
+        chain, held = self._of_sandbox.get(sandbox.id, ((), _NOTHING))
+        awake = _held(sandbox.limits)
+        more = _Held(1 - held.sandboxes, awake.mcpus - held.mcpus, awake.memory_bytes - held.memory_bytes)
+        self._fit(chain, more, whole=awake)
+        self._hold_of(sandbox.id, awake)
+
+    def rest(self, sandbox: Sandbox) -> None:
+        """Count a sandbox that came to rest as hibernated. Again: nothing."""
+        self._hold_of(sandbox.id, _held_by(sandbox))
 
     def release(self, sandbox_id: str) -> None:
         """It has ended. Again: nothing."""
@@ -123,13 +136,13 @@ class Quotas:
         self._add(chain, -held)
 
     @contextmanager
-    def changing(self, sandbox: Sandbox, limits: Limits, now_has: Callable[[], Limits]) -> Generator[None]:
+    def changing(self, sandbox: Sandbox, limits: Limits, now: Callable[[], Sandbox]) -> Generator[None]:
         """Hold what a sandbox is to get beyond what it has, while its limits change; then count what it has in fact.
 
         Raises: QuotaExceeded, QuotaTooSmall, BudgetExceeded, where it is to get more.
         """
         chain, held = self._of_sandbox.get(sandbox.id, ((), _NOTHING))
-        wanted = _held(limits)
+        wanted = _held_by(replace(sandbox, limits=limits))
         more = _grown(held, wanted)
         if more != _NOTHING:
             self._fit(chain, more, whole=wanted)
@@ -141,7 +154,7 @@ class Quotas:
             yield
         finally:
             under_way.remove(wanted)
-            fact = _held(now_has())
+            fact = _held_by(now())
             for other in under_way:  # what a change beside this one shall come to is not given away in between
                 fact += _grown(fact, other)
             self._hold_of(sandbox.id, fact)
@@ -350,6 +363,13 @@ def _refuse_wider(quota: Quota | None, of_maker: Quota) -> None:
 
 def _held(limits: Limits) -> _Held:
     return _Held(1, millicpus(limits.cpus), limits.memory_bytes, limits.disk_bytes)
+
+
+def _held_by(sandbox: Sandbox) -> _Held:
+    """A hibernated one holds disk space only, for its files and for its memory."""
+    if sandbox.state is State.HIBERNATED:
+        return _Held(disk_bytes=sandbox.limits.disk_bytes + sandbox.kept_bytes)
+    return _held(sandbox.limits)
 
 
 def _grown(held: _Held, wanted: _Held) -> _Held:

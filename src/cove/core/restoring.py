@@ -213,7 +213,7 @@ def past_of(sandbox: Sandbox) -> Snapshot:
         tags={},
         sandbox=sandbox.id,
         sandbox_name=sandbox.name,
-        parent=None if sandbox.came_from is None else sandbox.came_from.snapshot,
+        parent=sandbox.rolled_back_to or (None if sandbox.came_from is None else sandbox.came_from.snapshot),
         kept=Kept(memory=False),
         driver=sandbox.driver,
         image=sandbox.image,

@@ -25,7 +25,7 @@ from cove.model.errors import CoveError
 from cove.model.request import Idempotency, SandboxChange, SandboxFilter, SandboxPage
 from cove.model.sandbox import Limits, Sandbox, SandboxSpec
 from cove.model.spans import span
-from cove.model.state import FINAL, EndReason
+from cove.model.state import FINAL, EndReason, State
 from cove.store.store import Store
 
 
@@ -124,8 +124,8 @@ class Sandboxes:
 
         try:
             wanted = _changed_limits(before.limits, change)
-            with self._quotas.changing(before, wanted, lambda: supervisor.sandbox.limits):
-                if change.memory_bytes is not UNSET:
+            with self._quotas.changing(before, wanted, lambda: supervisor.sandbox):
+                if change.memory_bytes is not UNSET and before.state is not State.HIBERNATED:
                     self._admission.change(before.id, change.memory_bytes)
                 return await supervisor.change(edit)
         finally:
@@ -152,10 +152,26 @@ class Sandboxes:
         require(who, Scope.CREATE)
         return await self._directory.live(who, ref).pause()
 
-    async def resume(self, who: Principal, ref: str) -> Sandbox:
-        """Let them go on; running already: the same. Raises: Forbidden, NotFound, Gone, EngineFailure."""
+    async def hibernate(self, who: Principal, ref: str, *, memory: bool | None = None) -> Sandbox:
+        """Bring it to the disk, so that it takes no memory; hibernated already: the same.
+
+        `memory` None: with its processes where that can be had, else `kept.reason` says why not; True: or not at all;
+        False: its files only. Raises: Forbidden, NotFound, Gone, Conflict, Unsupported, CapacityExceeded,
+        EngineFailure; it is then as it was.
+        """
         require(who, Scope.CREATE)
-        return await self._directory.live(who, ref).resume()
+        return await self._directory.live(who, ref).hibernate(memory=memory)
+
+    async def resume(self, who: Principal, ref: str, *, memory: bool | None = None) -> Sandbox:
+        """Let it go on; running already: the same. `memory` False: a hibernated one begins anew, with its files only.
+
+        Raises: Forbidden, NotFound, Gone, Conflict, CapacityExceeded, QuotaExceeded, EngineFailure (its checkpoint is
+        damaged); it then stays as it was.
+        """
+        require(who, Scope.CREATE)
+        supervisor = self._directory.live(who, ref)
+        await self._quotas.prepare(supervisor.sandbox.project, supervisor.sandbox.key)
+        return await supervisor.resume(memory=memory)
 
 
 def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
@@ -176,6 +192,7 @@ def _changed(sandbox: Sandbox, change: SandboxChange, now: float) -> Sandbox:
         idle_action=sandbox.idle_action if change.idle_action is UNSET else change.idle_action,
         auto_resume=sandbox.auto_resume if change.auto_resume is UNSET else change.auto_resume,
         expires_at=sandbox.expires_at if change.timeout_s is UNSET else expiry(now, change.timeout_s),
+        time_left_s=sandbox.time_left_s if change.timeout_s is UNSET else None,
     )
 
 

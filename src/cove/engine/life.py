@@ -23,7 +23,7 @@ from cove.engine.keeping import Environment, environment_of, keep, kept_of
 from cove.engine.pool import is_connected
 from cove.engine.records import AT_REST, at_rest_error, ended, ended_error, moved, summed, timed, with_network
 from cove.model.errors import Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
-from cove.model.sandbox import IdleAction, Kept, Lineage, Sandbox, Usage
+from cove.model.sandbox import IdleAction, Kept, Sandbox, Usage
 from cove.model.state import FINAL, EndReason, State
 
 log = logging.getLogger(__name__)
@@ -230,8 +230,8 @@ class Life:
             raise
         self._ports.moves(self.sandbox)
 
-    async def _rise(self, origin: Checkpoint, image: BoxImage, kept: Kept, *, came_from: Lineage | None = None) -> None:
-        """Into a new box that is as `origin` was. `came_from`: it was another sandbox's, or an earlier time's."""
+    async def _rise(self, origin: Checkpoint, image: BoxImage, kept: Kept, *, is_rollback: bool = False) -> None:
+        """Into a new box that is as `origin` was. `is_rollback`: of an earlier time: nothing may be the same twice."""
         await self._clear(must=True)
         birth = Birth(
             image=image,
@@ -244,13 +244,13 @@ class Life:
             intent=self._ports.journal.write,
             origin=origin,
             with_memory=kept.memory,
-            is_copy=came_from is not None,
+            is_copy=is_rollback,
         )
         box, _ = await give_birth(self.sandbox, birth, self._ports)
         try:
             awake = self._moved(State.RUNNING, isolation=box.isolation, kept=kept, kept_bytes=0)
-            if came_from is not None:
-                awake = replace(awake, came_from=came_from)
+            if is_rollback:
+                awake = replace(awake, rolled_back_to=origin.id, rolled_back_at=self._ports.clock.now())
             await self._ports.journal.write(awake)
         except BaseException:
             self._remains = box
@@ -280,16 +280,15 @@ class Life:
         """What is now is kept first, as for a hibernation, and resumed if the way back fails."""
         self._check_origin(checkpoint, memory=kept.memory)
         was, sandbox = self.sandbox.state, self.sandbox
-        lineage = Lineage(snapshot=checkpoint.id, sandbox=sandbox.id, kept=kept)
         with self._moving():
             if was is State.HIBERNATED:
                 self._ports.may_resume(sandbox)
             else:
                 await self._lie_down(memory=None)
             try:
-                await self._rise(checkpoint, image, kept, came_from=lineage)
-            except BaseException:
-                await asyncio.shield(self._be_again(was))
+                await self._rise(checkpoint, image, kept, is_rollback=True)
+            except Exception:
+                await self._be_again(was)
                 raise
             finally:
                 if self.sandbox.state is State.HIBERNATED:

@@ -35,6 +35,7 @@ class BudgetAction(StrEnum):
 class Quota(Struct, frozen=True, kw_only=True):
     """Limits. `sandboxes`, `cpus`, `memory_bytes`, `disk_bytes`: of all unended sandboxes together.
 
+    Of those, hibernated ones count for `disk_bytes` only, with what is kept of their memory.
     `budget_nano`: cost per `budget_period`, in 1e-9 of the price's currency. `snapshots` and `host_ports` are for
     projects only.
     """

@@ -24,6 +24,7 @@ from cove.engine.agentbin import agent_build
 from cove.engine.config import EngineConfig
 from cove.engine.images.settings import ImageSettings, UnpackLimits
 from cove.engine.pool import PoolConfig, PoolTarget
+from cove.model.sandbox import TimeoutCounts
 from cove.model.spans import Tracer
 from cove.model.usage import PausedBilling
 from cove.server.config import Settings
@@ -77,6 +78,7 @@ def core_settings(settings: Settings) -> CoreSettings:
     return CoreSettings(
         version=cove_version(),
         default_driver=driver,
+        timeout_counts=TimeoutCounts(settings.timeout_counts),
         untrusted_drivers=settings.untrusted_drivers,
         pool=PoolConfig(targets=targets, agent_build=agent_build()),
         admission=admission,

@@ -76,6 +76,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     keep_free_disk_mib: int
     max_sandboxes: int
     max_creates: int
+    timeout_counts: str
     history_days: float
     price_vcpu_hour: int
     price_gib_hour: int
@@ -378,6 +379,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "price_gib_hour": _money,
     "price_traffic_gib": _money,
     "bill_paused": _one_of("memory", "nothing", "all"),
+    "timeout_counts": _one_of("always", "running"),
     "usage_interval_s": _number(float, 0.1, 3600),
     "usage_days": _number(float, 31, 36500),
     "requests_per_minute": _number(int, 0, 1_000_000),

@@ -120,6 +120,13 @@ TABLE: Final = (
     ),
     Setting("max_sandboxes", "1000", "count", "Sandboxes at a time."),
     Setting("max_creates", "128", "count", "Creates in progress at a time; one more is answered 503."),
+    Setting(
+        "timeout_counts",
+        "always",
+        "word",
+        "When a sandbox's timeout_s passes, unless it says so itself: always, or running (not while it is paused or "
+        "hibernated).",
+    ),
     Setting("history_days", "30", "days", "How long ended sandboxes are shown."),
     Setting(
         "price_vcpu_hour", "0.025", "money", "What one allocated vCPU costs per hour, in the currency of your bills."

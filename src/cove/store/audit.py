@@ -83,7 +83,13 @@ class AuditRows:
         return self._writer.submit(appending(drafts, seal))
 
     def append_with(
-        self, sandbox: Sandbox, drafts: Sequence[AuditDraft], seal: Seal, also: Also | None = None
+        self,
+        sandbox: Sandbox,
+        drafts: Sequence[AuditDraft],
+        seal: Seal,
+        also: Also | None = None,
+        *,
+        durable: bool = False,
     ) -> asyncio.Future[Appended]:
         """As `append`, in one savepoint with the sandbox's row and what `also` writes. Raises: CapacityExceeded."""
         save, append = saving(sandbox, also), appending(drafts, seal)
@@ -92,7 +98,7 @@ class AuditRows:
             save(db)
             return append(db)
 
-        return self._writer.submit(save_both)
+        return self._writer.submit(save_both, durable=durable)
 
     def window(self, project: str, wanted: AuditFilter, *, first: int, end: int, limit: int) -> list[AuditEntry]:
         """The first lines of a project's chain with a number from `first` on and below `end`, in order."""

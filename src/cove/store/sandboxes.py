@@ -47,12 +47,12 @@ class SandboxRows:
         self._reader = reader
         self._writer = writer
 
-    async def save(self, sandbox: Sandbox, also: Also | None = None) -> None:
+    async def save(self, sandbox: Sandbox, also: Also | None = None, *, durable: bool = False) -> None:
         """Insert or replace one row, and write what `also` writes: both or neither.
 
         Raises: Conflict (a live one has the name), CapacityExceeded, EngineFailure.
         """
-        await self._writer.write(saving(sandbox, also))
+        await self._writer.write(saving(sandbox, also), durable=durable)
 
     def get(self, sandbox_id: str) -> Sandbox | None:
         """One sandbox in any state. 6 µs on the loop."""

@@ -27,7 +27,7 @@ from cove.model.errors import (
 )
 from cove.model.quota import BudgetAction, BudgetPeriod, Quota
 from cove.model.request import Idempotency, SandboxChange
-from cove.model.sandbox import MIB, Limits, SandboxSpec
+from cove.model.sandbox import MIB, Limits, Sandbox, SandboxSpec
 from cove.model.state import EndReason, State
 from cove.model.usage import NANO, UsageGroup, UsageQuery
 
@@ -329,17 +329,24 @@ async def test_changes_of_one_sandbox_at_a_time_give_away_nothing_that_the_last_
     await limit(core, cpus=4.0)
     box = await core.sandboxes.create(LOCAL, SandboxSpec(limits=Limits(cpus=4.0)))
     now = box.limits
-    with core.quotas.changing(box, box.limits, lambda: now):  # back to what it has, judged before it shrinks
-        with core.quotas.changing(box, replace(box.limits, cpus=1.0), lambda: now):
+
+    def has() -> Sandbox:
+        return replace(box, limits=now)
+
+    with core.quotas.changing(box, box.limits, has):  # back to what it has, judged before it shrinks
+        with core.quotas.changing(box, replace(box.limits, cpus=1.0), has):
             now = replace(box.limits, cpus=1.0)
         with pytest.raises(QuotaExceeded):
             core.quotas.check(box.project, box.key, replace(box.limits, cpus=3.0))
         now = box.limits
     assert (await used(core)).cpus == 4.0
-    with core.quotas.changing(box, replace(box.limits, cpus=1.0), lambda: now):
+    with core.quotas.changing(box, replace(box.limits, cpus=1.0), has):
         now = replace(box.limits, cpus=1.0)
     core.quotas.check(box.project, box.key, replace(box.limits, cpus=3.0))
-    with pytest.raises(QuotaExceeded), core.quotas.changing(box, replace(box.limits, cpus=4.5), lambda: now):
+    with (
+        pytest.raises(QuotaExceeded),
+        core.quotas.changing(box, replace(box.limits, cpus=4.5), has),
+    ):
         pass
     assert not core.quotas._changing
 

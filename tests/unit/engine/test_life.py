@@ -484,8 +484,7 @@ async def test_a_rollback_makes_it_what_it_was_and_its_generators_begin_anew(wor
     sandbox = await supervisor.roll_back(then, world.images.get("base"), kept=Kept(memory=True))
     box = newest(world)
     assert sandbox.state is State.RUNNING
-    assert sandbox.came_from is not None
-    assert (sandbox.came_from.snapshot, sandbox.came_from.sandbox) == (then.id, sandbox.id)
+    assert (sandbox.rolled_back_to, sandbox.rolled_back_at) == (then.id, world.clock.now())
     assert box.origin is then
     assert box.agent.revived == (None, {}, True)
     assert box.network is OPEN_NETWORK
@@ -503,7 +502,7 @@ async def test_a_rollback_that_fails_leaves_it_as_it_was(world: World, was: Stat
     with pytest.raises(EngineFailure, match="damaged"):
         await supervisor.roll_back(then, world.images.get("base"), kept=Kept(memory=True))
     assert supervisor.view().state is was
-    assert supervisor.view().came_from is None
+    assert supervisor.view().rolled_back_to is None
     if was is State.HIBERNATED:
         assert world.told[-1] == "moves"
         assert world.told[-2] == "rests"

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.shells import Shell
     from cove.sdk.snapshots import Snapshots, snapshots
+    from cove.sdk.templates import Template, Templates
     from cove.sdk.terminals import Terminal
     from cove.sdk.units import UNSET
     from cove.sdk.watches import Change, Watch
@@ -132,6 +133,8 @@ __all__ = [
     "Shell",
     "Snapshot",
     "Snapshots",
+    "Template",
+    "Templates",
     "Terminal",
     "TooLarge",
     "Unauthorized",
@@ -160,6 +163,7 @@ _HOME: Final = {
     "Files": "files",
     "Forward": "forwarding",
     **dict.fromkeys(("Audit", "AuditLine"), "audit"),
+    **dict.fromkeys(("Template", "Templates"), "templates"),
     **dict.fromkeys(("Webhook", "Webhooks"), "webhooks"),
     **dict.fromkeys(("ImageProgress", "Images"), "images"),
     **dict.fromkeys(("Job", "Running"), "jobs"),

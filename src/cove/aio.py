@@ -23,6 +23,7 @@ from cove.sdk.aio.networks import Network, NetworkProfiles
 from cove.sdk.aio.sandbox import Sandbox
 from cove.sdk.aio.shells import Shell
 from cove.sdk.aio.snapshots import Snapshots, snapshots
+from cove.sdk.aio.templates import Templates
 from cove.sdk.aio.terminals import Terminal
 from cove.sdk.aio.watches import Watch
 from cove.sdk.aio.webhooks import Webhooks
@@ -42,6 +43,7 @@ __all__ = [
     "Sandbox",
     "Shell",
     "Snapshots",
+    "Templates",
     "Terminal",
     "Watch",
     "Webhooks",

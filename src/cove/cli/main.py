@@ -49,6 +49,7 @@ COMMANDS: Final = {
     "usage": "usage",
     "credential": "credential",
     "audit": "audit",
+    "template": "template",
     "webhook": "webhook",
     "file": "file",
     "image": "image",

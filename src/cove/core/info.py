@@ -29,6 +29,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     history_s: float = 30 * 86400.0
     audit_retention_s: float = 400 * 86400.0
     webhook_plain: bool = False
+    template_ready: int = 16
     host_ports: HostPortSettings | None = None
     accounts: AccountSettings = AccountSettings()
 

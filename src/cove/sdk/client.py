@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cove.sdk.networks import NetworkProfiles
     from cove.sdk.sandbox import Sandbox
     from cove.sdk.snapshots import Snapshots
+    from cove.sdk.templates import Templates
     from cove.sdk.webhooks import Webhooks
     from cove.sdk.websocket import WebSocket
 
@@ -209,6 +210,11 @@ class Client:
         from cove.sdk.snapshots import Snapshots
 
         return Snapshots(self)
+    def templates(self) -> Templates:
+        """Names for snapshots, with copies kept ready."""
+        from cove.sdk.templates import Templates
+
+        return Templates(self)
 
     @property
     def webhooks(self) -> Webhooks:

@@ -86,6 +86,7 @@ def core_settings(settings: Settings) -> CoreSettings:
         history_s=settings.history_days * 86400.0,
         audit_retention_s=settings.audit_retention * 86400.0,
         webhook_plain=settings.webhook_plain,
+        template_ready=settings.template_ready,
         host_ports=host_port_settings(settings),
         accounts=account_settings(settings),
     )

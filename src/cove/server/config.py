@@ -87,6 +87,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     requests_per_minute: int
     request_burst: int
     failed_logins_per_minute: int
+    template_ready: int
     webhook_plain: bool
     audit_retention: float
     quota: str
@@ -386,6 +387,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "request_burst": _number(int, 0, 1_000_000),
     "failed_logins_per_minute": _number(int, 0, 1_000_000),
     "audit_retention": _number(float, 1, 36500),
+    "template_ready": _number(int, 0, 1000),
     "webhook_plain": _flag,
     "quota": _one_of("auto", "btrfs", "ext4", "tmpfs"),
     "degrade": _some_of("shared", "host"),

@@ -148,6 +148,12 @@ TABLE: Final = (
         "count",
         "Requests without a valid key, and SSH logins, of one address (IPv6: its /64); 0: any number.",
     ),
+    Setting(
+        "template_ready",
+        "16",
+        "count",
+        "How many copies of snapshots may be kept ready, for all templates together; each takes its snapshot's memory.",
+    ),
     Setting("webhook_plain", "0", "0 or 1", "Whether webhooks may go to http:// too, where anybody on the way reads."),
     Setting("audit_retention", "400", "days", "How long lines of the audit trail are kept."),
     Setting("quota", "auto", "word", "Storage of what sandboxes write: auto, btrfs, ext4 or tmpfs."),

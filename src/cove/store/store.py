@@ -20,6 +20,7 @@ from cove.store.reader import Reader
 from cove.store.sandboxes import SandboxRows
 from cove.store.snapshots import SnapshotRows
 from cove.store.sshkeys import SshKeyRows
+from cove.store.templates import TemplateRows
 from cove.store.usage import UsageRows
 from cove.store.webhooks import WebhookRows
 from cove.store.writer import Writer, WriterStats
@@ -53,6 +54,7 @@ class Store:
         self.networks = NetworkRows(reader, writer)
         self.snapshots = SnapshotRows(reader, writer)
         self.forks = ForkRows(reader, writer)
+        self.templates = TemplateRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

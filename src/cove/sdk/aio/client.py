@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.networks import NetworkProfiles
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.aio.snapshots import Snapshots
+    from cove.sdk.aio.templates import Templates
     from cove.sdk.aio.transport import AioTransport
     from cove.sdk.aio.webhooks import Webhooks
     from cove.sdk.aio.websocket import WebSocket
@@ -206,6 +207,11 @@ class Client:
         from cove.sdk.aio.snapshots import Snapshots
 
         return Snapshots(self)
+    def templates(self) -> Templates:
+        """Names for snapshots, with copies kept ready."""
+        from cove.sdk.aio.templates import Templates
+
+        return Templates(self)
 
     @property
     def webhooks(self) -> Webhooks:

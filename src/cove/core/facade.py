@@ -474,7 +474,9 @@ def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
         sandboxes=len(parts.supervisors.all()),
         memory_free_bytes=parts.admission.memory().available,
         pool={
-            shelf.image: shelf.ready for shelf in parts.pool.stats() if shelf.driver == parts.settings.default_driver
+            shelf.image: shelf.ready
+            for shelf in parts.pool.stats()
+            if shelf.driver == parts.settings.default_driver and not shelf.origin
         },
         isolation=parts.pool.isolation(parts.settings.default_driver),
     )

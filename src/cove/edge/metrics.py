@@ -131,7 +131,9 @@ def _shelves(stats: CoreStats) -> Iterator[Metric]:
         for name in shelf.__struct_fields__:
             value = getattr(shelf, name)
             if isinstance(value, int | float):
-                shelves.add_metric([shelf.image, shelf.driver, name], value)
+                shelves.add_metric(
+                    [f"snapshot:{shelf.origin}" if shelf.origin else shelf.image, shelf.driver, name], value
+                )
     yield shelves
 
 

@@ -214,13 +214,10 @@ class Creation:
 
     def _start(self, order: Order, resolved: Resolved, driver: Driver, placeholders: dict[str, str]) -> Supervisor:
         """All was checked; what is held here is held until its end."""
-        image, limits = resolved.image, order.spec.limits
-        connected = _network(order).is_connected
-        box = None
-        if order.heritage is None:
-            box = self._pool.take(image, driver.name, limits, order.spec.hostname, connected=connected)
-        sandbox_id = order.id or (new_core_id() if box is None else box.facts.id)
+        image = resolved.image
         name = order.spec.name or self._directory.free_name(order.who.project)
+        box = None if order.id else self._warm(order, name, image, driver)
+        sandbox_id = order.id or (new_core_id() if box is None else box.facts.id)
         sandbox = replace(
             _pending(order, sandbox_id=sandbox_id, name=name, driver=driver.name, now=self._clock.now()),
             image_used=image.name,
@@ -234,6 +231,17 @@ class Creation:
         supervisor = self._supervisors.launch(sandbox, self._birth(order, name, image, driver, box, placeholders))
         self._follow(order, supervisor)
         return supervisor
+
+    def _warm(self, order: Order, name: str, image: BoxImage, driver: Driver) -> Box | None:
+        """A box that is ready: a fresh one, or a copy of the very checkpoint that a template keeps ready."""
+        limits, connected = order.spec.limits, _network(order).is_connected
+        heritage = order.heritage
+        if heritage is None:
+            return self._pool.take(image, driver.name, limits, order.spec.hostname, connected=connected)
+        if not heritage.lineage.kept.memory:
+            return None
+        origin = heritage.checkpoint.id
+        return self._pool.take(image, driver.name, limits, name, connected=connected, origin=origin)
 
     def _birth(  # noqa: PLR0913, PLR0917 - what it is made of
         self,

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from cove.core.access import require
 from cove.core.accounts import Accounts, make_accounts
@@ -37,7 +36,7 @@ from cove.core.keys import Keys, Projects
 from cove.core.links import Links
 from cove.core.networkprofiles import NetworkProfiles
 from cove.core.networks import Networks
-from cove.core.parts import image_use, project_images, project_webhooks, purge_forever, sized_pool
+from cove.core.parts import image_use, make_credentials, project_images, project_webhooks, purge_forever, sized_pool
 from cove.core.placement import Placement
 from cove.core.places import Places
 from cove.core.ports import Ports
@@ -47,11 +46,12 @@ from cove.core.reconcile import Machine, Reconciled, reconcile
 from cove.core.refusals import Refusals
 from cove.core.restoring import StateParts
 from cove.core.sandboxes import Sandboxes
-from cove.core.secrets import Secrets, new_master_key
+from cove.core.secrets import Secrets
 from cove.core.services.catalogue import Services
 from cove.core.shells import Shells
 from cove.core.snapshots import Snapshots
 from cove.core.sshkeys import SshKeys
+from cove.core.templates import Templates
 from cove.core.terminals import Terminals
 from cove.core.trail import Trail
 from cove.core.trees import Trees
@@ -76,8 +76,6 @@ from cove.store.store import Store
 
 log = logging.getLogger(__name__)
 
-_NO_NETWORK: Final = ("it has no network for them",)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
@@ -85,6 +83,7 @@ class Core:
 
     sandboxes: Sandboxes
     snapshots: Snapshots
+    templates: Templates
     execs: Execs
     shells: Shells
     files: Files
@@ -189,7 +188,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         ports = Ports(directory, audit)
         host_ports = HostPorts(settings.host_ports, ports)
         networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
-        credentials = _credentials(directory, store, clock, audit, secrets_at_rest, network)
+        credentials = make_credentials(directory, store, clock, audit, secrets_at_rest, network)
         parts: _Parts = _Parts(
             settings=settings,
             drivers=drivers,
@@ -249,25 +248,6 @@ async def _working(parts: _Parts, tasks: asyncio.TaskGroup) -> AsyncGenerator[Co
         for task in running:
             task.cancel()
         parts.host_ports.shut()
-
-
-def _credentials(  # noqa: PLR0913, PLR0917 - what they stand on
-    directory: Directory,
-    store: Store,
-    clock: Clock,
-    audit: Audit,
-    secrets_at_rest: Secrets | None,
-    network: Network | None,
-) -> Credentials:
-    return Credentials(
-        store=store,
-        secrets=secrets_at_rest or Secrets((new_master_key(),), lambda _ring: None),
-        services=Services(store.services, audit),
-        directory=directory,
-        clock=clock,
-        audit=audit,
-        missing=lambda: _NO_NETWORK if network is None else network.missing,
-    )
 
 
 def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
@@ -342,6 +322,22 @@ def _state_parts(parts: _Parts, creation: Creation, tasks: asyncio.TaskGroup) ->
     )
 
 
+def _templates(parts: _Parts, snapshots: Snapshots) -> Templates:
+    templates = Templates(
+        parts.store.templates,
+        snapshots,
+        known=parts.store.snapshots.get,
+        image_of=lambda one: parts.images.version(one.project, one.image_used, one.image_digest),
+        drivers=parts.drivers,
+        pool=parts.pool,
+        audit=parts.audit,
+        clock=parts.clock,
+        most_ready=parts.settings.template_ready,
+    )
+    snapshots.book.users.append(templates.users_of)
+    return templates
+
+
 async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     """Make store and machine agree, then begin."""
     await parts.audit.adopt_key(parts.store)
@@ -350,6 +346,7 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     parts.pool.start_filling()
     core = _core(parts, creation, found, tasks)
     await core.snapshots.start()
+    await core.templates.start()
     core.credentials.check()
     await core.projects.ensure_default()
     await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
@@ -394,9 +391,11 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
     execs, files = Execs(parts.directory, tasks, notes), Files(parts.directory, parts.audit)
     tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
     slots = asyncio.Semaphore(parts.settings.images.pulls)
+    snapshots = Snapshots(_state_parts(parts, creation, tasks))
     return Core(
         sandboxes=sandboxes,
-        snapshots=Snapshots(_state_parts(parts, creation, tasks)),
+        snapshots=snapshots,
+        templates=_templates(parts, snapshots),
         execs=execs,
         shells=Shells(parts.directory, execs.output_share, notes),
         files=files,

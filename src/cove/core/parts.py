@@ -12,15 +12,19 @@ from msgspec.structs import replace
 from cove.core.admission import Admission
 from cove.core.audit import Audit
 from cove.core.creation import IDEMPOTENCY_S
+from cove.core.credentials import Credentials
+from cove.core.directory import Directory
 from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings
 from cove.core.pulls import ImageNote
-from cove.core.secrets import Secrets
+from cove.core.secrets import Secrets, new_master_key
+from cove.core.services.catalogue import Services
 from cove.core.webhooks import Webhooks
 from cove.engine.agentbin import agent_build
 from cove.engine.clock import Clock, sleep
 from cove.engine.driver import Driver
 from cove.engine.images.store import ImageStore
+from cove.engine.network.port import Network
 from cove.engine.pool import Pool, PoolConfig, pool_size
 from cove.engine.ports import ImageSource
 from cove.engine.supervisors import Supervisors
@@ -30,6 +34,8 @@ from cove.model.errors import CoveError
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
+
+_NO_NETWORK: Final = ("it has no network for them",)
 
 PURGE_S: Final = 600.0
 """How often ended sandboxes and idempotency keys that are past their time are forgotten."""
@@ -77,6 +83,26 @@ def project_webhooks(  # noqa: PLR0913, PLR0917 - what they stand on
         post=post[0],
         closed=post[1],
         plain=settings.webhook_plain,
+    )
+
+
+def make_credentials(  # noqa: PLR0913, PLR0917 - what they stand on
+    directory: Directory,
+    store: Store,
+    clock: Clock,
+    audit: Audit,
+    secrets_at_rest: Secrets | None,
+    network: Network | None,
+) -> Credentials:
+    """What sandboxes use and never get. `secrets_at_rest` None: sealed by a key of this process only."""
+    return Credentials(
+        store=store,
+        secrets=secrets_at_rest or Secrets((new_master_key(),), lambda _ring: None),
+        services=Services(store.services, audit),
+        directory=directory,
+        clock=clock,
+        audit=audit,
+        missing=lambda: _NO_NETWORK if network is None else network.missing,
     )
 
 

@@ -7,6 +7,7 @@ so only an operator's key sets how many there are.
 
 from __future__ import annotations
 
+import builtins
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Final, Protocol
@@ -16,13 +17,13 @@ from msgspec import UNSET, Struct, UnsetType
 from cove.core.access import require
 from cove.core.audit import Audit
 from cove.core.validation import check_count, check_name
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock
 from cove.engine.driver import BoxImage, Driver
 from cove.engine.pool import Pool, PoolTarget
-from cove.engine.ports import Checkpoints
 from cove.model.access import Principal, Scope
 from cove.model.audit import AuditValue
-from cove.model.errors import CapacityExceeded, Conflict, CoveError, NotFound
+from cove.model.errors import CapacityExceeded, Conflict, CoveError, NotFound, Unsupported
 from cove.model.request import Idempotency
 from cove.model.sandbox import Sandbox
 from cove.model.snapshot import RestoreSpec, Snapshot, SnapshotState
@@ -42,8 +43,21 @@ class TemplateSpec(Struct, frozen=True, kw_only=True):
     ready: int | UnsetType = UNSET
 
 
+class SnapshotBookPort(Protocol):
+    """What templates need of `core/snapshotbook.py`."""
+
+    async def checkpoint(self, snapshot: Snapshot, *, with_memory: bool) -> Checkpoint:
+        """What it holds. Raises: Conflict, EngineFailure."""
+        ...
+
+
 class SnapshotsPort(Protocol):
     """What templates need of `core/snapshots.py`."""
+
+    @property
+    def book(self) -> SnapshotBookPort:
+        """All of them."""
+        ...
 
     def get(self, who: Principal, ref: str) -> Snapshot:
         """Raises: Forbidden, NotFound."""
@@ -71,8 +85,7 @@ class Templates:
         snapshots: SnapshotsPort,
         *,
         known: Callable[[str], Snapshot | None],
-        image_of: Callable[[Snapshot], BoxImage | None],
-        checkpoints: Checkpoints | None,
+        image_of: Callable[[Snapshot], BoxImage],
         drivers: Mapping[str, Driver],
         pool: Pool,
         audit: Audit,
@@ -83,7 +96,6 @@ class Templates:
         self._snapshots = snapshots
         self._known = known
         self._image_of = image_of
-        self._checkpoints = checkpoints
         self._drivers = drivers
         self._pool = pool
         self._audit = audit
@@ -142,10 +154,9 @@ class Templates:
         template = self._row(who, name)
         return await self._snapshots.restore(who, template.snapshot, spec, dialect=dialect, idempotency=idempotency)
 
-    def user_of(self, snapshot_id: str) -> str | None:
-        """What keeps a snapshot from being deleted, in words; None: no template."""
-        found = self._rows.of_snapshot(snapshot_id)
-        return f"template {found[0].name}" if found else None
+    def users_of(self, snapshot: Snapshot) -> builtins.list[str]:
+        """What keeps a snapshot from being deleted, in words."""
+        return [f"template {one.name}" for one in self._rows.of_snapshot(snapshot.id)]
 
     async def start(self) -> None:
         """Keep ready what was kept before the start. Never fails: a template says why it has no copies."""
@@ -189,32 +200,27 @@ class Templates:
 
     async def _target(self, snapshot_id: str, size: int) -> PoolTarget | None:
         try:
-            snapshot, image, reason = self._parts(snapshot_id)
-            if snapshot is None or image is None or self._checkpoints is None:
-                self._reasons[snapshot_id] = reason
-                return None
-            origin = await self._checkpoints.get(snapshot_id)
+            snapshot = self._usable(snapshot_id)
+            driver, image = self._drivers.get(snapshot.driver), self._image_of(snapshot)
+            if driver is None:
+                raise Unsupported(f"the driver {snapshot.driver} is not loaded")
+            origin = await self._snapshots.book.checkpoint(snapshot, with_memory=True)
+            if gaps := driver.origin_gaps(origin):
+                raise Unsupported(gaps[0])
         except CoveError as error:
             log.warning("no copies of snapshot %s can be kept ready: %s %s", snapshot_id, error, error.internal)
             self._reasons[snapshot_id] = error.public
             return None
-        gaps = self._drivers[snapshot.driver].origin_gaps(origin)
-        if gaps:
-            self._reasons[snapshot_id] = gaps[0]
-            return None
         return PoolTarget(image=image.name, driver=snapshot.driver, size=size, origin=origin, base=image)
 
-    def _parts(self, snapshot_id: str) -> tuple[Snapshot | None, BoxImage | None, str]:
-        """The snapshot and its image, or why copies of it cannot be kept."""
+    def _usable(self, snapshot_id: str) -> Snapshot:
+        """Raises: Conflict with why copies of it cannot be kept ready."""
         snapshot = self._known(snapshot_id)
-        if snapshot is None or snapshot.state is not SnapshotState.READY:
-            return None, None, "its snapshot is not here any more"
+        if snapshot is None:
+            raise Conflict("its snapshot is not here any more")
         if not snapshot.kept.memory:
-            return None, None, "its snapshot has no memory: sandboxes of it are made when they are asked for"
-        if snapshot.driver not in self._drivers:
-            return None, None, f"the driver {snapshot.driver} is not loaded"
-        image = self._image_of(snapshot)
-        return snapshot, image, f"its image {snapshot.image_used} is not here any more"
+            raise Conflict("its snapshot has no memory: sandboxes of it are made when they are asked for")
+        return snapshot
 
     def _state(self, template: Template) -> TemplateState:
         snapshot = self._known(template.snapshot)

@@ -210,6 +210,8 @@ class Client:
         from cove.sdk.snapshots import Snapshots
 
         return Snapshots(self)
+
+    @property
     def templates(self) -> Templates:
         """Names for snapshots, with copies kept ready."""
         from cove.sdk.templates import Templates

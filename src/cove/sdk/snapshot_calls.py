@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cove.sdk.calls import new_key, sandbox_of
 from cove.sdk.errors import BadRequest
+from cove.sdk.template_calls import Template, sandboxes_of
 from cove.sdk.transport import Call, Retry
 from cove.sdk.units import UNSET, Duration, Size, Unset, parse_mib, parse_seconds
 from cove.sdk.wire import API, Page, box_path, checked, nothing, page_of, quoted
@@ -110,9 +111,11 @@ def rollback(ref: str, snapshot: str | Snapshot, *, memory: bool | None) -> Call
     return Call("POST", box_path(ref, "/rollback"), sandbox_of, json=body)
 
 
-def restore(snapshot: str | Snapshot, body: dict[str, Any], idempotency_key: str | None) -> Call[SandboxInfo]:
-    """POST /snapshots/{id}/restore."""
-    path = _path(snapshot, "/restore")
+def restore(
+    snapshot: str | Snapshot | Template, body: dict[str, Any], idempotency_key: str | None
+) -> Call[SandboxInfo]:
+    """POST /snapshots/{id}/restore, or /templates/{template}/sandboxes."""
+    path = sandboxes_of(snapshot) if isinstance(snapshot, Template) else _path(snapshot, "/restore")
     return Call("POST", path, sandbox_of, json=body, headers=_once(idempotency_key), retry=Retry.CREATE)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cove.sdk.models import Snapshot
     from cove.sdk.network_calls import Policy
     from cove.sdk.sandbox import Sandbox
+    from cove.sdk.template_calls import Template
 
 __all__ = ["Progress", "Snapshots", "snapshots"]
 
@@ -80,7 +81,7 @@ class Snapshots:
 
     def restore(  # noqa: PLR0913 - one keyword for each property of the sandbox
         self,
-        snapshot: str | Snapshot,
+        snapshot: str | Snapshot | Template,
         *,
         name: str | None = None,
         memory: bool | None = None,
@@ -100,7 +101,7 @@ class Snapshots:
         keep: bool = False,
         idempotency_key: str | None = None,
     ) -> Sandbox:
-        """Make a new sandbox that goes on from there, also after the source is gone.
+        """Make a new sandbox that goes on from there, also after the source is gone; of a template: of its snapshot.
 
         What is None is as the source had it; the arguments are those of `box.fork`. In a `with` it is deleted at the
         end unless `keep=True`. Raises: NotFound, Conflict (not ready), Unsupported (this machine cannot, and why).

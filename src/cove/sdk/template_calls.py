@@ -61,6 +61,11 @@ def set_template(name: str, *, snapshot: str | None, ready: int | None) -> Call[
     return Call("PUT", f"{API}/templates/{quoted(name)}", template_of, json=wanted, retry=Retry.LOST)
 
 
+def sandboxes_of(template: Template) -> str:
+    """Return the path that makes sandboxes of it."""
+    return f"{API}/templates/{quoted(template.name)}/sandboxes"
+
+
 def remove(name: str) -> Call[None]:
     """DELETE /templates/{template}."""
     return Call("DELETE", f"{API}/templates/{quoted(name)}", nothing, retry=Retry.LOST)

@@ -66,7 +66,13 @@ class StubSnapshots:
         del who, spec, idempotency
         self.restored.append((ref, dialect))
 
-    async def open(self, snapshot_id: str) -> Checkpoint:
+    @property
+    def book(self):
+        return self
+
+    async def checkpoint(self, snapshot: Snapshot, *, with_memory: bool) -> Checkpoint:
+        assert with_memory
+        snapshot_id = snapshot.id
         if snapshot_id in self.damaged:
             raise EngineFailure("snapshot snap-a is damaged: pages-1.img is shorter than it was")
         facts = CheckpointFacts(
@@ -74,11 +80,6 @@ class StubSnapshots:
             agent_build="b", engine={},
         )  # fmt: skip
         return Checkpoint(id=snapshot_id, memory=Path("/nowhere"), layer=f"s-{snapshot_id}", facts=facts)
-
-
-class StubCheckpoints:
-    def __init__(self, snapshots: StubSnapshots) -> None:
-        self.get = snapshots.open
 
 
 class Scene:
@@ -93,7 +94,6 @@ class Scene:
             self.snapshots,
             known=self.snapshots.all.get,
             image_of=lambda _: images.get("base"),
-            checkpoints=StubCheckpoints(self.snapshots),  # pyright: ignore[reportArgumentType]
             drivers={"stub": driver},
             pool=pool,
             audit=self.audit,
@@ -210,9 +210,9 @@ async def test_a_start_keeps_ready_what_was_kept_before(scene, eventually) -> No
 
 
 async def test_a_snapshot_that_is_used_says_by_what(scene) -> None:
-    assert scene.templates.user_of("a" * 16) is None
+    assert scene.templates.users_of(snapshot()) == []
     await scene.templates.set(ADMIN, "warm", TemplateSpec(snapshot="snap-a"))
-    assert scene.templates.user_of("a" * 16) == "template warm"
+    assert scene.templates.users_of(snapshot()) == ["template warm"]
 
 
 async def test_every_change_is_a_line_of_the_trail(scene) -> None:

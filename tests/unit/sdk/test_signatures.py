@@ -23,6 +23,7 @@ CLASSES = [
     "Running",
     "Shell",
     "Snapshots",
+    "Templates",
     "Terminal",
     "Watch",
     "Webhooks",

@@ -136,7 +136,8 @@ def _properties(options: dict[str, Any]) -> dict[str, Any]:
 @made_options
 @click.argument("snapshot", shell_complete=complete_snapshot)
 @click.argument("name", required=False)
-def restore_command(session: Session, *, snapshot: str, name: str | None, **options: Any) -> None:
+@click.option("--template", is_flag=True, help="SNAPSHOT is a template's name: take a copy that is ready.")
+def restore_command(session: Session, *, snapshot: str, name: str | None, template: bool, **options: Any) -> None:
     """Make a sandbox of a snapshot and print its name.
 
     cove restore before · cove restore before second --memory 1g
@@ -145,8 +146,12 @@ def restore_command(session: Session, *, snapshot: str, name: str | None, **opti
     of the source's credentials and connections. The source may run, or be gone.
     """
     properties = _properties(options)
+    client = session.client
     with waiting("Restoring", quiet=session.quiet or session.json):
-        box = on_snapshot(session, snapshot, lambda ref: session.client.snapshots.restore(ref, name=name, **properties))
+        if template:
+            box = client.snapshots.restore(client.templates.get(snapshot), name=name, **properties)
+        else:
+            box = on_snapshot(session, snapshot, lambda ref: client.snapshots.restore(ref, name=name, **properties))
     session.remember(box.id)
     session.emit(box.info.raw, clean(box.name))
     session.talk(

@@ -39,7 +39,7 @@ def set_command(session: Session, *, name: str, snapshot: str | None, ready: int
     session.emit(_wire(template), clean(template.name))
     if template.reason is not None:
         session.talk(f"No copies are kept ready: {clean(template.reason)}.")
-    session.talk(f"Make a sandbox of it: cove new --template {clean(template.name)}")
+    session.talk(f"Make a sandbox of it: cove restore --template {clean(template.name)}")
 
 
 @verb("ls", fields=FIELDS)

@@ -8,7 +8,12 @@ from msgspec import UNSET
 
 from cove.core.templates import TemplateSpec
 from cove.dialects.native import wire_templates as wire
+from cove.dialects.native.snapshots import MAKING, ONCE
 from cove.dialects.native.times import timestamp
+from cove.dialects.native.translate import sandbox_view
+from cove.dialects.native.translate_snapshots import restore_of, snapshot_id, snapshot_ref
+from cove.dialects.native.wire import Sandbox
+from cove.dialects.native.wire_snapshots import Restore
 from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
 from cove.model.errors import CapacityExceeded, Conflict, NotFound
@@ -22,7 +27,7 @@ def view(state: TemplateState) -> wire.Template:
     template = state.template
     return wire.Template(
         name=template.name,
-        snapshot=template.snapshot,
+        snapshot=snapshot_id(template.snapshot),
         snapshot_name=state.snapshot_name or None,
         ready=template.ready,
         ready_now=state.ready_now,
@@ -47,8 +52,18 @@ async def show_template(call: Call[None, Nothing]) -> Json:
 async def set_template(call: Call[wire.TemplateWish, Nothing]) -> Json:
     """Make or change one."""
     body = call.body
-    spec = TemplateSpec(snapshot=UNSET if body.snapshot is None else body.snapshot, ready=body.ready)
+    spec = TemplateSpec(snapshot=UNSET if body.snapshot is None else snapshot_ref(body.snapshot), ready=body.ready)
     return Json(view(await call.core.templates.set(call.who, call.path["template"], spec)))
+
+
+async def create_sandbox(call: Call[Restore, Nothing]) -> Json:
+    """Make a sandbox of one."""
+    name, spec = call.path["template"], restore_of(call.body)
+    made = await call.core.templates.create(call.who, name, spec, idempotency=call.idempotency())
+    if made.create_ms is not None:
+        call.exchange.mark("sandbox", made.create_ms)
+    shown = sandbox_view(made)
+    return Json(shown, status=201, headers=[(b"location", f"/api/v1/sandboxes/{shown.id}".encode())])
 
 
 async def remove_template(call: Call[None, Nothing]) -> Raw:
@@ -89,6 +104,21 @@ OPS: Final = (
         answer=wire.Template,
         scopes=(Scope.ADMIN,),
         errors=(NotFound, Conflict, CapacityExceeded),
+    ),
+    Op(
+        method="POST",
+        path="/templates/{template}/sandboxes",
+        handler=create_sandbox,
+        summary="Make a sandbox of a template",
+        description="As a restore of its snapshot, in milliseconds where a copy is ready.",
+        tag=TAG,
+        body=Restore,
+        answer=Sandbox,
+        status=201,
+        scopes=(Scope.CREATE,),
+        errors=MAKING,
+        headers=ONCE,
+        watched=True,
     ),
     Op(
         method="DELETE",

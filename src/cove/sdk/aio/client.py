@@ -207,6 +207,8 @@ class Client:
         from cove.sdk.aio.snapshots import Snapshots
 
         return Snapshots(self)
+
+    @property
     def templates(self) -> Templates:
         """Names for snapshots, with copies kept ready."""
         from cove.sdk.aio.templates import Templates

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.sandbox import Sandbox
     from cove.sdk.credential_calls import Wishes
     from cove.sdk.network_calls import Policy
+    from cove.sdk.template_calls import Template
 
 __all__ = ["Snapshots", "snapshots"]
 
@@ -82,7 +83,7 @@ class Snapshots:
 
     def restore(  # noqa: PLR0913 - one keyword for each property of the sandbox
         self,
-        snapshot: str | Snapshot,
+        snapshot: str | Snapshot | Template,
         *,
         name: str | None = None,
         memory: bool | None = None,
@@ -102,7 +103,7 @@ class Snapshots:
         keep: bool = False,
         idempotency_key: str | None = None,
     ) -> Opening[Sandbox]:
-        """Make a new sandbox that goes on from there, also after the source is gone.
+        """Make a new sandbox that goes on from there, also after the source is gone; of a template: of its snapshot.
 
         What is None is as the source had it; the arguments are those of `box.fork`. In an `async with` it is deleted at
         the end unless `keep=True`. Raises: NotFound, Conflict (not ready), Unsupported (this machine cannot, and why).

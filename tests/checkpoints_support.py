@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
-from cove.model.errors import CoveError, EngineFailure, NotFound
+from cove.model.errors import BadRequest, CoveError, EngineFailure, NotFound
 
 
 class StubCheckpoints:
@@ -76,9 +76,11 @@ class StubCheckpoints:
         *,
         accept: Callable[[CheckpointFacts, bytes], None] | None = None,
     ) -> tuple[Checkpoint, bytes]:
-        facts, about = msgspec.json.decode(
-            b"".join([piece async for piece in stream]), type=tuple[CheckpointFacts, bytes]
-        )
+        data = b"".join([piece async for piece in stream])
+        try:
+            facts, about = msgspec.json.decode(data, type=tuple[CheckpointFacts, bytes])
+        except msgspec.MsgspecError:
+            raise BadRequest("the file is no snapshot", field="file") from None
         if accept is not None:
             accept(facts, about)
         return await self.seal(await self.begin(new_id), facts), about

@@ -7,6 +7,7 @@ those of a fork that it finds half made. The checkpoint has no row of its own; i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import replace
 from typing import Final
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 4
 """Children of one fork that are made at a time: more only wait for the same cores, and hold up others' creates."""
+
+NAME_STEM: Final = 56
+"""Of a parent's name, so that a number has room."""
 
 SIBLING: Final = "another child of its fork failed"
 HALF_MADE: Final = "the server stopped while its fork was being made"
@@ -73,7 +77,7 @@ class Forking:
         dialect: str = "native",
         idempotency: Idempotency | None = None,
     ) -> tuple[Sandbox, ...]:
-        """So many running sandboxes that begin as this one is now, which goes on. `name` becomes `name-1`, `name-2` ….
+        """So many running sandboxes that begin as this one is now, which goes on. With `name`: `name-1` and so on.
 
         Cancelling ends them, unless an idempotency key lets the caller come back for them.
         Raises: Forbidden, BadRequest, NotFound, Gone, Conflict (name), IdempotencyConflict, QuotaExceeded,
@@ -118,9 +122,8 @@ class Forking:
         supervisor = self._parts.directory.live(who, ref)
         past = past_of(supervisor.sandbox)
         wish = self._restoring.wish(who, past, spec, snapshot=None, dialect=dialect, idempotency=idempotency)
-        for name in _names(spec.name, count):
-            if name is not None:
-                self._parts.directory.check_free(past.project, name)
+        for name in self._names(wish, count):
+            self._parts.directory.check_free(past.project, name)
         self._restoring.check(wish, count)
         self._restoring.image(past)
         fork = _Fork(wish, count)
@@ -150,7 +153,7 @@ class Forking:
             order = await self._restoring.order(wish, checkpoint, fork.brood)
             orders = [
                 replace(order, id=child, spec=with_name(order.spec, name=name), idempotency=None)
-                for child, name in zip(row.children, _names(wish.spec.name, fork.count), strict=True)
+                for child, name in zip(row.children, self._names(wish, fork.count), strict=True)
             ]
             children = self._creation.launch_all(orders, self._restoring.image(wish.past))
         except CoveError:
@@ -178,6 +181,16 @@ class Forking:
         except CoveError as error:
             log.warning("the row of fork %s stays until the next start: %s %s", row.id, error, error.internal)
         raise failure
+
+    def _names(self, wish: Wish, count: int) -> list[str]:
+        """What the children are called: as asked, else as their parent with the next free numbers."""
+        name = wish.spec.name
+        if name is not None:
+            return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+        stem = wish.past.sandbox_name[:NAME_STEM].rstrip("-")
+        numbered = (f"{stem}-{number}" for number in itertools.count(1))
+        is_taken = self._parts.directory.holder
+        return list(itertools.islice((one for one in numbered if not is_taken(wish.past.project, one)), count))
 
     def _earlier(self, project: str, idempotency: Idempotency | None) -> _Fork | tuple[Sandbox, ...] | None:
         """What an earlier request of this key made, or is making. Raises: BadRequest, IdempotencyConflict."""
@@ -209,13 +222,6 @@ async def _first_failure(fork: _Fork, children: list[Supervisor]) -> CoveError |
     if failure is None and not fork.is_wanted:
         return Conflict("its creator went away before all children ran")
     return failure
-
-
-def _names(name: str | None, count: int) -> list[str | None]:
-    """What the children are called."""
-    if name is None or count == 1:
-        return [name] * count
-    return [f"{name}-{number}" for number in range(1, count + 1)]
 
 
 def _told(error: CoveError, number: int, count: int, name: str) -> CoveError:

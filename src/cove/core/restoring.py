@@ -28,6 +28,7 @@ from cove.engine.keeping import NOT_ASKED
 from cove.engine.ports import Checkpoints
 from cove.engine.supervisors import Supervisors
 from cove.model.access import Principal
+from cove.model.audit import AuditValue
 from cove.model.errors import BadRequest, Conflict, NotFound, Unsupported
 from cove.model.network import NO_NETWORK, NetworkPolicy
 from cove.model.request import Idempotency
@@ -166,7 +167,7 @@ class Restoring:
     def _donor(self, wish: Wish) -> Sandbox | None:
         """Raises: Conflict: there is none any more."""
         donor = self._parts.directory.by_id(wish.past.sandbox)
-        if donor is None or donor.project != wish.past.project:
+        if donor is None or donor.project != wish.past.project or wish.past.is_imported:
             raise Conflict(
                 "the sandbox whose credentials are asked for has ended, and they with it: give them anew",
                 field="inherit_credentials",
@@ -188,6 +189,7 @@ class Restoring:
             idle_timeout_s=_or(spec.idle_timeout_s, past.idle_timeout_s),
             idle_action=_or(spec.idle_action, past.idle_action),
             auto_resume=_or(spec.auto_resume, past.auto_resume),
+            timeout_counts=_or(spec.timeout_counts, past.timeout_counts),
             network=spec.network,
             credentials=spec.credentials,
             placeholder=spec.placeholder,
@@ -225,6 +227,7 @@ def past_of(sandbox: Sandbox) -> Snapshot:
         idle_timeout_s=sandbox.idle_timeout_s,
         idle_action=sandbox.idle_action,
         auto_resume=sandbox.auto_resume,
+        timeout_counts=sandbox.timeout_counts,
         created_at=sandbox.created_at,
         created_by=sandbox.created_by,
     )
@@ -239,6 +242,15 @@ def limits_of(limits: Limits, spec: RestoreSpec) -> Limits:
         disk_bytes=_or(spec.disk_bytes, limits.disk_bytes),
         pids=_or(spec.pids, limits.pids),
     )
+
+
+def facts_of(snapshot: Snapshot) -> dict[str, AuditValue]:
+    """What lines of the audit trail say of one."""
+    return {
+        "snapshot": snapshot.id,
+        "name": snapshot.name,
+        "size_bytes": snapshot.memory_bytes + snapshot.disk_bytes,
+    }
 
 
 def check_needs(limits: Limits, facts: CheckpointFacts, *, with_memory: bool) -> None:

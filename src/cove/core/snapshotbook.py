@@ -86,16 +86,17 @@ class SnapshotBook:
     def free_name(self, project: str, wanted: str | None) -> str:
         """`wanted` if it is free; None: a free one. Raises: Conflict."""
         if wanted is not None:
-            if self._is_taken(project, wanted):
+            if self.is_taken(project, wanted):
                 raise Conflict(f"a snapshot named {wanted} exists", field="name")
             return wanted
         for _ in range(NAME_TRIES):
             name = new_name()
-            if not self._is_taken(project, name):
+            if not self.is_taken(project, name):
                 return name
         return f"{new_name()}-{new_core_id()[:8]}"
 
-    def _is_taken(self, project: str, name: str) -> bool:
+    def is_taken(self, project: str, name: str) -> bool:
+        """Whether a snapshot of the project has that name, or is to have it."""
         held = any((making.row.project, making.row.name) == (project, name) for making in self.making.values())
         return held or self._store.snapshots.named(project, name) is not None
 

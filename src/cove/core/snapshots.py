@@ -16,12 +16,12 @@ from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.forking import Forking
-from cove.core.restoring import Restoring, StateParts, check_needs, past_of, scoped
+from cove.core.restoring import Restoring, StateParts, check_needs, facts_of, past_of, scoped
 from cove.core.snapshotbook import Making, SnapshotBook, filled
+from cove.core.snapshotfiles import SnapshotFiles
 from cove.core.validation import check_metadata, check_name, check_page, check_snapshot
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
-from cove.model.audit import AuditValue
 from cove.model.errors import BadRequest, Conflict, CoveError
 from cove.model.ids import is_core_id, new_core_id
 from cove.model.request import Idempotency
@@ -59,6 +59,8 @@ class Snapshots:
         self._forking = Forking(parts, self._restoring)
         self.book = SnapshotBook(parts)
         self.fork = self._forking.fork
+        files = SnapshotFiles(parts, self.book)
+        self.export, self.import_ = files.export, files.import_
         parts.quotas.counters["snapshots"] = self.book.count
 
     # Making.
@@ -154,7 +156,7 @@ class Snapshots:
             raise
         finally:
             self.book.making.pop(row.id, None)
-        data = {**_facts(ready), "memory": ready.kept.memory, "reason": ready.kept.reason}
+        data = {**facts_of(ready), "memory": ready.kept.memory, "reason": ready.kept.reason}
         ticket = self._audit.note("sandbox.snapshotted", project=ready.project, sandbox=ready.sandbox, data=data)
         await self._audit.kept(ticket)
         return ready
@@ -181,13 +183,16 @@ class Snapshots:
     def list(
         self, who: Principal, wanted: SnapshotFilter | None = None, *, limit: int = 100, cursor: str | None = None
     ) -> SnapshotPage:
-        """One page of the project's, newest first. Raises: BadRequest, NotFound (no sandbox has that name)."""
+        """One page of the project's, newest first. A filter's sandbox is an id, or the name of an unended one.
+
+        Raises: BadRequest, NotFound (no sandbox of that name).
+        """
         require(who, Scope.READ)
         check_page(limit)
         wanted = wanted or SnapshotFilter()
-        check_metadata(wanted.tags, "tags")
         if wanted.sandbox is not None and not is_core_id(wanted.sandbox):
             wanted = replace(wanted, sandbox=self._directory.known(who, wanted.sandbox).id)
+        check_metadata(wanted.tags, "tags")
         return self._store.snapshots.page(who.project, wanted, limit=limit, cursor=cursor)
 
     async def update(self, who: Principal, ref: str, change: SnapshotChange) -> Snapshot:
@@ -229,7 +234,9 @@ class Snapshots:
         try:
             async with self.book.changing:
                 await self._store.snapshots.save(replace(snapshot, state=SnapshotState.DELETING))
-            ticket = self._audit.note("snapshot.deleted", project=snapshot.project, sandbox=None, data=_facts(snapshot))
+            ticket = self._audit.note(
+                "snapshot.deleted", project=snapshot.project, sandbox=None, data=facts_of(snapshot)
+            )
             await self._checkpoints.remove(snapshot.id)
             await self._store.snapshots.remove(snapshot.id)
             await self._audit.kept(ticket)
@@ -326,7 +333,8 @@ class Snapshots:
         todo = [sandbox.id]
         while todo and len(seen) < MOST_ANCESTORS:
             one = todo.pop()
-            if one in {snapshot.id, snapshot.sandbox}:
+            # What a file says of itself is no proof of anything.
+            if one == snapshot.id or (one == snapshot.sandbox and not snapshot.is_imported):
                 return
             if one not in seen:
                 seen.add(one)
@@ -344,11 +352,3 @@ class Snapshots:
         if snapshot is not None and snapshot.project == project:
             return (snapshot.sandbox, *filter(None, (snapshot.parent,)))
         return ()
-
-
-def _facts(snapshot: Snapshot) -> dict[str, AuditValue]:
-    return {
-        "snapshot": snapshot.id,
-        "name": snapshot.name,
-        "size_bytes": snapshot.memory_bytes + snapshot.disk_bytes,
-    }

@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from cove.model.credentials import PLACEHOLDER, CredentialWish
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkRequest
-from cove.model.sandbox import IdleAction, Kept, Limits
+from cove.model.sandbox import IdleAction, Kept, Limits, TimeoutCounts
 
 FORK_LIMIT: Final = 100
 """Most children of one fork (docs/protocols/isorun.md, section 12)."""
@@ -67,6 +67,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     idle_timeout_s: float | None = None
     idle_action: IdleAction = IdleAction.PAUSE
     auto_resume: bool = True
+    timeout_counts: TimeoutCounts = TimeoutCounts.ALWAYS
     memory_bytes: int = 0
     disk_bytes: int = 0
     processes: int = 0
@@ -123,6 +124,7 @@ class RestoreSpec(Struct, frozen=True, kw_only=True):
     disk_bytes: int | UnsetType = UNSET
     pids: int | UnsetType = UNSET
     timeout_s: float | UnsetType | None = UNSET
+    timeout_counts: TimeoutCounts | UnsetType = UNSET
     idle_timeout_s: float | UnsetType | None = UNSET
     idle_action: IdleAction | UnsetType = UNSET
     auto_resume: bool | UnsetType = UNSET

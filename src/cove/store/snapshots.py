@@ -7,13 +7,17 @@ what was deleted must not come back with its files gone.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
-from cove.model.errors import BadRequest
+from cove.model.errors import BadRequest, EngineFailure
 from cove.model.request import Idempotency
 from cove.model.snapshot import Snapshot, SnapshotFilter, SnapshotPage, SnapshotState
+from cove.store.database import BUSY_TIMEOUT_S
 from cove.store.idempotency import remember
 from cove.store.reader import Reader
 from cove.store.writer import Writer
@@ -34,6 +38,15 @@ _FORGET_TAGS: Final = "DELETE FROM snapshot_tags WHERE snapshot = ?"
 _ADD_TAG: Final = "INSERT INTO snapshot_tags (snapshot, key, value) VALUES (?, ?, ?)"
 _REMOVE: Final = "DELETE FROM snapshots WHERE id = ?"
 
+_HAS_SNAPSHOTS: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'snapshots'"
+_UNENDED: Final = "SELECT record FROM sandboxes WHERE ended_at IS NULL"
+
+
+class _OnImage(Struct, frozen=True):
+    image_digest: str = ""
+
+
+_decode_digest = msgspec.json.Decoder(_OnImage).decode
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Snapshot).decode
 
@@ -101,6 +114,23 @@ class SnapshotRows:
     async def remove(self, snapshot_id: str) -> None:
         """Forget one. It is not there: nothing."""
         await self._writer.write(lambda db: db.execute(_REMOVE, (snapshot_id,)).rowcount, durable=True)
+
+
+def needed_digests(path: Path) -> set[str]:
+    """Of the images that snapshots and unended sandboxes need: for a process beside the server, which only reads.
+
+    Raises: EngineFailure when the database cannot be read.
+    """
+    if not path.exists():
+        return set()
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as db:
+            found = {_decode_digest(row[0]).image_digest for row in db.execute(_UNENDED)}
+            if db.execute(_HAS_SNAPSHOTS).fetchone():  # not where an older version was the last to serve
+                found |= {row[0] for row in db.execute(_DIGESTS)}
+    except (sqlite3.Error, msgspec.MsgspecError) as error:
+        raise EngineFailure("the state database cannot be read", internal=f"{path}: {error}") from error
+    return found
 
 
 def _page_query(project: str, wanted: SnapshotFilter, cursor: str | None) -> tuple[str, tuple[str, ...]]:

@@ -179,7 +179,10 @@ async def test_tags_are_merged_and_filter_lists(core) -> None:
         return [one.name for one in core.snapshots.list(ALICE, SnapshotFilter(**wanted)).snapshots]
 
     assert names() == ["s2", "s1", "s0", "other"]
-    assert names(sandbox=made.id) == ["s2", "s1", "s0"]
+    assert names(sandbox=made.id) == names(sandbox=made.name) == ["s2", "s1", "s0"]
+    assert names(sandbox="f" * 16) == []
+    with pytest.raises(NotFound):
+        names(sandbox="nobody")
     assert names(tags={"kind": "x", "n": "2"}) == ["s2"]
     assert names(tags={"n": "1"}) == []
     assert names(name="s0") == ["s0"]

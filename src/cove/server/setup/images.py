@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from cove.engine.confined.measure import measure_tree
 from cove.engine.extra_ca import VARIABLES, ExtraCa, add_certificates, read_extra_ca
+from cove.model.errors import CoveError
 from cove.server.setup import mirror as mirrors
 from cove.server.setup import npm
 from cove.server.setup.commands import Command, Runner
@@ -32,6 +33,7 @@ from cove.server.setup.mirror import Mirror
 from cove.server.setup.progress import Progress
 from cove.server.setup.recipes import LoadedRecipe, load_recipe
 from cove.server.setup.settings import SetupFailed, SetupSettings
+from cove.store.snapshots import needed_digests
 
 # Every image is built as if at this moment, so that two builds from one state of the mirror are the same bytes.
 SOURCE_DATE_EPOCH: Final = "1735689600"  # 2025-01-01
@@ -75,7 +77,7 @@ def _ensure(settings: SetupSettings, runner: Runner, progress: Progress, loaded:
         home = settings.images_dir / loaded.name
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
         sweep(home)
-        collect_old(home, settings.run_dir)
+        collect_old(home, settings.run_dir, _needed(settings.data_dir))
         facts = _Build(settings, runner, loaded, extra).run(base)
         step.done(f"Built image {loaded.name} ({facts.size_bytes >> 20} MiB)")
 
@@ -111,16 +113,25 @@ def sweep(home: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def collect_old(home: Path, run_dir: Path, *, older_than_s: float = _KEEP_OLD_S) -> list[str]:
-    """Remove trees of an image that `current` does not name any more and no box stands on. Returns their names.
+def _needed(data_dir: Path) -> set[str] | None:
+    """The digests that snapshots and hibernated sandboxes need; None: nobody can say."""
+    try:
+        return needed_digests(data_dir / "cove.db")
+    except CoveError:
+        return None
+
+
+def collect_old(home: Path, run_dir: Path, needed: set[str] | None, *, older_than_s: float = _KEEP_OLD_S) -> list[str]:
+    """Remove trees of an image that `current` does not name any more and nothing stands on. Returns their names.
 
     Boxes of every server of this machine count: each keeps its image's digest in its directory below `run_dir`. While
     one is being made, which has none there yet, nothing is removed. The caller holds the setup lock.
     """
     boxes = list(run_dir.glob("*/sb/*"))
     used = {digest for box in boxes if (digest := _digest_of(box)) is not None}
-    if any(_digest_of(box) is None for box in boxes):
+    if needed is None or any(_digest_of(box) is None for box in boxes):
         return []
+    used |= needed
     current = (home / "current").readlink().name if (home / "current").is_symlink() else ""
     removed: list[str] = []
     for tree in home.iterdir():

@@ -259,8 +259,10 @@ def test_old_trees_go_once_no_box_stands_on_them(tmp_path: Path) -> None:
     (home / "current").symlink_to("cccccccccccc")
     box = run_dir / "server" / "sb" / "b1"
     box.mkdir(parents=True)
-    assert collect_old(home, run_dir, older_than_s=-1) == [], "a box is being made"
+    assert collect_old(home, run_dir, set(), older_than_s=-1) == [], "a box is being made"
     (box / "box.json").write_text('{"image_digest": "bbbbbbbbbbbb0000"}')
-    assert collect_old(home, run_dir) == [], "younger than an hour"
-    assert collect_old(home, run_dir, older_than_s=-1) == ["aaaaaaaaaaaa"]
+    assert collect_old(home, run_dir, set()) == [], "younger than an hour"
+    assert collect_old(home, run_dir, None, older_than_s=-1) == [], "what snapshots need is not known"
+    assert collect_old(home, run_dir, {"aaaaaaaaaaaa" + "0" * 52}, older_than_s=-1) == [], "under a snapshot"
+    assert collect_old(home, run_dir, set(), older_than_s=-1) == ["aaaaaaaaaaaa"]
     assert sorted(path.name for path in home.iterdir()) == ["bbbbbbbbbbbb", "cccccccccccc", "current"]

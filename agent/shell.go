@@ -30,7 +30,8 @@ const (
 const (
 	endOfFile = 4 // VEOF, Ctrl-D
 
-	slaveInShell = 8
+	errorsInShell = 7
+	slaveInShell  = 8
 )
 
 type shell struct {
@@ -166,10 +167,16 @@ func (s *shell) fork(p *plan) error {
 	none := ^uintptr(0)
 	sys := &syscall.SysProcAttr{Setsid: true, Credential: p.credential}
 	table := []uintptr{uintptr(in), uintptr(out), uintptr(errs), none, none, none, none, none, none, uintptr(control)}
+	if s.dialect.ownsTerminal {
+		table[errorsInShell] = uintptr(errs)
+	}
 	if s.terminal, s.slave, err = openPTY(); err == nil {
 		ours, files = append(ours, s.slave), append(files, s.terminal.file)
 		makeQuiet(s.slave)
 		table[slaveInShell] = uintptr(s.slave)
+		if s.dialect.ownsTerminal && !s.terminal.silent { // gVisor's is none that job control works with
+			table[2] = uintptr(s.slave)
+		}
 		sys.Setctty, sys.Ctty = true, slaveInShell
 	} else {
 		s.terminal, s.slave = nil, -1 // without one there is no job control; the rest works

@@ -31,13 +31,19 @@ type dialect struct {
 	// keeps an error in a special builtin from abandoning the line.
 	prefix string
 	setup  string
+	// ownsTerminal: its standard error is the terminal at first, and descriptor 7 what that shall be. So bash has the
+	// terminal open under its own name, not as /dev/tty, and its memory can be kept on the disk (CRIU keeps no /dev/tty
+	// whose master another process has open). dash opens /dev/tty whatever it is given.
+	ownsTerminal bool
 }
 
 var dialects = map[string]dialect{
 	"bash": {
 		argv:   []string{"--noprofile", "--norc", "--noediting", "-i"},
 		prefix: `\builtin`,
-		setup:  " PS1= PS2=; unset PS0 PROMPT_COMMAND HISTFILE MAILCHECK TMOUT; set +o history +H; shopt -u checkwinsize; exec 8>&-\n",
+
+		ownsTerminal: true,
+		setup:        " exec 2>&7 7>&-; PS1= PS2=; unset PS0 PROMPT_COMMAND HISTFILE MAILCHECK TMOUT; set +o history +H; shopt -u checkwinsize; exec 8>&-\n",
 	},
 	"sh": {
 		argv:   []string{"-i"},

@@ -34,6 +34,7 @@ func (a *agent) serve() error {
 		a.listener = l
 		a.accept(l)
 		waitGone(filepath.Join(filepath.Dir(a.socket), "quiesce"))
+		refuseTracing()
 		clock.goOn()
 		go a.watches.tree.wake()
 	}
@@ -125,6 +126,7 @@ func (l *listener) isQuiesced() bool {
 
 // quiesce closes the bound socket and each connection to the host but the one that asks for it.
 func (l *listener) quiesce(socket string, asking *conn) {
+	allowTracing()
 	l.mu.Lock()
 	l.quiesced = true
 	open := make([]*conn, 0, len(l.conns))

@@ -120,6 +120,12 @@ func refuseTracing() {
 	_, _, _ = syscall.Syscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 0, 0)
 }
 
+// allowTracing takes that back while the host takes a checkpoint. A restored process was never started by execve, so to
+// the kernel its memory belongs to no user namespace of the box, and criu, which looks at it from in there, could not.
+func allowTracing() {
+	_, _, _ = syscall.Syscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 1, 0)
+}
+
 // spareThreads is how many idle threads the agent keeps. The Go runtime ends the process when it needs a thread and the
 // kernel refuses one, which a fork bomb at the limit of processes makes it do; with threads in hand it needs none.
 const spareThreads = 12

@@ -94,11 +94,6 @@ class BoxCgroup(ABC):
     def is_frozen(self) -> bool:
         """Whether it was told to stop (and perhaps not all of it stands still yet). Raises: OSError."""
 
-    @property
-    @abstractmethod
-    def freezer(self) -> Path:
-        """The directory whose tasks `freeze` stops."""
-
     @abstractmethod
     def kill(self) -> None:
         """Send SIGKILL to every process where the kernel can do that for a cgroup (v2); otherwise nothing."""
@@ -232,10 +227,6 @@ class BoxCgroupV1(BoxCgroup):
     def is_frozen(self) -> bool:
         return (self._paths["freezer"] / "freezer.state").read_text().strip() != "THAWED"
 
-    @property
-    def freezer(self) -> Path:
-        return self._paths["freezer"]
-
     def kill(self) -> None:
         # v1 has no kill of a group: the death of the pid namespace's init takes everything with it.
         return
@@ -334,10 +325,6 @@ class BoxCgroupV2(BoxCgroup):
 
     def is_frozen(self) -> bool:
         return (self._path / "cgroup.freeze").read_text().strip() != "0"
-
-    @property
-    def freezer(self) -> Path:
-        return self._path
 
     def kill(self) -> None:
         try:

@@ -1,8 +1,11 @@
 """The memory of runc's boxes, by criu: what taking and restoring it needs beyond the files.
 
-The instant: when criu is ready, the agent lets go of its socket and the box is frozen; criu reads the memory of the
-tasks, says so (`post-dump`), and then the layer is copied. Only afterwards the box is thawed. So nothing of it ran
-between the memory and the files. Nothing is made durable meanwhile: that is for the store, once the box goes on.
+The instant: when criu is ready, the agent lets go of its socket; criu stops every task as a debugger would, reads its
+memory, says so (`post-dump`), and then the layer is copied. Only afterwards criu lets the tasks go on. So nothing of
+the box ran between the memory and the files. Nothing is made durable meanwhile: that is for the store, once the box
+goes on. The box's freezer is not what stops it: a task that a signal had stopped (Ctrl-Z) and a freezer then froze
+cannot be attached to at all (v1, Linux 6.18: criu hangs in ptrace(2)). Where the box shall stay paused, it is frozen
+while criu still holds it.
 
 A network namespace is not kept: the box gets a new one, with what belongs to the machine in it. Connections are closed
 in the copy, sockets that listen go on listening. criu puts restored tasks into a time namespace, in which the monotonic
@@ -25,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import rootfs
-from cove.engine.checkpoints import criuimages, criulog
+from cove.engine.checkpoints import criuimages, criulog, halfway
 from cove.engine.checkpoints.criurpc import Criu, CriuFailed, Dump
 from cove.engine.checkpoints.model import Checkpoint, Draft
 from cove.engine.driver import BoxSpec
@@ -47,6 +50,9 @@ MINIMUM: Final = "4.2"
 
 _CONFIG: Final = ("tcp-close", "network-lock skip", "verbosity 1")
 """No connection is kept, so none has to be held up by packet filters meanwhile; and a log of errors only."""
+
+_TRIES: Final = 3
+"""A program that is just being started (vfork) can be stopped neither now nor a moment later; then it can."""
 
 _LIMIT_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 20 * MIB
@@ -111,7 +117,7 @@ class CriuMemory:
         """As `OciDriver.keep_memory`."""
         ground, facts = self._ground, box.facts
         home = ground.dirs(facts.id).home
-        work, was_frozen = home / "criu", box.group.is_frozen()
+        work = home / "criu"
         _make_empty(work)
         external = _external_of(facts.init_pid, _binds(home))
         wanted = Dump(
@@ -121,32 +127,45 @@ class CriuMemory:
             work=work,
             external=external,
             config=_CONFIG,
-            freezer=box.group.freezer,
         )
-        processes = 0
+        limit_s = _limit_s(box.group.usage().memory_bytes)
         try:
-            async with contextlib.AsyncExitStack() as still:
-                stopped: list[StopClock] = []
-
-                async def on_step(step: str) -> None:
-                    nonlocal processes
-                    if step == "pre-dump":
-                        await still.enter_async_context(box.quiet(stay_quiet=stay_paused))
-                        stop = box.stopped(stay_paused=stay_paused or was_frozen)
-                        stopped.append(await still.enter_async_context(stop))
-                        processes = len(processes_of(box.group))
-                    elif step == "post-dump":
-                        await copy_layer()
-
-                await self._criu.dump(wanted, on_step, _limit_s(box.group.usage().memory_bytes))
-        except CriuFailed as error:
-            raise criulog.why_not_kept(str(error)) from error
+            for left in range(_TRIES - 1, -1, -1):
+                try:
+                    clock, processes = await self._dump(box, wanted, copy_layer, limit_s, stay_paused=stay_paused)
+                    break
+                except CriuFailed as error:
+                    if not left or not criulog.is_passing(str(error)):
+                        raise criulog.why_not_kept(str(error)) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
         (draft.memory / "descriptors.json").write_text('["/dev/null","/dev/null","/dev/null"]')
         size = sum(entry.stat().st_size for entry in os.scandir(draft.memory))
         engine = {**self._facts, "mounts": " ".join(sorted(inside for inside, name in external if inside == name))}
-        return Saved(processes=processes, stopped_ms=stopped[0].stopped_ms, memory_bytes=size, engine=engine)
+        return Saved(processes=processes, stopped_ms=clock.stopped_ms, memory_bytes=size, engine=engine)
+
+    async def _dump(
+        self, box: OciBox, wanted: Dump, copy_layer: CopyLayer, limit_s: float, *, stay_paused: bool
+    ) -> tuple[StopClock, int]:
+        """One try. Returns for how long the box stood still, and how many processes it has."""
+        stays, clock, processes = stay_paused or box.group.is_frozen(), StopClock(), 0
+        async with contextlib.AsyncExitStack() as hushed:
+
+            async def on_step(step: str) -> None:
+                nonlocal clock, processes
+                if step == "pre-dump":
+                    await hushed.enter_async_context(box.quiet(stay_quiet=stay_paused))
+                    clock = StopClock()
+                elif step == "post-dump":
+                    if stays:
+                        # Each task is stopped by criu, and goes from that stop into this one.
+                        await box.group.freeze()
+                    processes = len(processes_of(box.group) - {box.facts.init_pid})
+                    await copy_layer()
+
+            await self._criu.dump(wanted, on_step, limit_s)
+            clock.stop()
+        return clock, processes
 
     async def restore(self, spec: BoxSpec, base: int, pid_file: Path) -> None:
         """Let the processes of its origin go on in the bundle beside `pid_file`. Raises: EngineFailure, OSError."""
@@ -155,9 +174,6 @@ class CriuMemory:
             raise EngineFailure("a sandbox without origin was to be restored", internal=spec.id)
         work = home / "criu"
         _make_empty(work)
-        config = msgspec.json.decode((home / "config.json").read_bytes(), type=dict[str, object])
-        config["annotations"] = {"org.criu.config": str(work / "criu.conf")}
-        (home / "config.json").write_bytes(msgspec.json.encode(config))
         (work / "criu.conf").write_text("".join(f"{line}\n" for line in _CONFIG))
 
         def lay(_: UserNamespaces) -> Path:
@@ -168,13 +184,20 @@ class CriuMemory:
         try:
             images = await self._ground.mounts.run(lay)
             limit_s = _limit_s(origin.facts.memory_bytes)
-            await self._runtime.restore(spec.id, home, pid_file, images, work, limit_s)
+            with halfway.hook(work) as hooks:
+                _add_to(home / "config.json", hooks=hooks, annotations={"org.criu.config": str(work / "criu.conf")})
+                await self._runtime.restore(spec.id, home, pid_file, images, work, limit_s)
         except criuimages.Damaged as error:
             raise EngineFailure(f"the checkpoint is damaged: {error}") from error
         except EngineFailure as error:
             raise _explained(error, work / "restore.log") from error
         await self._ground.mounts.run(lambda _: rootfs.unmount_images(rootfs.BoxDirs(home=home)))
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _add_to(config: Path, **parts: object) -> None:
+    bundle_config = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
+    config.write_bytes(msgspec.json.encode({**bundle_config, **parts}))
 
 
 class _Bundle(Struct):

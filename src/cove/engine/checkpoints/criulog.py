@@ -16,7 +16,8 @@ _UNKEPT: Final = (
     (r"packet socket|Unknown socket family 17|family 17|SOCK_PACKET", "a program has a packet socket open"),
     (r"xdp|bpf", "a program has BPF objects open"),
     (r"netlink.*(queue|pending)|Netlink socket has data", "a netlink socket has answers that were not read"),
-    (r"already traced|is being traced|ptraced|tracer", "a program is traced by another (a debugger, strace)"),
+    (r"Unseizable non-zombie|already traced", "a program is traced by another (a debugger, strace)"),
+    (r"ctty inheritance", "a program in a terminal has opened /dev/tty"),
     (r"Can't dump ghost file|ghost file .* too big|ghost-limit", "a program has a removed file of over 512 MiB open"),
     (r"external (unix )?socket|unix.*(external|peer)", "a program is connected to something outside the sandbox"),
     (r"nested (pid|user|mount|net|ipc|uts|cgroup|time)|Nested", "a program has namespaces of its own"),
@@ -33,8 +34,17 @@ _UNKEPT: Final = (
 
 _FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
 _GONE: Final = re.compile(r"no such process|Can't (seize|find) .*task|No such process", re.IGNORECASE)
-_ERROR: Final = re.compile(r"^\(\d+\.\d+\)\s+(?:\d+: )?Error (.*)$|^pie: \d+: Error (.*)$", re.MULTILINE)
+_ERROR: Final = re.compile(r"^(?:\(\d+\.\d+\)\s+)?(?:pie: )?(?:\d+: )?Error (.*)$", re.MULTILINE)
+_NOISE: Final = "Can't setup RLIMIT_NOFILE"
+"""criu would like more descriptors for itself than this machine's root may have. It needs them for no box of ours."""
+
+_PASSING: Final = re.compile(r"Timeout reached")
 _KEPT_FOR_US: Final = 4000
+
+
+def is_passing(log: str) -> bool:
+    """Whether another try may succeed: something in the box could not be stopped in time."""
+    return _PASSING.search(log) is not None
 
 
 def why_not_kept(log: str) -> CoveError:
@@ -61,5 +71,5 @@ def why_not_restored(log: str) -> CoveError:
 
 def _errors(log: str) -> str:
     """The lines that are errors, the last ones."""
-    lines = [found[1] or found[2] for found in _ERROR.finditer(log)]
+    lines = dict.fromkeys(found[1] for found in _ERROR.finditer(log) if _NOISE not in found[1])
     return "; ".join(lines)[-_KEPT_FOR_US:] or log[-_KEPT_FOR_US:]

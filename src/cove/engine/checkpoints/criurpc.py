@@ -36,6 +36,9 @@ _CLONE_NEWNET: Final = 0x40000000
 _CGROUPS_SOFT: Final = 3
 _ERRORS: Final = 1
 _GHOST_LIMIT: Final = 512 * 1024**2
+_SEIZE_LIMIT_S: Final = 5
+"""For all tasks to stand still; until then the box waits, so not longer."""
+
 _MESSAGE_LIMIT: Final = 64 * 1024
 _READABLE: Final = 'umask 022 && exec "$@"'
 """What criu writes is read again in a user namespace of a box; uvloop has no `umask` for a subprocess."""
@@ -53,7 +56,7 @@ class CriuFailed(Exception):
 class Dump(Struct, frozen=True, kw_only=True):
     """What to dump, and how. `external`: mounts that come from outside, as pairs of the path inside and their name.
 
-    `config`: lines of criu's configuration file. `freezer`: the directory of the cgroup that criu holds still.
+    `config`: lines of criu's configuration file.
     """
 
     pid: int
@@ -62,7 +65,6 @@ class Dump(Struct, frozen=True, kw_only=True):
     work: Path
     external: tuple[tuple[str, str], ...]
     config: tuple[str, ...]
-    freezer: Path | None
 
 
 class Criu:
@@ -209,12 +211,11 @@ def _dump_options(wanted: Dump, images: int, work: int, config: Path) -> bytes:
         34: _CGROUPS_SOFT,
         35: _GHOST_LIMIT,
         38: _CLONE_NEWNET,  # the network namespace is made anew
+        45: _SEIZE_LIMIT_S,
         50: True,  # masters of terminals whose other end is elsewhere
         51: str(config),
     }
     encoded = b"".join(field(number, value) for number, value in options.items())
-    if wanted.freezer is not None:
-        encoded += field(44, str(wanted.freezer))
     return encoded + b"".join(field(23, field(1, inside) + field(2, name)) for inside, name in wanted.external)
 
 

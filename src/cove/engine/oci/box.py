@@ -223,7 +223,7 @@ class OciBox(Box):
 
     async def _keep_files(self, copy_layer: CopyLayer, *, stay_paused: bool) -> Saved:
         """What lies on the disk at one instant: everything stands still while the layer is copied."""
-        processes = len(processes_of(self.group))
+        processes = len(processes_of(self.group) - {self.facts.init_pid})
         async with self.stopped(stay_paused=stay_paused) as clock:
             await copy_layer()
         return Saved(processes=processes, stopped_ms=clock.stopped_ms)

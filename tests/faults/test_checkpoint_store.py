@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cove.engine import kernel
 from cove.engine.checkpoints.manifest import KEY_FILE, ensure_key
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts
 from cove.engine.checkpoints.shelf import SubvolumeShelf
@@ -35,10 +37,18 @@ ABOUT = b'{"name": "warm"}'
 CONTENT = b"the memory of a process" * 4096
 
 
+def forget(home: Path) -> None:
+    """No mount and no file is left, whatever happened: another session would stumble over it."""
+    with contextlib.suppress(OSError):
+        kernel.umount(home / "btrfs", kernel.MNT_DETACH)
+    shutil.rmtree(home, ignore_errors=True)
+
+
 class Place:
     """A pool and a store in it."""
 
     def __init__(self, home: Path, pool_bytes: int = 512 * MIB) -> None:
+        self.home = home
         self.layers = BtrfsLayers(home, pool_bytes)
         self.layers.open()
         beside = self.layers.place_beside("checkpoints")
@@ -51,6 +61,7 @@ class Place:
     def close(self) -> None:
         self.store.close()
         self.layers.close()
+        forget(self.home)
 
     def is_empty(self) -> bool:
         return self.layers.names() == set() and self.shelf.names() == set()
@@ -89,7 +100,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path)
     yield made
     made.close()
-    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 async def pieces(data: bytes, size: int = 65536) -> AsyncIterator[bytes]:
@@ -274,7 +284,6 @@ async def test_a_full_disk_in_the_middle_leaves_the_source_and_nothing_else(tmp_
             await place.store.begin(two)
     finally:
         place.close()
-        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 async def test_a_missing_layer_and_a_damaged_memory_are_named(place: Place) -> None:
@@ -374,5 +383,4 @@ async def test_killed_at_any_step_it_is_whole_or_absent_and_is_swept(tmp_path: P
                 assert (await place.store.get(one)).id == one
                 place.store.close()
     finally:
-        place.layers.close()
-        shutil.rmtree(tmp_path, ignore_errors=True)
+        place.close()

@@ -14,12 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from cove.engine import kernel
 from cove.engine.layers import BtrfsLayers, LayerStore, LoopExt4Layers, TmpfsLayers
 from cove.model.errors import BadRequest, CapacityExceeded
 
 pytestmark = pytest.mark.real
 
 MIB = 1024**2
+
+
+def forget(home: Path) -> None:
+    """No mount and no file is left, whatever happened: another session would stumble over it."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if line.split()[1].startswith(f"{home}/"):
+            kernel.umount(line.split()[1], kernel.MNT_DETACH)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def btrfs(tmp_path: Path) -> Iterator[BtrfsLayers]:
     layers.open()
     yield layers
     layers.close()
-    shutil.rmtree(tmp_path, ignore_errors=True)
+    forget(tmp_path)
 
 
 def make(layers: LayerStore, name: str, limit: int) -> Path:
@@ -138,7 +147,7 @@ def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LayerStor
     store.open()
     yield store
     store.close()
-    shutil.rmtree(tmp_path, ignore_errors=True)
+    forget(tmp_path)
 
 
 def fill_with_traps(tree: Path) -> None:
@@ -266,3 +275,4 @@ def test_a_copy_on_ext4_gets_the_limit_that_it_is_to_have(tmp_path: Path) -> Non
         assert layers.names() == {"a", "more", "less"}
     finally:
         layers.close()
+        forget(tmp_path)

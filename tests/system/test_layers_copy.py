@@ -78,7 +78,7 @@ def test_the_limit_of_a_copy_counts_what_it_began_with(btrfs: BtrfsLayers) -> No
     source = make(btrfs, "a", 100 * MIB)
     assert write(source / "u" / "f", 40 * MIB) == 0
     btrfs.copy("a", "s-1", None)
-    btrfs.settle("s-1")
+    btrfs.measure("s-1")
     assert 40 * MIB <= btrfs.used_bytes("s-1") < 42 * MIB
     copy = btrfs.copy("s-1", "b", 60 * MIB)
     assert 40 * MIB <= btrfs.used_bytes("b") < 42 * MIB
@@ -97,7 +97,7 @@ def test_deleting_what_it_began_with_makes_room_again(btrfs: BtrfsLayers) -> Non
     assert write(source / "u" / "f", 60 * MIB) == 0
     for cycle in range(1, 4):
         btrfs.copy(name, f"s-{cycle}", None)
-        btrfs.settle(f"s-{cycle}")
+        btrfs.measure(f"s-{cycle}")
         btrfs.remove(name)
         name = f"box-{cycle}"
         source = btrfs.copy(f"s-{cycle}", name, 100 * MIB)

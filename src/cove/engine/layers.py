@@ -146,7 +146,7 @@ class BtrfsLayers(LayerStore):
             btrfs.snapshot(fd, self._fd, passing)
         self.remove(passing)
 
-    def settle(self, name: str) -> None:
+    def measure(self, name: str) -> None:
         with self._open(name) as fd:
             self._measure(fd)
 

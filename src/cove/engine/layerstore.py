@@ -58,7 +58,11 @@ class LayerStore(ABC):
         del name
 
     def settle(self, name: str) -> None:
-        """Measure exactly what a kept copy holds, which `copy` left for later. On any thread. Raises: OSError."""
+        """Have a kept copy on the disk for good, where `copy` did not wait for that. On any thread. Raises: OSError."""
+        del name
+
+    def measure(self, name: str) -> None:
+        """Count exactly what a kept copy holds, which `copy` left for later. On any thread. Raises: OSError."""
         del name
 
     def tree(self, name: str) -> AbstractContextManager[Path]:

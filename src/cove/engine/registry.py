@@ -5,6 +5,7 @@ To add one: its file in `drivers/` ending in `driver_factory = ...`, and a row h
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -82,7 +83,8 @@ class Engine:
             self._ground.live.clear()
 
     async def release(self) -> None:
-        """Take away everything of this instance; every box must be gone."""
+        """Take away everything of this instance but what is kept; every box must be gone."""
+        await asyncio.to_thread(self.checkpoints.close)
         if self.network is not None:
             await self.network.release()
         if self._ground is not None:

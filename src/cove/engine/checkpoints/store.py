@@ -118,7 +118,7 @@ class CheckpointStore:
         self, draft: Draft, facts: CheckpointFacts, *, expected: Mapping[str, FileFacts] | None = None
     ) -> Checkpoint:
         """See `ports.Checkpoints`. `expected`: what the files must be (BadRequest)."""
-        flushing = self.run(lambda: self.shelf.flush(_DRAFT_PREFIX + draft.id))
+        flushing = self.run(lambda: self._flush(draft))
         digesting = self.run(lambda: self._digest_all(draft))
         settling = self.run(lambda: self._settle(draft))
         async with _together() as tasks:
@@ -166,6 +166,11 @@ class CheckpointStore:
                 for name in _names(theirs):
                     copy_file(theirs, ours, name)
 
+    def _flush(self, draft: Draft) -> None:
+        with _opened(draft.memory.parent) as folder:
+            if _names(folder):
+                self.shelf.flush(_DRAFT_PREFIX + draft.id)
+
     def _settle(self, draft: Draft) -> int:
         if self.layers is None or draft.layer not in self.layers.names():
             return 0
@@ -197,6 +202,8 @@ class CheckpointStore:
     def _pack(self, checkpoint_id: str) -> None:
         """In the background; whoever removes the checkpoint meanwhile wins."""
         with contextlib.suppress(OSError):
+            if self.layers is not None:
+                self.layers.measure(LAYER_PREFIX + checkpoint_id)
             self.shelf.pack(checkpoint_id)
 
     async def discard(self, draft: Draft) -> None:

@@ -12,6 +12,8 @@ What is different from a container, and stays so:
   its own ends alone, with code 1.
 * The sentry counts the processes of each user inside. Many users together can pass the limit of threads that the host
   gives, and then the box ends.
+* A checkpoint is what the sentry writes down of itself, pipes, sockets and /tmp included. What it cannot write down it
+  names, and the box goes on (`checkpoints/runsc.py`).
 * The gofer listens for whoever binds a socket inside, so root inside can put itself in the agent's place. What it then
   answers is, as ever, believed of its own box only.
 """

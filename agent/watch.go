@@ -54,7 +54,6 @@ type watch struct {
 
 	root   *node
 	device uint64
-	inode  uint64
 	count  int // its nodes
 	bursts map[string]burst
 	timer  *time.Timer // set while there are bursts

@@ -440,24 +440,30 @@ func TestWhatHappensInARestIsToldAsAnOverflow(t *testing.T) {
 	}
 }
 
-func TestADirectoryThatIsAnotherAfterARestIsNotWatched(t *testing.T) {
+func TestADirectoryThatIsGoneAfterARestIsNotWatchedAndAnotherOneIsTold(t *testing.T) {
 	for name, happens := range map[string]func(dir string) error{
-		"gone":     func(dir string) error { return os.Rename(dir, dir+"-away") },
-		"replaced": func(dir string) error { return errors.Join(os.Rename(dir, dir+"-away"), os.Mkdir(dir, 0o755)) },
+		endedRemoved: func(dir string) error { return os.Rename(dir, dir+"-away") },
+		"new":        func(dir string) error { return errors.Join(os.Rename(dir, dir+"-away"), os.Mkdir(dir, 0o755)) },
+		"old":        func(dir string) error { return errors.Join(os.Rename(dir, dir+"-away"), os.Rename(dir+"-other", dir)) },
 	} {
 		home, ws := inMemory(t), newWatches()
-		must(t, os.Mkdir(home+"/d", 0o755), os.Mkdir(home+"/e", 0o755))
+		must(t, os.Mkdir(home+"/d", 0o755), os.Mkdir(home+"/d-other", 0o755), os.Mkdir(home+"/e", 0o755))
+		time.Sleep(2 * ctimeSlack)
 		w, other := startWatch(t, ws, home+"/d", nil), startWatch(t, ws, home+"/e", nil)
 		ws.tree.rest()
 		must(t, happens(home+"/d"))
 		ws.tree.wake()
-		if _, _, reason := w.changes.cursors(); reason != endedRemoved {
+		_, _, reason := w.changes.cursors()
+		if got := told(t, w); name != endedRemoved && (reason != "" || len(got) != 1 || !strings.HasPrefix(got[0], "overflow")) {
+			t.Errorf("%s: %q %v", name, reason, got)
+		} else if name == endedRemoved && reason != name {
 			t.Errorf("%s: %q", name, reason)
 		}
 		must(t, os.WriteFile(home+"/e/x", nil, 0o644))
 		if got := told(t, other); !slices.Contains(got, "create x") {
 			t.Errorf("%s: the other one is not watched: %v", name, got)
 		}
+		ws.tree.stop(w, endedStopped)
 		ws.tree.stop(other, endedStopped)
 		if ws.tree.notify != nil || ws.tree.count != 0 {
 			t.Errorf("%s: %d nodes left", name, ws.tree.count)

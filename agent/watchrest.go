@@ -74,12 +74,12 @@ func (t *watchTree) wake() {
 	t.closeUnused()
 }
 
-// replant watches a directory again, if it is the one that it was.
+// replant watches again what lies at the path now. In a copy every directory is another one, by its numbers; should it
+// be another one here, it or the directory it came from is younger than the rest.
 func (t *watchTree) replant(w *watch, budget *int) {
-	device, inode := w.device, w.inode
 	err := t.plant(w, func() error { return nil })
 	switch {
-	case w.root == nil || w.device != device || w.inode != inode:
+	case w.root == nil:
 		t.letGo(w, endedRemoved)
 	case err != nil:
 		t.letGo(w, endedLimit)

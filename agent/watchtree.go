@@ -127,7 +127,7 @@ func (t *watchTree) plant(w *watch, check func() error) error {
 	if err := syscall.Stat(rooted(w.path), &st); err != nil {
 		return at(rooted(w.path), err)
 	}
-	w.root, w.device, w.inode = &node{watch: w, number: number}, uint64(st.Dev), st.Ino
+	w.root, w.device = &node{watch: w, number: number}, uint64(st.Dev)
 	t.hold(w.root)
 	if !w.recursive {
 		return nil

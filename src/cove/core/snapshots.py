@@ -35,6 +35,7 @@ from cove.model.snapshot import (
     SnapshotSpec,
     SnapshotState,
 )
+from cove.model.state import State
 
 log = logging.getLogger(__name__)
 
@@ -319,13 +320,21 @@ class Snapshots:
         try:
             known = await self.book.settle()
             await self._forking.end_half_made()
-            known |= {one.id for one in self._store.sandboxes.unended()}
+            known |= {one.id for one in self._store.sandboxes.unended() if self._lies_on_disk(one)}
             swept = await self._checkpoints.sweep(frozenset(known))
         except CoveError as error:
             log.warning("snapshots are looked through at the next start: %s %s", error, error.internal)
             return
         if swept:
             log.info("%d checkpoints that belong to nothing were removed", len(swept))
+
+    def _lies_on_disk(self, row: Sandbox) -> bool:
+        """Whether a checkpoint of its own is what it goes on from. One that runs must not go back to an older one.
+
+        Nobody can say of a sandbox whose driver is not loaded.
+        """
+        supervisor = self._parts.supervisors.get(row.id)
+        return supervisor is None or supervisor.sandbox.state is State.HIBERNATED
 
     def _require_line(self, sandbox: Sandbox, snapshot: Snapshot) -> None:
         """Raises: Conflict: it is of another sandbox than this one and those that it was made of."""

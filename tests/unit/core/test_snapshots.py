@@ -81,7 +81,7 @@ async def test_a_paused_and_a_hibernated_sandbox_can_be_kept_too(core, driver, c
     await core.sandboxes.pause(ALICE, made.id)
     assert (await core.snapshots.create(ALICE, made.id, SnapshotSpec())).kept.memory
     assert driver.living()[made.id].is_paused
-    await core.snapshots._directory.live(ALICE, made.id).hibernate()
+    await core.sandboxes.hibernate(ALICE, made.id)
     asleep = await core.snapshots.create(ALICE, made.id, SnapshotSpec(name="asleep"))
     assert asleep.kept.memory
     assert {made.id, asleep.id} <= set(checkpoints.sealed)
@@ -500,6 +500,10 @@ async def test_a_start_finishes_what_was_left(opened, driver, checkpoints) -> No
         await rows.save(replace(sealed, state=SnapshotState.CREATING, kept=Kept(memory=False)))
         await rows.save(replace(half, state=SnapshotState.CREATING))
         await rows.save(replace(going, state=SnapshotState.DELETING))
+        asleep = await core.sandboxes.create(ALICE, SandboxSpec(name="asleep"))
+        await core.sandboxes.hibernate(ALICE, asleep.id)
+        awake = await core.sandboxes.create(ALICE, SandboxSpec(name="awake"))
+        checkpoints.sealed[awake.id] = checkpoints.sealed[ready.id]  # of an earlier time: it has gone on since
         orphan = await kept_of(core, name="orphan")
         await rows.remove(orphan.id)
     del checkpoints.sealed[half.id]
@@ -511,7 +515,9 @@ async def test_a_start_finishes_what_was_left(opened, driver, checkpoints) -> No
         assert (shown["sealed"].state, shown["sealed"].kept) == (SnapshotState.READY, Kept(memory=True))
         assert shown["lost"].state is SnapshotState.FAILED
         assert shown["lost"].failure == "what it holds is not on the disk any more"
-        assert set(checkpoints.sealed) == {ready.id, sealed.id}
+        assert set(checkpoints.sealed) == {ready.id, sealed.id, asleep.id}
+        assert core.sandboxes.get(ALICE, "asleep").state is State.HIBERNATED
+        assert core.sandboxes.get(ALICE, "awake").state is State.RUNNING
         with pytest.raises(Conflict, match="not on the disk"):
             await core.snapshots.restore(ALICE, "lost", RestoreSpec())
     checkpoints.sealed[lost.id] = checkpoints.sealed[ready.id]

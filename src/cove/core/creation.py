@@ -285,9 +285,13 @@ class Creation:
         idempotency, wishes = order.idempotency, order.spec.credentials
         donor = None if order.heritage is None else order.heritage.donor
         if wishes or donor is not None:
-            return lambda sandbox: self._store.credentials.save_with(
-                sandbox, self._credentials.rows(sandbox, wishes, donor), idempotency
-            )
+
+            async def with_credentials(sandbox: Sandbox) -> None:
+                rows = self._credentials.rows(sandbox, wishes, donor)
+                await self._store.credentials.save_with(sandbox, rows, idempotency)
+                self._credentials.note_inherited([row for row in rows if row.service not in wishes])
+
+            return with_credentials
         if idempotency is None:
             return self._journal.write
         return lambda sandbox: self._store.idempotency.save_with(sandbox, idempotency)

@@ -129,6 +129,13 @@ class Credentials:
             rows.append(self._row(heir.project, heir.id, one.service, key, one.endpoints, None))
         return rows
 
+    def note_inherited(self, rows: Sequence[Credential]) -> None:
+        """Write down what a sandbox got because another one had it."""
+        for row in rows:
+            self._audit.note(
+                "credential.changed", project=row.project, sandbox=row.sandbox, data=_told(row, "inherited")
+            )
+
     def blinded(self, body_sha256: str) -> str:
         """The hash of a request that has keys in it, so that the store helps nobody to guess them."""
         return self._secrets.blind(body_sha256)
@@ -407,15 +414,19 @@ class Credentials:
             "credential.changed",
             project=row.project,
             sandbox=row.sandbox or None,
-            data={
-                "service": row.service,
-                "action": action,
-                "rules": len(row.endpoints),
-                "key": "project" if row.sealed is None else "own",
-            },
+            data=_told(row, action),
             who=who,
         )
         await self._audit.kept(ticket)
+
+
+def _told(row: Credential, action: str) -> dict[str, AuditValue]:
+    return {
+        "service": row.service,
+        "action": action,
+        "rules": len(row.endpoints),
+        "key": "project" if row.sealed is None else "own",
+    }
 
 
 def _context(project: str, sandbox: str, service: str) -> tuple[str, ...]:

@@ -13,9 +13,11 @@ from cove.core.secrets import Secrets, new_master_key
 from cove.core.services.catalogue import ServiceSpec, builtin
 from cove.model.access import FULL, Principal, Scope
 from cove.model.audit import AuditFilter
+from cove.model.closed import ClosedRanges
 from cove.model.credentials import PROJECT, CredentialWish, EndpointRule, Secret
 from cove.model.errors import (
     BadRequest,
+    Conflict,
     EngineFailure,
     Forbidden,
     Gone,
@@ -27,6 +29,7 @@ from cove.model.errors import (
 from cove.model.network import NetworkMode
 from cove.model.request import Idempotency
 from cove.model.sandbox import Sandbox, SandboxSpec
+from cove.model.snapshot import RestoreSpec, SnapshotSpec
 
 KEY = "sk-live-0123456789-abcdefghij"
 ALICE = Principal(key_id="k1", name="ci", project="alice", scopes=FULL - {Scope.ADMIN})
@@ -38,6 +41,7 @@ class Connected:
     """A network, as far as credentials look at it."""
 
     missing: tuple[str, ...] = ()
+    closed = ClosedRanges()
 
 
 @pytest.fixture
@@ -83,6 +87,31 @@ async def test_a_sandbox_gets_a_placeholder_and_the_broker_the_key(core, driver)
     assert box.network.mode is NetworkMode.NONE
     assert box.network.broker
     assert driver.boxes[box.id].network.broker
+
+
+async def test_a_copy_has_no_key_of_its_source_unless_it_is_asked_for(core) -> None:
+    box = await made(core, openai=wish(rules=RULES), github=wish("ghp-1"))
+    snapshot = await core.snapshots.create(ALICE, box.id, SnapshotSpec())
+    (plain,) = await core.snapshots.fork(ALICE, box.id, RestoreSpec())
+    restored = await core.snapshots.restore(ALICE, snapshot.id, RestoreSpec())
+    for one in (plain, restored):
+        assert core.credentials.held(ALICE, one.id) == []
+        assert core.credentials.grant(one.id, "openai") is None
+        assert not one.network.broker
+    spec = RestoreSpec(inherit_credentials=True, credentials={"github": wish("ghp-2")})
+    (heir,) = await core.snapshots.fork(ALICE, box.id, spec)
+    assert (key_of(core, heir), key_of(core, heir, "github")) == (KEY, "ghp-2")
+    assert core.credentials.held(ALICE, heir.id)[1].credential.endpoints == RULES
+    assert heir.network.broker
+    await core.credentials.remove(ALICE, box.id, "openai")
+    assert key_of(core, heir) == KEY, "it is its own by now"
+    entries = (await core.trail.page(ALICE, AuditFilter(sandbox=heir.id), limit=100)).entries
+    told = [line.data for line in entries if line.event == "credential.changed"]
+    assert [(data["service"], data["action"], data["key"]) for data in told] == [("openai", "inherited", "own")]
+    assert KEY not in repr(entries)
+    await core.sandboxes.destroy(ALICE, box.id)
+    with pytest.raises(Conflict, match="has ended, and they with it"):
+        await core.snapshots.restore(ALICE, snapshot.id, RestoreSpec(inherit_credentials=True))
 
 
 async def test_the_callers_own_environment_wins(core, driver) -> None:

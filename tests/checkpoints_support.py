@@ -18,6 +18,7 @@ class StubCheckpoints:
     """`refuse` names calls that fail, `calls` is what was done; `damaged` ids have a memory that cannot be read."""
 
     def __init__(self) -> None:
+        self.on_packed: Callable[[str, int], None] | None = None
         self.sealed: dict[str, Checkpoint] = {}
         self.drafts: set[str] = set()
         self.damaged: set[str] = set()

@@ -300,12 +300,16 @@ async def test_a_missing_layer_and_a_damaged_memory_are_named(place: Place) -> N
 
 async def test_it_is_packed_in_the_background_and_stays_what_it_was(place: Place) -> None:
     one = new_core_id()
+    told: list[tuple[str, int]] = []
+    place.store.on_packed = lambda name, size: told.append((name, size))
     made = await place.make(one)
     deadline = time.monotonic() + 10
     while (again := await place.store.get(one)).memory_bytes >= len(CONTENT):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    assert again.memory_bytes < made.memory_bytes or made.memory_bytes < len(CONTENT)
+    assert again.memory_bytes < made.memory_bytes
+    await asyncio.sleep(0.2)
+    assert told == [(one, again.memory_bytes)]
     assert (again.memory / "pages-1.img").read_bytes() == CONTENT
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from cove.engine import kernel
 from cove.engine.layers import BtrfsLayers, LayerStore, LoopExt4Layers, TmpfsLayers
-from cove.model.errors import BadRequest, CapacityExceeded
+from cove.model.errors import BadRequest, CapacityExceeded, Unsupported
 
 pytestmark = pytest.mark.real
 
@@ -273,6 +273,28 @@ def test_a_copy_on_ext4_gets_the_limit_that_it_is_to_have(tmp_path: Path) -> Non
         with pytest.raises(CapacityExceeded, match="more than this disk limit"):
             layers.copy("a", "least", 20 * MIB)
         assert layers.names() == {"a", "more", "less"}
+    finally:
+        layers.close()
+        forget(tmp_path)
+
+
+def test_a_tree_that_no_archive_can_hold_is_refused_in_words(tmp_path: Path) -> None:
+    layers = TmpfsLayers(tmp_path)
+    layers.open()
+    try:
+        source = make(layers, "a", 100 * MIB)
+        at = os.open(source / "u", os.O_RDONLY)
+        for _ in range(1500):
+            os.mkdir("deep", dir_fd=at)
+            below = os.open("deep", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = below
+        os.close(at)
+        with pytest.raises(
+            Unsupported, match="the sandbox's files cannot be kept: the sandbox has a path of more than"
+        ):
+            layers.copy("a", "s-1", None)
+        assert layers.names() == {"a"}
     finally:
         layers.close()
         forget(tmp_path)

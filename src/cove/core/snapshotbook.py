@@ -55,6 +55,8 @@ class SnapshotBook:
         self.deleting: dict[str, asyncio.Future[None]] = {}
         self.changing = asyncio.Lock()
         self.users: list[Callable[[Snapshot], list[str]]] = []
+        self._jobs = parts.jobs
+        parts.checkpoints.on_packed = self._was_packed
 
     def known(self, who: Principal, ref: str) -> Snapshot:
         """Raises: NotFound."""
@@ -152,6 +154,16 @@ class SnapshotBook:
                 return
             state = SnapshotState.READY if failure is None else SnapshotState.FAILED
             await self._store.snapshots.save(replace(now, state=state, failure=failure))
+
+    def _was_packed(self, row_id: str, memory_bytes: int) -> None:
+        self._jobs.start(self._packed(row_id, memory_bytes))
+
+    async def _packed(self, row_id: str, memory_bytes: int) -> None:
+        """What it takes on the disk became less, some seconds after it was made."""
+        async with self.changing:
+            now = self._store.snapshots.get(row_id)
+            if now is not None and now.state is SnapshotState.READY and now.kept.memory:
+                await self._store.snapshots.save(replace(now, memory_bytes=memory_bytes))
 
     def require_settled(self, snapshot: Snapshot) -> None:
         """Raises: Conflict: it is being made or deleted."""

@@ -28,7 +28,7 @@ from cove.engine.confined.process import (
     python_program,
 )
 from cove.engine.images.dialogue import converse
-from cove.model.errors import BadRequest, CoveError
+from cove.model.errors import BadRequest, Unsupported
 
 MOST_FILES: Final = 2_000_000
 MOST_BYTES: Final = 1024**4
@@ -52,7 +52,7 @@ class LayerArchive(Struct, frozen=True, kw_only=True):
 def keep_layer(tree: Path, file: Path) -> LayerArchive:
     """Write the tree of a layer, at which nobody writes, to a new file.
 
-    Raises: TooLarge, CapacityExceeded, BadRequest (it has what no sandbox makes), EngineFailure.
+    Raises: Unsupported (something in it, named), CapacityExceeded, EngineFailure.
     """
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     spec = Confinement(
@@ -62,7 +62,10 @@ def keep_layer(tree: Path, file: Path) -> LayerArchive:
         capabilities=(_CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN),
         limits={"RLIMIT_AS": _MEMORY_BYTES, "RLIMIT_NOFILE": _OPEN_FILES},
     )
-    facts = _run(spec, {"most_bytes": MOST_BYTES, "most_files": MOST_FILES})
+    try:
+        facts = _run(spec, {"most_bytes": MOST_BYTES, "most_files": MOST_FILES})
+    except BadRequest as error:  # not the caller's doing: the sandbox's
+        raise Unsupported("the sandbox's files cannot be kept: " + error.public.partition(": ")[2]) from error
     return LayerArchive(digest=facts["digest"], size=facts["size"], files=facts["files"])
 
 
@@ -89,11 +92,7 @@ def _run(spec: Confinement, order: dict[str, Any]) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         return await converse(spec, order, lambda _: None, what="snapshot", timeout_s=TIMEOUT_S)
 
-    try:
-        return asyncio.run(run())  # this is a worker thread: it has no loop
-    except CoveError as error:
-        error.field = None if error.field == "snapshot" else error.field
-        raise
+    return asyncio.run(run())  # this is a worker thread: it has no loop
 
 
 def _mark_opaque(tree: Path, marks: Path) -> None:

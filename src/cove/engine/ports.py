@@ -46,6 +46,9 @@ class Checkpoints(Protocol):
     An id is a core id: a snapshot's or, of a hibernated sandbox, its own.
     """
 
+    on_packed: Callable[[str, int], None] | None
+    """Is told, on the loop, the id of a sealed one that became smaller some seconds later, and its new memory_bytes."""
+
     async def begin(self, checkpoint_id: str, *, expected_bytes: int = 0) -> Draft:
         """Room for a new one. What an earlier one of that id left is removed.
 

@@ -12,6 +12,8 @@ from cove.model.errors import NotFound, Unsupported
 class NoCheckpoints:
     """`Checkpoints` of a server that keeps none."""
 
+    on_packed: Callable[[str, int], None] | None = None
+
     async def begin(self, checkpoint_id: str, *, expected_bytes: int = 0) -> Draft:
         """Raises: Unsupported."""
         del checkpoint_id, expected_bytes

@@ -14,6 +14,8 @@ import hashlib
 import logging
 import os
 import stat
+import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,6 +43,9 @@ _DRAFT_PREFIX: Final = "draft-"
 _THREADS: Final = 4
 _PIECE: Final = 1024 * 1024
 _RETRY_S: Final = 60
+_PACK_AFTER_S: Final = 2.0
+"""Whoever made it is likely to use it at once, and needs the processors."""
+
 ONLY_FILES: Final = "only its files were asked for"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -67,6 +72,8 @@ class CheckpointStore:
         self._disk = disk
         self.keep_free_bytes: int | None = None
         self.lets_memory_in = False
+        self.on_packed: Callable[[str, int], None] | None = None
+        self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "cove-checkpoint")
         self._background = ThreadPoolExecutor(1, "cove-pack")
         self._verified: dict[str, dict[str, _Mark]] = {}
@@ -75,7 +82,8 @@ class CheckpointStore:
         self._expected: dict[str, int] = {}
 
     def close(self) -> None:
-        """End the threads: what runs is waited for, but not packing."""
+        """End the threads. What runs is waited for; what was to be packed stays as it is."""
+        self._closing.set()
         self._background.shutdown(wait=True, cancel_futures=True)
         self._threads.shutdown()
 
@@ -137,7 +145,7 @@ class CheckpointStore:
         checkpoint = await self.run(lambda: self._publish(draft, manifest))
         self._verified[draft.id] = marks
         self._expected.pop(draft.id, None)
-        self._background.submit(self._pack, draft.id)
+        self._background.submit(self._pack, draft.id, time.monotonic() + _PACK_AFTER_S, asyncio.get_running_loop())
         return checkpoint
 
     async def copy(self, checkpoint_id: str, new_id: str, *, with_memory: bool = True) -> Checkpoint:
@@ -199,12 +207,19 @@ class CheckpointStore:
         self.shelf.publish(name, draft.id)
         return self._described(manifest)
 
-    def _pack(self, checkpoint_id: str) -> None:
+    def _pack(self, checkpoint_id: str, due: float, loop: asyncio.AbstractEventLoop) -> None:
         """In the background; whoever removes the checkpoint meanwhile wins."""
+        if self._closing.wait(max(0.0, due - time.monotonic())):
+            return
         with contextlib.suppress(OSError):
             if self.layers is not None:
                 self.layers.measure(LAYER_PREFIX + checkpoint_id)
+            before = self.shelf.taken_bytes(checkpoint_id)
             self.shelf.pack(checkpoint_id)
+            after = self.shelf.taken_bytes(checkpoint_id)
+            if after != before and self.on_packed is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server ends
+                    loop.call_soon_threadsafe(self.on_packed, checkpoint_id, after)
 
     async def discard(self, draft: Draft) -> None:
         """See `ports.Checkpoints`."""

@@ -270,7 +270,7 @@ async def check_a_cancelled_checkpoint_leaves_the_box_as_it_was(bench: Bench) ->
 
 
 async def check_a_damaged_checkpoint_is_refused_and_leaves_nothing(bench: Bench) -> None:
-    """Bits that changed, and a file that is gone: an error that says so, and no box."""
+    """Bits that changed, bytes that are missing, files that are gone: an error that says so, and no box."""
     async with _cleared(bench) as (boxes, kept):
         boxes.append(box := await bench.box())
         if await _refuses_memory(bench, box):
@@ -287,7 +287,7 @@ async def check_a_damaged_checkpoint_is_refused_and_leaves_nothing(bench: Bench)
         flipped = await _refusal(bench.checkpoints.get(origin.id))
         with images[-1].open("r+b") as file:
             file.truncate(images[-1].stat().st_size // 2)
-        cut = await _refusal(bench.copy(origin, with_memory=True))
+        cut = await _refusal(bench.checkpoints.get(origin.id))
         for image in images:
             image.unlink()
         empty = await _refusal(bench.copy(origin, with_memory=True))

@@ -222,6 +222,19 @@ def unmount_images(dirs: BoxDirs) -> None:
     dirs.images.rmdir()
 
 
+def unmount_below(directory: Path) -> None:
+    """Undo mounts that others made there, such as a criu that was killed: nobody may remove files through them.
+
+    Reads the table of all mounts. On the mount thread.
+    """
+    mark = f"{directory}/"
+    for line in reversed(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()):
+        place = line.split(" ")[4]
+        if place.startswith(mark):
+            with contextlib.suppress(OSError):
+                kernel.umount(Path(place), kernel.MNT_DETACH)
+
+
 def unmount_box(dirs: BoxDirs) -> None:
     """Undo `mount_box`, whatever of it exists. Idempotent. On the mount thread."""
     for name in ("i", "s", "m", "lu", "l1", "l0"):

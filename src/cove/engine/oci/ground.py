@@ -231,6 +231,8 @@ class Ground:
             rootfs.unmount_box(dirs)
             self.layers.remove(box)
             with contextlib.suppress(FileNotFoundError):
+                if any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(dirs.home)):
+                    rootfs.unmount_below(dirs.home)
                 shutil.rmtree(dirs.home)
 
         await self.mounts.run(undo)

@@ -14,6 +14,7 @@ clocks go on from where they were.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -28,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import rootfs
-from cove.engine.checkpoints import criuimages, criulog, halfway
+from cove.engine.checkpoints import criuimages, criulog, halfway, watched
 from cove.engine.checkpoints.criurpc import Criu, CriuFailed, Dump
 from cove.engine.checkpoints.model import Checkpoint, Draft
 from cove.engine.driver import BoxSpec
@@ -128,21 +129,37 @@ class CriuMemory:
             external=external,
             config=_CONFIG,
         )
-        limit_s = _limit_s(box.group.usage().memory_bytes)
         try:
-            for left in range(_TRIES - 1, -1, -1):
-                try:
-                    clock, processes = await self._dump(box, wanted, copy_layer, limit_s, stay_paused=stay_paused)
-                    break
-                except CriuFailed as error:
-                    if not left or not criulog.is_passing(str(error)):
-                        raise criulog.why_not_kept(str(error)) from error
+            clock, processes = await self._dump_in_time(box, wanted, copy_layer, stay_paused=stay_paused)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         (draft.memory / "descriptors.json").write_text('["/dev/null","/dev/null","/dev/null"]')
         size = sum(entry.stat().st_size for entry in os.scandir(draft.memory))
         engine = {**self._facts, "mounts": " ".join(sorted(inside for inside, name in external if inside == name))}
         return Saved(processes=processes, stopped_ms=clock.stopped_ms, memory_bytes=size, engine=engine)
+
+    async def _dump_in_time(
+        self, box: OciBox, wanted: Dump, copy_layer: CopyLayer, *, stay_paused: bool
+    ) -> tuple[StopClock, int]:
+        """As `_dump`, again where that may help. Raises: what is to be told the caller."""
+        limit_s = _limit_s(box.group.usage().memory_bytes)
+        for left in range(_TRIES - 1, -1, -1):
+            _clear(wanted.images)
+            try:
+                return await self._dump(box, wanted, copy_layer, limit_s, stay_paused=stay_paused)
+            except CriuFailed as error:
+                if left and not wanted.watched and criulog.needs_places(str(error)):
+                    wanted = msgspec.structs.replace(wanted, watched=await self._watched(box))
+                elif not left or not criulog.is_passing(str(error)):
+                    raise criulog.why_not_kept(str(error)) from error
+        raise AssertionError
+
+    async def _watched(self, box: OciBox) -> tuple[str, ...]:
+        def work() -> tuple[str, ...]:
+            return watched.places_of(watched.watched_inodes(pids), self._ground.dirs(box.facts.id).rootfs)
+
+        pids = processes_of(box.group)
+        return await asyncio.to_thread(work)
 
     async def _dump(
         self, box: OciBox, wanted: Dump, copy_layer: CopyLayer, limit_s: float, *, stay_paused: bool
@@ -191,6 +208,7 @@ class CriuMemory:
             raise EngineFailure(f"the checkpoint is damaged: {error}") from error
         except EngineFailure as error:
             raise _explained(error, work / "restore.log") from error
+        await asyncio.to_thread(lambda: halfway.settle_network(int(pid_file.read_text())))
         await self._ground.mounts.run(lambda _: rootfs.unmount_images(rootfs.BoxDirs(home=home)))
         shutil.rmtree(work, ignore_errors=True)
 
@@ -210,6 +228,12 @@ def _explained(error: EngineFailure, path: Path) -> CoveError:
     with contextlib.suppress(OSError):
         return criulog.why_not_restored(path.read_text(errors="replace")[-64 * 1024 :] + error.internal)
     return error
+
+
+def _clear(images: Path) -> None:
+    """Remove what an earlier try wrote. The agent's file, which is of no try, stays."""
+    for path in images.glob("*.img"):
+        path.unlink()
 
 
 def _make_empty(directory: Path) -> None:

@@ -12,7 +12,7 @@ from cove.model.errors import CapacityExceeded, CoveError, EngineFailure, Unsupp
 
 _UNKEPT: Final = (
     (r"io_uring|\[io_uring\]", "it uses io_uring"),
-    (r"inotify|fanotify|irmap|fsnotify", "a program watches files that were removed (inotify)"),
+    (r"inotify|fanotify|irmap|fsnotify", "a program watches files that cannot be found again (inotify)"),
     (r"packet socket|Unknown socket family 17|family 17|SOCK_PACKET", "a program has a packet socket open"),
     (r"xdp|bpf", "a program has BPF objects open"),
     (r"netlink.*(queue|pending)|Netlink socket has data", "a netlink socket has answers that were not read"),
@@ -38,6 +38,9 @@ _ERROR: Final = re.compile(r"^(?:\(\d+\.\d+\)\s+)?(?:pie: )?(?:\d+: )?Error (.*)
 _NOISE: Final = "Can't setup RLIMIT_NOFILE"
 """criu would like more descriptors for itself than this machine's root may have. It needs them for no box of ours."""
 
+_REFUSED: Final = "Dumping FAILED"
+"""criu itself gave up and put everything back, for a reason that this page does not know."""
+
 _PASSING: Final = re.compile(r"Timeout reached")
 _KEPT_FOR_US: Final = 4000
 
@@ -45,6 +48,11 @@ _KEPT_FOR_US: Final = 4000
 def is_passing(log: str) -> bool:
     """Whether another try may succeed: something in the box could not be stopped in time."""
     return _PASSING.search(log) is not None
+
+
+def needs_places(log: str) -> bool:
+    """Whether criu must be told where the things are that programs watch."""
+    return "Can't dump that handle" in log
 
 
 def why_not_kept(log: str) -> CoveError:
@@ -56,6 +64,9 @@ def why_not_kept(log: str) -> CoveError:
         if re.search(pattern, internal):
             text = f"the memory of this sandbox cannot be kept now: {clause}"
             return Unsupported(text, field="memory", internal=internal)
+    if _REFUSED in log:
+        text = "the memory of this sandbox cannot be kept now: a program has something open that cannot be kept"
+        return Unsupported(text, field="memory", internal=internal)
     return EngineFailure("the memory of this sandbox could not be kept", internal=internal)
 
 

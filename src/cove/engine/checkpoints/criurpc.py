@@ -56,7 +56,7 @@ class CriuFailed(Exception):
 class Dump(Struct, frozen=True, kw_only=True):
     """What to dump, and how. `external`: mounts that come from outside, as pairs of the path inside and their name.
 
-    `config`: lines of criu's configuration file.
+    `config`: lines of criu's configuration file. `watched`: where to look for what programs watch.
     """
 
     pid: int
@@ -65,6 +65,7 @@ class Dump(Struct, frozen=True, kw_only=True):
     work: Path
     external: tuple[tuple[str, str], ...]
     config: tuple[str, ...]
+    watched: tuple[str, ...] = ()
 
 
 class Criu:
@@ -216,6 +217,8 @@ def _dump_options(wanted: Dump, images: int, work: int, config: Path) -> bytes:
         51: str(config),
     }
     encoded = b"".join(field(number, value) for number, value in options.items())
+    if wanted.watched:
+        encoded += field(21, True) + b"".join(field(36, path) for path in wanted.watched)
     return encoded + b"".join(field(23, field(1, inside) + field(2, name)) for inside, name in wanted.external)
 
 

@@ -1,21 +1,20 @@
 """The moment in a restore when the namespaces are made and no task of the box is: the runtime's hook waits for us.
 
-The network namespace is new and its loopback interface is down, but tasks that are restored want their connected
-sockets back at once. The hook is a shell that hands the runtime's state to this process and waits for its word: a
-program of ours in that place would take longer to start than all the rest. Should this process die, the runtime ends
-the hook, and with it the restore.
+The network namespace is new, its loopback interface is down and it has no route, but tasks that are restored want
+their sockets back at once, with the addresses that these had. The hook is a shell that hands the runtime's state to
+this process and waits for its word: a program of ours in that place would take longer to start than all the rest.
+Should this process die, the runtime ends the hook, and with it the restore.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import errno
 import os
 import select
 import socket
-import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,14 +23,17 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import kernel
+from cove.engine.network.rtnetlink import RtNetlink, local_route, set_up
 
 _LIMIT_S: Final = 10
 _MOST_BYTES: Final = 1024 * 1024
 _SCRIPT: Final = 'cat > "$1" && read -r word < "$2" && [ "$word" = ready ]'
-_SIOCGIFFLAGS: Final = 0x8913
-_SIOCSIFFLAGS: Final = 0x8914
-_IFF_UP: Final = 1
-_IFREQ: Final = struct.Struct("16sh22x")
+_LOOPBACK: Final = 1
+"""The number of that interface in any network namespace."""
+
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+_NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.ENODEV)
+"""IPv6 is switched off here."""
 
 
 class _State(Struct):
@@ -67,7 +69,7 @@ def hook(directory: Path) -> Generator[dict[str, object]]:
 def _answer(asks: int, answers: int) -> None:
     """Read the runtime's state, do what has to be done, say so; if that fails the shell gets no word, and fails too."""
     try:
-        loopback_up(_read_pid(asks))
+        prepare_network(_read_pid(asks))
         os.write(answers, b"ready\n")
     except (OSError, ValueError) as error:
         os.write(answers, f"failed {error!r}\n".encode()[:512])
@@ -85,8 +87,32 @@ def _read_pid(fd: int) -> int:
     raise ValueError("the runtime tells no state")
 
 
-def loopback_up(pid: int) -> None:
-    """Set up the loopback interface in the network namespace of `pid`. Raises: OSError."""
+def prepare_network(pid: int) -> None:
+    """Let sockets be restored in the network namespace of `pid`: with loopback up, and every address there for now.
+
+    A socket may be bound to the address that the box had, or connected (UDP) to one outside; without a route either
+    would fail, and the restore with it. Nothing can leave: there is no other interface. Raises: OSError.
+    """
+
+    def work(link: RtNetlink) -> None:
+        link.change(
+            set_up(_LOOPBACK), *(local_route(_LOOPBACK, family) for family in _FAMILIES), ignore=_NO_SUCH_FAMILY
+        )
+
+    _within(pid, work)
+
+
+def settle_network(pid: int) -> None:
+    """Take the addresses away again, once the tasks are there. Raises: OSError."""
+
+    def work(link: RtNetlink) -> None:
+        routes = (local_route(_LOOPBACK, family, is_there=False) for family in _FAMILIES)
+        link.change(*routes, ignore=(*_NO_SUCH_FAMILY, errno.ESRCH))
+
+    _within(pid, work)
+
+
+def _within(pid: int, work: Callable[[RtNetlink], None]) -> None:
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         theirs = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -95,10 +121,8 @@ def loopback_up(pid: int) -> None:
         finally:
             os.close(theirs)
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
-                asked = _IFREQ.pack(b"lo", 0)
-                flags = _IFREQ.unpack(fcntl.ioctl(link, _SIOCGIFFLAGS, asked))[1]
-                fcntl.ioctl(link, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+            with RtNetlink() as link:
+                work(link)
         finally:
             kernel.setns(own, kernel.CLONE_NEWNET)
     finally:

@@ -24,6 +24,7 @@ GETLINK: Final = 18
 NEWADDR: Final = 20
 GETADDR: Final = 22
 NEWROUTE: Final = 24
+DELROUTE: Final = 25
 NEWNEIGH: Final = 28
 NEWQDISC: Final = 36
 DELQDISC: Final = 37
@@ -65,9 +66,12 @@ _TCA_TBF_BURST: Final = 6
 _UP: Final = 1
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
+_SCOPE_HOST: Final = 254
 _TABLE_MAIN: Final = 254
+_TABLE_LOCAL: Final = 255
 _PROTOCOL_STATIC: Final = 4
 _UNICAST: Final = 1
+_LOCAL: Final = 2
 _NUD_PERMANENT: Final = 0x80
 _TC_ROOT: Final = 0xFFFFFFFF
 
@@ -221,6 +225,13 @@ def new_route(link: int, target: str | None, gateway: str | None = None) -> Requ
     if gateway is not None:
         body += attribute(_RTA_GATEWAY, IPv4Address(gateway).packed)
     return Request(NEWROUTE, _CREATE | _REPLACE, body + attribute(_RTA_OIF, struct.pack("=I", link)))
+
+
+def local_route(link: int, family: int, *, is_there: bool = True) -> Request:
+    """Take every address for the machine's own, at `link`, the loopback interface; or no longer."""
+    kind, flags = (NEWROUTE, _CREATE | _REPLACE) if is_there else (DELROUTE, 0)
+    body = _ROUTE.pack(family, 0, 0, 0, _TABLE_LOCAL, _PROTOCOL_STATIC, _SCOPE_HOST, _LOCAL, 0)
+    return Request(kind, flags, body + attribute(_RTA_OIF, struct.pack("=I", link)))
 
 
 def new_neighbour(link: int, address: str, mac: bytes) -> Request:

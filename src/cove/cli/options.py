@@ -25,7 +25,7 @@ SANDBOX_FIELDS = (
     "isolation", "cpus", "memory_mib", "disk_mib", "pids", "io_read_mbps", "io_write_mbps", "metadata", "dialect",
     "created_by", "created_at", "expires_at", "timeout_counts", "time_left_s", "idle_timeout_s", "idle_action",
     "auto_resume", "last_active_at", "create_ms", "source", "ended_at", "end_reason", "end_detail", "came_from",
-    "kept", "kept_bytes", "usage",
+    "rolled_back_to", "rolled_back_at", "kept", "kept_bytes", "usage",
 )  # fmt: skip
 """Fields of a sandbox as the API names them (docs/reference/native-api.md)."""
 
@@ -34,6 +34,15 @@ def box_argument(*, required: bool = True, nargs: int = 1) -> Callable[[F], F]:
     """Add the argument BOX, completed from the live sandboxes."""
     name = "box" if nargs == 1 else "boxes"
     return click.argument(name, metavar="BOX", required=required, nargs=nargs, shell_complete=complete_box)
+
+
+life_counts_option = click.option(
+    "--life-counts",
+    "timeout_counts",
+    type=click.Choice(["always", "running"]),
+    metavar="WHEN",
+    help="running: --life stands still while it is paused or hibernated. Default: the server's, or the source's.",
+)
 
 
 def create_options(function: Any) -> Any:
@@ -58,13 +67,7 @@ def create_options(function: Any) -> Any:
             click.option("--hostname", metavar="NAME", help="The host name inside. Default: sandbox."),
             click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label. May be repeated."),
             click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
-            click.option(
-                "--life-counts",
-                "timeout_counts",
-                type=click.Choice(["always", "running"]),
-                metavar="WHEN",
-                help="running: --life stands still while it is paused or hibernated. Default: the server's.",
-            ),
+            life_counts_option,
             click.option(
                 "--idle", metavar="TIME", help="Idle for so long, --idle-action happens. never: never. Default: 30m."
             ),

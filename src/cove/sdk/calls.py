@@ -206,9 +206,10 @@ def pause(ref: str) -> Call[SandboxInfo]:
     return Call("POST", box_path(ref, "/pause"), sandbox_of, retry=Retry.LOST)
 
 
-def resume(ref: str) -> Call[SandboxInfo]:
+def resume(ref: str, *, memory: bool | None = None) -> Call[SandboxInfo]:
     """POST …/resume. Idempotent."""
-    return Call("POST", box_path(ref, "/resume"), sandbox_of, retry=Retry.LOST)
+    body = None if memory is None else {"memory": memory}
+    return Call("POST", box_path(ref, "/resume"), sandbox_of, json=body, retry=Retry.LOST)
 
 
 # ---- commands

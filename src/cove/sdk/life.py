@@ -71,9 +71,12 @@ class Life:
         self._info = self._client.call(snapshot_calls.hibernate(self._ref, memory=memory))
         return self._info
 
-    def resume(self) -> SandboxInfo:
-        """Let a paused or hibernated sandbox go on. Running already: nothing happens."""
-        self._info = self._client.call(calls.resume(self._ref))
+    def resume(self, *, memory: bool | None = None) -> SandboxInfo:
+        """Let a paused or hibernated sandbox go on. Running already: nothing happens.
+
+        `memory` False: a hibernated one begins anew, with its files only; for one whose kept memory is damaged.
+        """
+        self._info = self._client.call(calls.resume(self._ref, memory=memory))
         return self._info
 
     def snapshot(
@@ -108,6 +111,7 @@ class Life:
         disk: Size | None = None,
         pids: int | None = None,
         timeout: Duration | None = None,
+        timeout_counts: str | None = None,
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
         auto_resume: bool | None = None,
@@ -137,6 +141,7 @@ class Life:
             disk=disk,
             pids=pids,
             timeout=timeout,
+            timeout_counts=timeout_counts,
             idle_timeout=idle_timeout,
             idle_action=idle_action,
             auto_resume=auto_resume,

@@ -60,8 +60,8 @@ class SandboxInfo:
     """A sandbox as it was when the server answered. `Sandbox.refresh()` asks again.
 
     `state_note`: why its state is not what was asked for. `time_left_s`: of its time to live, while that stands still.
-    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated, `kept_bytes`: what its
-    memory takes on the disk.
+    `came_from`: of one that was restored or forked. `rolled_back_to`: the snapshot. `kept`: of one that is or was
+    hibernated, `kept_bytes`: what its memory takes on the disk.
     """
 
     id: str
@@ -96,6 +96,8 @@ class SandboxInfo:
     end_reason: str | None
     end_detail: str | None
     came_from: CameFrom | None
+    rolled_back_to: str | None
+    rolled_back_at: datetime | None
     kept: Kept | None
     kept_bytes: int
     usage: Usage
@@ -131,6 +133,7 @@ class Snapshot:
     disk_mib: int
     pids: int
     metadata: dict[str, str]
+    timeout_counts: str
     idle_timeout_s: float | None
     idle_action: str
     auto_resume: bool
@@ -327,6 +330,8 @@ def sandbox(wire: dict[str, Any]) -> SandboxInfo:
         end_reason=wire.get("end_reason"),
         end_detail=wire.get("end_detail"),
         came_from=_came_from(wire.get("came_from")),
+        rolled_back_to=wire.get("rolled_back_to"),
+        rolled_back_at=time_of(wire.get("rolled_back_at")),
         kept=_kept(wire.get("kept")),
         kept_bytes=int(wire.get("kept_bytes") or 0),
         usage=usage(wire.get("usage")),
@@ -364,6 +369,7 @@ def snapshot(wire: dict[str, Any]) -> Snapshot:
         parent=wire.get("parent"),
         cpus=float(wire.get("cpus") or 0),
         metadata=dict(wire.get("metadata") or {}),
+        timeout_counts=str(wire.get("timeout_counts") or "always"),
         idle_timeout_s=wire.get("idle_timeout_s"),
         idle_action=str(wire.get("idle_action") or ""),
         auto_resume=bool(wire.get("auto_resume", True)),

@@ -335,3 +335,141 @@ def test_the_quota_of_snapshots_is_told(server):
         for left in one.get("/snapshots").json()["snapshots"]:
             one.delete(f"/snapshots/{left['id']}")
         one.delete(f"/sandboxes/{box}")
+
+
+def test_a_hibernated_sandbox_says_what_it_kept_and_goes_on(server, driver, source):
+    path = f"/sandboxes/{source['id']}"
+    ran(server, source, "echo kept >file")
+    for _ in range(2):  # again: the same answer
+        answer = server.client.post(f"{path}/hibernate")
+        view = answer.json()
+        assert (answer.status_code, view["state"]) == (200, "hibernated"), answer.text
+        assert is_told(view["kept"], driver)
+        assert (view["kept_bytes"] > 0) == view["kept"]["memory"]
+    assert source["id"] in [one["id"] for one in server.client.get("/sandboxes?state=hibernated").json()["sandboxes"]]
+    assert server.client.get(path).json()["state"] == "hibernated"
+    made = took(server, source)
+    assert is_told(made, driver)
+    for _ in range(2):
+        answer = server.client.post(f"{path}/resume")
+        assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (200, "running", source["id"])
+    if keeps_memory(driver):
+        assert ran(server, source, "cat file") == "kept\n"
+    assert server.client.post(f"{path}/hibernate", json={"memory": False}).json()["kept"]["memory"] is False
+    assert "0\n" in ran(server, source, "echo 0")  # work resumes it
+    assert server.client.get(path).json()["state"] == "running"
+    refused = server.client.post(f"{path}/hibernate", json={"memory": 1})
+    assert (refused.status_code, refused.json()["field"]) == (400, "memory")
+    if not keeps_memory(driver):
+        refused = server.client.post(f"{path}/hibernate", json={"memory": True})
+        assert (refused.status_code, refused.json()["field"]) == (501, "memory")
+        assert server.client.get(path).json()["state"] == "running"
+
+
+def test_what_does_not_resume_by_itself_refuses_work(server, driver):
+    made = server.sandbox(auto_resume=False, **SMALL)
+    path = f"/sandboxes/{made['id']}"
+    assert made["auto_resume"] is False
+    for verb, word in (("pause", "paused"), ("hibernate", "hibernated")):
+        assert server.client.post(f"{path}/{verb}").json()["state"] == word
+        for method, below, body in (
+            ("POST", "/exec", {"command": "true"}),
+            ("GET", "/files?path=/", None),
+            ("POST", "/terminals", {}),
+        ):
+            answer = server.client.request(method, path + below, json=body)
+            found = answer.json()
+            assert (answer.status_code, found["code"], found["field"]) == (409, "conflict", "state"), below
+            assert word in found["detail"]
+            assert "cove resume" in found["hint"]
+        assert server.client.get(path).json()["state"] == word
+        assert server.client.post(f"{path}/resume").json()["state"] == "running"
+    assert server.client.patch(path, json={"auto_resume": True}).json()["auto_resume"] is True
+    server.client.post(f"{path}/pause")
+    assert server.client.post(f"{path}/exec", json={"command": "true"}).status_code == 200
+    changed = server.client.patch(path, json={"idle_action": "hibernate", "idle_timeout_s": 1})
+    assert changed.json()["idle_action"] == "hibernate"
+    deadline = time.monotonic() + 20
+    while (found := server.client.get(path).json())["state"] == "running":
+        assert time.monotonic() < deadline, "its idle timer did nothing"
+        time.sleep(0.1)
+    # A timer must not lose what somebody has in memory: without it the sandbox is paused, and says so.
+    while keeps_memory(driver) and found["state"] != "hibernated":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+        found = server.client.get(path).json()
+    if not keeps_memory(driver):
+        assert (found["state"], "fake driver" in found["state_note"]) == ("paused", True)
+    server.client.delete(path)
+
+
+def exported(server, ref):
+    answer = server.client.get(f"/snapshots/{ref}/export")
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_a_snapshot_leaves_as_a_file_and_comes_back(server, driver, source):
+    ran(server, source, "echo kept >file")
+    made = took(server, source, name="travels", tags={"a": "b"})
+    answer = exported(server, "travels")
+    assert answer.headers["content-type"] == "application/zstd"
+    assert answer.headers["content-disposition"] == 'attachment; filename="travels.cove"'
+    assert answer.content[:4] == bytes.fromhex("28b52ffd")  # RFC 8878, section 3.1.1
+    back = server.client.post("/snapshots/import?name=again", content=answer.content)
+    found = back.json()
+    assert back.status_code == 201, back.text
+    assert back.headers["location"] == f"/api/v1/snapshots/{found['id']}"
+    assert (found["name"], found["imported"], found["state"], found["tags"]) == ("again", True, "ready", {"a": "b"})
+    assert (found["sandbox"], found["memory"], found["image_digest"]) == (
+        made["sandbox"], made["memory"], made["image_digest"],
+    )  # fmt: skip
+    other = server.client.post("/snapshots/again/restore").json()
+    assert (other["state"], other["came_from"]["memory"]) == ("running", made["memory"])
+    if keeps_memory(driver):
+        assert ran(server, other, "cat file") == "kept\n"
+    taken = server.client.post("/snapshots/import?name=again", content=answer.content)
+    assert (taken.status_code, taken.json()["field"]) == (409, "name")
+
+
+def test_a_file_that_is_not_whole_leaves_nothing(server, source):
+    took(server, source, name="whole", memory=False)
+    content = exported(server, "whole").content
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for wrong in (b"", b"not a file of ours" * 100, content[: len(content) // 2], content[:-1], bytes(flipped)):
+        answer = server.client.post("/snapshots/import?name=broken", content=wrong)
+        found = answer.json()
+        assert (answer.status_code, found["code"], found["field"]) == (400, "bad-request", "file"), (len(wrong), found)
+        assert server.client.get("/snapshots/broken").status_code == 404
+    assert server.client.post("/snapshots/import?name=A+b", content=content).json()["field"] == "name"
+    assert server.client.post("/snapshots/import?nome=x", content=content).json()["field"] == "nome"
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server, source):
+    took(server, source, name="broken-off", memory=False)
+    content = exported(server, "broken-off").content
+
+    def half():
+        yield content[: len(content) // 2]
+        raise ConnectionError("the client goes")
+
+    with pytest.raises(ConnectionError):
+        server.client.post("/snapshots/import?name=half", content=half())
+    deadline = time.monotonic() + 10
+    while (whole := server.client.post("/snapshots/import?name=half", content=content)).status_code == 409:
+        assert time.monotonic() < deadline, "its name is not free again"
+        time.sleep(0.05)
+    assert whole.status_code == 201, whole.text
+    server.client.delete("/snapshots/half")
+
+
+def test_an_export_needs_more_than_looking(server, source):
+    made = took(server, source, memory=False)
+    for scopes in (["read"], ["read", "create"], ["read", "files"]):
+        key = server.client.post("/keys", json={"name": "x", "scopes": scopes}).json()["key"]
+        with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": key}, timeout=30) as one:
+            assert one.get(f"/snapshots/{made['id']}/export").status_code == 403, scopes
+    reader = server.client.post("/keys", json={"name": "x", "scopes": ["read", "files"]}).json()["key"]
+    with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": reader}, timeout=30) as one:
+        assert one.post("/snapshots/import", content=b"x").status_code == 403

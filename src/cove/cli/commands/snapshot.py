@@ -25,8 +25,8 @@ T = TypeVar("T")
 FIELDS: Final = (
     "id", "name", "project", "state", "failure", "memory", "reason", "tags", "sandbox", "sandbox_name", "parent",
     "driver", "image", "image_used", "image_digest", "cpus", "memory_mib", "disk_mib", "pids", "metadata",
-    "idle_timeout_s", "idle_action", "auto_resume", "memory_bytes", "disk_bytes", "processes", "stopped_ms", "took_ms",
-    "created_at", "created_by", "dialect", "imported",
+    "timeout_counts", "idle_timeout_s", "idle_action", "auto_resume", "memory_bytes", "disk_bytes", "processes",
+    "stopped_ms", "took_ms", "created_at", "created_by", "dialect", "imported",
 )  # fmt: skip
 _BAR: Final = 24
 _COLOURS: Final = {"ready": "green", "creating": "yellow", "failed": "red", "deleting": "dim"}

@@ -10,7 +10,16 @@ import click
 
 from cove.cli.commands.snapshot import on_snapshot
 from cove.cli.networking import network_of, network_options
-from cove.cli.options import IDLE_ACTIONS, SANDBOX_FIELDS, box_argument, memory_of, memory_options, pairs, wishes
+from cove.cli.options import (
+    IDLE_ACTIONS,
+    SANDBOX_FIELDS,
+    box_argument,
+    life_counts_option,
+    memory_of,
+    memory_options,
+    pairs,
+    wishes,
+)
 from cove.cli.progress import waiting
 from cove.cli.session import Session
 from cove.cli.terminal import clean, duration
@@ -40,11 +49,13 @@ def pause_command(session: Session, *, box: str | None) -> None:
 
 
 @verb("resume", fields=SANDBOX_FIELDS)
+@click.option("--files-only", is_flag=True, help="A hibernated one anew, when its kept memory is damaged.")
 @box_argument(required=False)
-def resume_command(session: Session, *, box: str | None) -> None:
+def resume_command(session: Session, *, box: str | None, files_only: bool) -> None:
     """Let a paused or hibernated sandbox go on. One that runs already stays as it is."""
+    memory = False if files_only else None
     with waiting("Resuming", quiet=session.quiet or session.json):
-        info = session.on_box(box, lambda ref: session.client.call(calls.resume(ref)))
+        info = session.on_box(box, lambda ref: session.client.call(calls.resume(ref, memory=memory)))
     session.emit(info.raw)
     session.talk(f"{clean(info.name)} runs.")
     if info.kept is not None and not info.kept.memory:
@@ -90,6 +101,7 @@ def made_options(function: Any) -> Any:
             click.option("--pids", type=int, metavar="N", help="Most processes at a time. Default: as the source."),
             click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Labels, in place of the source's."),
             click.option("--life", metavar="TIME", help="End it after so long: 30m, 2h, never. Default: never."),
+            life_counts_option,
             click.option("--idle", metavar="TIME", help="Idle for so long, --idle-action happens. never: never."),
             click.option(
                 "--idle-action",

@@ -58,9 +58,10 @@ async def pause_sandbox(call: Call[None, Nothing]) -> Json:
     return Json(sandbox_view(await call.core.sandboxes.pause(call.who, sandbox_ref(call.path["id"]))))
 
 
-async def resume_sandbox(call: Call[None, Nothing]) -> Json:
+async def resume_sandbox(call: Call[wire.Resume, Nothing]) -> Json:
     """Let it go on."""
-    return Json(sandbox_view(await call.core.sandboxes.resume(call.who, sandbox_ref(call.path["id"]))))
+    ref = sandbox_ref(call.path["id"])
+    return Json(sandbox_view(await call.core.sandboxes.resume(call.who, ref, memory=call.body.memory)))
 
 
 OPS: Final = (
@@ -140,9 +141,11 @@ OPS: Final = (
         path="/sandboxes/{id}/resume",
         handler=resume_sandbox,
         summary="Resume a sandbox",
+        description="A paused one where it was, a hibernated one with what `kept` says.",
         tag=TAG,
+        body=wire.Resume,
         answer=wire.Sandbox,
         scopes=(Scope.CREATE,),
-        errors=(NotFound, Gone, Conflict),
+        errors=(NotFound, Gone, Conflict, CapacityExceeded, EngineFailure),
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from cove.dialects.native import wire, wire_snapshots
@@ -16,7 +18,9 @@ from cove.dialects.native.translate_snapshots import (
     snapshot_view,
     spec_of,
 )
-from cove.edge.ops import Call, Json, Nothing, Op, Raw, empty
+from cove.edge.download import Download, Reader
+from cove.edge.interrupt import interruptible
+from cove.edge.ops import Answer, Call, Json, Nothing, Op, Raw, empty
 from cove.model.access import Scope
 from cove.model.errors import (
     CapacityExceeded,
@@ -25,6 +29,7 @@ from cove.model.errors import (
     Gone,
     IdempotencyConflict,
     NotFound,
+    TooLarge,
     Unsupported,
 )
 
@@ -35,6 +40,12 @@ ONE: Final = "/snapshots/{snapshot}"
 ONCE: Final = (("Idempotency-Key", "The same key and body within 24 hours give the same answer."),)
 SAVING: Final = (NotFound, Gone, Conflict, CapacityExceeded, Unsupported, EngineFailure)
 MAKING: Final = (NotFound, Conflict, IdempotencyConflict, CapacityExceeded, Unsupported, EngineFailure)
+
+
+async def hibernate_sandbox(call: Call[wire_snapshots.Hibernate, Nothing]) -> Json:
+    """Put it on the disk."""
+    ref = sandbox_ref(call.path["id"])
+    return Json(sandbox_view(await call.core.sandboxes.hibernate(call.who, ref, memory=call.body.memory)))
 
 
 async def snapshot_sandbox(call: Call[wire_snapshots.Take, Nothing]) -> Json:
@@ -94,7 +105,42 @@ async def restore_snapshot(call: Call[wire_snapshots.Restore, Nothing]) -> Json:
     return Json(view, status=201, headers=[(b"location", f"/api/v1/sandboxes/{view.id}".encode())])
 
 
+async def export_snapshot(call: Call[None, Nothing]) -> Answer:
+    """Give it away as one file."""
+    ref = snapshot_ref(call.path["snapshot"])
+    name = call.core.snapshots.get(call.who, ref).name
+
+    @asynccontextmanager
+    async def open_at(_offset: int, _length: int) -> AsyncGenerator[tuple[Reader, int | None]]:
+        async with call.core.snapshots.export(call.who, ref) as export:
+            yield export, export.size_bytes
+
+    disposition = f'attachment; filename="{name}.cove"'.encode()  # a name has letters, digits and hyphens alone
+    return Download(open_at, None, [(b"content-disposition", disposition)], ZSTD)
+
+
+async def import_snapshot(call: Call[None, wire_snapshots.SnapshotImportQuery]) -> Json:
+    """Take one that was exported."""
+    async with interruptible(call.exchange):
+        made = await call.core.snapshots.import_(call.who, call.chunks(), name=call.query.name)
+    view = snapshot_view(made)
+    return Json(view, status=201, headers=[(b"location", f"/api/v1/snapshots/{view.id}".encode())])
+
+
 OPS: Final = (
+    Op(
+        method="POST",
+        path=f"{OF_SANDBOX}/hibernate",
+        handler=hibernate_sandbox,
+        summary="Hibernate a sandbox",
+        description="All of it goes to the disk: no process, no memory is left. Hibernated already: the same answer. "
+        "`kept` says whether its memory was kept, and if not why.",
+        tag=TAG,
+        body=wire_snapshots.Hibernate,
+        answer=wire.Sandbox,
+        scopes=(Scope.CREATE,),
+        errors=SAVING,
+    ),
     Op(
         method="POST",
         path=f"{OF_SANDBOX}/snapshots",
@@ -151,6 +197,20 @@ OPS: Final = (
         scopes=(Scope.READ,),
     ),
     Op(
+        method="POST",
+        path="/snapshots/import",  # before those of one: the first path that fits is taken
+        handler=import_snapshot,
+        summary="Import a snapshot",
+        description="The body: an exported file. One that this machine cannot restore is refused with the reason.",
+        tag=TAG,
+        query=wire_snapshots.SnapshotImportQuery,
+        answer=wire_snapshots.Snapshot,
+        status=201,
+        scopes=(Scope.CREATE,),
+        errors=(NotFound, TooLarge, Conflict, CapacityExceeded, Unsupported, EngineFailure),
+        upload=True,
+    ),
+    Op(
         method="GET",
         path=ONE,
         handler=get_snapshot,
@@ -198,5 +258,16 @@ OPS: Final = (
         errors=MAKING,
         headers=ONCE,
         watched=True,
+    ),
+    Op(
+        method="GET",
+        path=f"{ONE}/export",
+        handler=export_snapshot,
+        summary="Export a snapshot",
+        description="One file, packed by zstd and checked by digests, for another machine.",
+        tag=TAG,
+        media_type=ZSTD,
+        scopes=(Scope.READ, Scope.CREATE, Scope.FILES),
+        errors=(NotFound, Conflict, CapacityExceeded, EngineFailure),
     ),
 )

@@ -249,6 +249,8 @@ def sandbox_view(sandbox: Sandbox) -> wire.Sandbox:
         end_reason=None if sandbox.end_reason is None else sandbox.end_reason.value,
         end_detail=sandbox.end_detail,
         came_from=came_from_view(sandbox.came_from),
+        rolled_back_to=None if sandbox.rolled_back_to is None else SNAPSHOT_PREFIX + sandbox.rolled_back_to,
+        rolled_back_at=optional_timestamp(sandbox.rolled_back_at),
         kept=kept_view(sandbox.kept),
         kept_bytes=sandbox.kept_bytes,
         usage=_usage_view(sandbox.usage),

@@ -14,7 +14,7 @@ from cove.dialects.native.translate_credentials import wishes_of
 from cove.dialects.native.translate_networks import request_from
 from cove.model.errors import NotFound
 from cove.model.ids import is_core_id, is_name
-from cove.model.sandbox import MIB, IdleAction, Kept, Sandbox
+from cove.model.sandbox import MIB, IdleAction, Kept, Sandbox, TimeoutCounts
 from cove.model.snapshot import (
     RestoreSpec,
     Snapshot,
@@ -59,6 +59,7 @@ def restore_of(body: wire.Restore) -> RestoreSpec:
         disk_bytes=_bytes(body.disk_mib),
         pids=body.pids,
         timeout_s=body.timeout_s,
+        timeout_counts=UNSET if isinstance(body.timeout_counts, UnsetType) else TimeoutCounts(body.timeout_counts),
         idle_timeout_s=body.idle_timeout_s,
         idle_action=UNSET if isinstance(body.idle_action, UnsetType) else IdleAction(body.idle_action),
         auto_resume=body.auto_resume,
@@ -111,6 +112,7 @@ def snapshot_view(snapshot: Snapshot) -> wire.Snapshot:
         disk_mib=limits.disk_bytes // MIB,
         pids=limits.pids,
         metadata=snapshot.metadata,
+        timeout_counts=snapshot.timeout_counts.value,
         idle_timeout_s=snapshot.idle_timeout_s,
         idle_action=snapshot.idle_action.value,
         auto_resume=snapshot.auto_resume,

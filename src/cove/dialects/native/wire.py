@@ -89,6 +89,14 @@ class Update(Request, frozen=True):
     pids: Pids | UnsetType = UNSET
 
 
+class Resume(Request, frozen=True):
+    """How a hibernated sandbox goes on."""
+
+    memory: Annotated[
+        bool | None, Meta(description="False: anew, with its files only; for one whose kept memory is damaged.")
+    ] = None
+
+
 class Exec(Request, frozen=True):
     """A command: text for `/bin/sh -c`, or a list of arguments."""
 
@@ -243,8 +251,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     """A sandbox. `image` was asked for; `image_used` and `image_digest` run, `image_note` says why it is another.
 
     `state_note`: why its state is not what was asked for. `time_left_s`: of its time to live, while that stands still.
-    `came_from`: of one that was restored or forked. `kept`: of one that is or was hibernated, `kept_bytes`: what its
-    memory takes on the disk.
+    `came_from`: of one that was restored or forked. `rolled_back_to`: the snapshot. `kept`: of one that is or was
+    hibernated, `kept_bytes`: what its memory takes on the disk.
     """
 
     id: str
@@ -281,6 +289,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     end_reason: str | None
     end_detail: str | None
     came_from: CameFrom | None
+    rolled_back_to: str | None
+    rolled_back_at: str | None
     kept: Kept | None
     kept_bytes: int
     usage: Usage

@@ -16,6 +16,7 @@ from cove.dialects.native.wire import (
     Request,
     Sandbox,
     Seconds,
+    TimeoutCounts,
 )
 from cove.dialects.native.wire_credentials import Key, Wish
 from cove.dialects.native.wire_networks import Given
@@ -61,6 +62,7 @@ class Restore(Request, frozen=True):
     disk_mib: DiskMib | UnsetType = UNSET
     pids: Pids | UnsetType = UNSET
     timeout_s: Annotated[Seconds | UnsetType | None, Meta(description="Not given: it does not expire.")] = UNSET
+    timeout_counts: TimeoutCounts | UnsetType = UNSET
     idle_timeout_s: Seconds | UnsetType | None = UNSET
     idle_action: IdleAction | UnsetType = UNSET
     auto_resume: bool | UnsetType = UNSET
@@ -99,7 +101,7 @@ class SnapshotQuery(Request, frozen=True):
     cursor: str | None = None
 
 
-class ImportQuery(Request, frozen=True):
+class SnapshotImportQuery(Request, frozen=True):
     """What the uploaded file becomes; without a name, as it was called."""
 
     name: SnapshotName | None = None
@@ -132,6 +134,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     disk_mib: int
     pids: int
     metadata: dict[str, str]
+    timeout_counts: TimeoutCounts
     idle_timeout_s: float | None
     idle_action: IdleAction
     auto_resume: bool

@@ -69,9 +69,12 @@ class Life:
         self._info = await self._client.call(snapshot_calls.hibernate(self._ref, memory=memory))
         return self._info
 
-    async def resume(self) -> SandboxInfo:
-        """Let a paused or hibernated sandbox go on. Running already: nothing happens."""
-        self._info = await self._client.call(calls.resume(self._ref))
+    async def resume(self, *, memory: bool | None = None) -> SandboxInfo:
+        """Let a paused or hibernated sandbox go on. Running already: nothing happens.
+
+        `memory` False: a hibernated one begins anew, with its files only; for one whose kept memory is damaged.
+        """
+        self._info = await self._client.call(calls.resume(self._ref, memory=memory))
         return self._info
 
     async def snapshot(
@@ -104,6 +107,7 @@ class Life:
         disk: Size | None = None,
         pids: int | None = None,
         timeout: Duration | None = None,  # noqa: ASYNC109 - the children's life
+        timeout_counts: str | None = None,
         idle_timeout: Duration | Unset | None = UNSET,
         idle_action: str | None = None,
         auto_resume: bool | None = None,
@@ -132,6 +136,7 @@ class Life:
             disk=disk,
             pids=pids,
             timeout=timeout,
+            timeout_counts=timeout_counts,
             idle_timeout=idle_timeout,
             idle_action=idle_action,
             auto_resume=auto_resume,

@@ -30,6 +30,7 @@ GIVEN: dict[str, tuple[st.SearchStrategy[Any], str]] = {
     "timeout_s": (st.none() | st.floats(1, 1e8), "timeout_s"),
     "idle_timeout_s": (st.none() | st.floats(1, 1e8), "idle_timeout_s"),
     "idle_action": (st.sampled_from([one.value for one in IdleAction]), "idle_action"),
+    "timeout_counts": (st.sampled_from(["always", "running"]), "timeout_counts"),
     "auto_resume": (st.booleans(), "auto_resume"),
     "inherit_credentials": (st.booleans(), "inherit_credentials"),
 }

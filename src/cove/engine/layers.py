@@ -15,6 +15,7 @@ import errno
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Generator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -34,6 +35,7 @@ _MOST_ITEMS: Final = 200_000
 """Of a tree, for measuring it: 0.15 s. A larger one counts as all that it ever held."""
 
 _MEASURE_EVERY_S: Final = 10.0
+_GROUPS_AT_ONCE: Final = 32
 _PASSING: Final = "f-"
 _ATTRIBUTE: Final = "trusted.cove.inherited"
 
@@ -75,7 +77,7 @@ class BtrfsLayers(LayerStore):
         self._bytes = pool_bytes
         self._fd = -1
         self._quota = "squota"
-        self._stale_groups: list[int] = []
+        self._stale_groups: deque[int] = deque(maxlen=4096)
         self._others: set[str] = set()
         self._measured: dict[str, float] = {}
 
@@ -219,10 +221,13 @@ class BtrfsLayers(LayerStore):
             return
         btrfs.delete_subvolume(self._fd, name)
         self._measured.pop(name, None)
-        # Kernels before 6.11 keep the quota group of a deleted subvolume, and remove it only after the cleaner is done.
-        self._stale_groups = [g for g in [*self._stale_groups, group] if not btrfs.remove_quota_group(self._fd, g)][
-            -4096:
-        ]
+        # Kernels before 6.11 keep the quota group of a deleted subvolume, and remove it only after the cleaner is done;
+        # any kernel keeps it while a copy shares its extents. A few are tried each time, in turn.
+        self._stale_groups.append(group)
+        for _ in range(min(_GROUPS_AT_ONCE, len(self._stale_groups))):
+            stale = self._stale_groups.popleft()
+            if not btrfs.remove_quota_group(self._fd, stale):
+                self._stale_groups.append(stale)
 
     def names(self) -> set[str]:
         return {entry.name for entry in self._root.iterdir()} - self._others

@@ -174,12 +174,16 @@ def subvolume_id(subvolume_fd: int) -> int:
 
 
 def referenced_bytes(subvolume_fd: int) -> int:
-    """Bytes the subvolume refers to, by its quota group (a tree search for the group's info item). 0: it has none."""
-    group = subvolume_id(subvolume_fd)
+    """Bytes the subvolume refers to, by its quota group. 0: it has none."""
+    return _group_bytes(subvolume_fd, subvolume_id(subvolume_fd))
+
+
+def _group_bytes(fd: int, group: int) -> int:
+    """What a quota group counts (a tree search for its info item)."""
     buffer = bytearray(4096)
     key = (_QUOTA_TREE, 0, 0, group, group, 0, 2**64 - 1, _QGROUP_INFO_KEY, _QGROUP_INFO_KEY, 1, 0)
     struct.pack_into("=QQQQQQQIIII", buffer, 0, *key)
-    fcntl.ioctl(subvolume_fd, _TREE_SEARCH, buffer)
+    fcntl.ioctl(fd, _TREE_SEARCH, buffer)
     if struct.unpack_from("=I", buffer, _SEARCH_COUNT_OFFSET)[0] == 0:
         return 0
     # struct btrfs_ioctl_search_header (32 bytes), then btrfs_qgroup_info_item: generation, rfer, ... little-endian.
@@ -187,7 +191,12 @@ def referenced_bytes(subvolume_fd: int) -> int:
 
 
 def remove_quota_group(fd: int, group: int) -> bool:
-    """Remove the quota group of a deleted subvolume. False: not yet (the kernel still cleans the subvolume up)."""
+    """Remove the quota group of a deleted subvolume.
+
+    False: not yet. The kernel still cleans the subvolume up, or a copy shares its extents, which are counted here.
+    """
+    if _group_bytes(fd, group):
+        return False
     try:
         fcntl.ioctl(fd, _QGROUP_CREATE, bytearray(struct.pack("=QQ", 0, group)))
     except OSError as error:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from cove.edge.errors import BadUpstream, UpstreamTimeout
 from cove.edge.proxyheaders import Headers
-from cove.model.errors import AgentTimeout, AgentViolation, CoveError, SandboxGone
+from cove.model.errors import AgentTimeout, AgentViolation, Conflict, CoveError, SandboxGone
 
 HEAD_BYTES: Final = 64 * 1024
 SWITCHING: Final = 101
@@ -205,7 +205,9 @@ class Upstream:
             return b""
         except (SandboxGone, AgentTimeout, AgentViolation):
             raise
-        except CoveError:
+        except CoveError as error:
+            if isinstance(error, Conflict) and error.field == "state":
+                raise  # the sandbox was hibernated under it
             self._was_reset = True
             return b""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 HIBERNATE_AGAIN_S: Final = 600.0
 """After an idle sandbox could not be hibernated, it is tried again so much later: it may be the disk that is full."""
 
+STOP_GRACE_S: Final = 10.0
+"""A server that stops waits so long for a checkpoint in progress. The sandbox then goes on as it was."""
+
 WENT_TO_REST: Final = (
     "the sandbox was hibernated; commands go on when it is resumed, and are background commands from then on"
 )
@@ -49,6 +52,8 @@ class Life:
         self._watching: asyncio.Task[None] | None = None
         self._is_moving = False
         self._oom_kills = 0
+        self._is_leaving = False
+        self._limit: asyncio.Timeout | None = None
         self._deadlines = Deadlines(sandbox, ports.clock, lambda: self._inbox.post(self._ring))
 
     def _own_box(self) -> Box:
@@ -64,6 +69,25 @@ class Life:
 
     def _patience(self) -> float:
         return checkpoint_timeout_s(self.sandbox.limits)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncGenerator[None]:
+        """Within, what takes long is given up, as if it had failed, once a server that stops has waited enough."""
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                if self._is_leaving:
+                    self._hurry()
+                yield
+        except TimeoutError as error:
+            raise EngineFailure("the server is stopping; the sandbox is as it was") from error
+        finally:
+            self._limit = None
+
+    def _hurry(self) -> None:
+        """The server is to stop."""
+        self._is_leaving = True
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + STOP_GRACE_S)
 
     @contextmanager
     def _moving(self) -> Generator[None]:
@@ -246,7 +270,8 @@ class Life:
             with_memory=kept.memory,
             is_copy=is_rollback,
         )
-        box, _ = await give_birth(self.sandbox, birth, self._ports)
+        async with self._in_time():
+            box, _ = await give_birth(self.sandbox, birth, self._ports)
         try:
             awake = self._moved(State.RUNNING, isolation=box.isolation, kept=kept, kept_bytes=0)
             if is_rollback:
@@ -321,9 +346,9 @@ class Life:
 
     async def _keep(self, box: Box, checkpoint_id: str, *, memory: bool | None, stay_paused: bool) -> Checkpoint:
         environment = await self._environment_of(box)
-        return await keep(
-            box, self._ports.checkpoints, checkpoint_id, environment, memory=memory, stay_paused=stay_paused
-        )
+        checkpoints = self._ports.checkpoints
+        async with self._in_time():
+            return await keep(box, checkpoints, checkpoint_id, environment, memory=memory, stay_paused=stay_paused)
 
     async def _environment_of(self, box: Box) -> Environment:
         """Asked once: it does not change. One that was adopted paused goes on for that moment."""

@@ -153,6 +153,7 @@ class Supervisor(Life):
 
     def detach(self) -> None:
         """Let go of it, running as it is, once what was posted before is done. The next start adopts it."""
+        self._hurry()
         self._inbox.post(self._detach)
 
     @asynccontextmanager

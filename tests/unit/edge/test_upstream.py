@@ -9,7 +9,7 @@ import pytest
 
 from cove.edge.errors import BadUpstream, UpstreamTimeout
 from cove.edge.upstream import HEAD_BYTES, Upstream
-from cove.model.errors import SandboxError, SandboxGone
+from cove.model.errors import Conflict, SandboxError, SandboxGone
 
 
 class Pieces:
@@ -117,6 +117,8 @@ def test_a_reset_is_an_end_that_must_be_told() -> None:
         read(b"HTTP/1.1 200 OK\r\n\r\nto the", SandboxError("connection reset"))
     with pytest.raises(SandboxGone):
         read(b"HTTP/1.1 200 OK\r\n\r\nto the", SandboxGone("died"))
+    with pytest.raises(Conflict, match="hibernated"):
+        read(b"HTTP/1.1 200 OK\r\n\r\nto the", Conflict("the sandbox was hibernated", field="state"))
 
 
 def test_a_head_that_does_not_come_is_told_in_time_and_an_upload_puts_that_off() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
+from cove.engine.clock import ManualClock
 from cove.engine.keeping import NOT_ASKED
 from cove.engine.life import HIBERNATE_AGAIN_S, WENT_TO_REST
 from cove.engine.supervisor import Supervisor
@@ -170,6 +171,24 @@ async def test_a_checkpoint_that_hangs_is_given_up(world: World, monkeypatch) ->
     assert supervisor.view().state is State.RUNNING
     assert not world.box.is_paused
     assert not world.checkpoints.drafts
+
+
+async def test_a_server_that_stops_does_not_wait_for_a_long_checkpoint(driver, images, journal, monkeypatch) -> None:
+    monkeypatch.setattr("cove.engine.life.STOP_GRACE_S", 0.02)
+    async with opened(driver, images, journal, ManualClock()) as world:
+        supervisor = await started(world)
+
+        async def hang() -> None:
+            await asyncio.sleep(3600)
+
+        world.box.on_checkpoint = hang
+        hibernating = asyncio.create_task(supervisor.hibernate())
+        await asyncio.sleep(0.01)
+    with pytest.raises(EngineFailure, match="stopping"):
+        await hibernating
+    assert journal.states[-1] is State.RUNNING
+    assert not world.box.is_paused
+    assert len(driver.living()) == 1
 
 
 async def test_a_resume_that_is_refused_leaves_it_hibernated(world: World) -> None:

@@ -254,15 +254,19 @@ def facts_of(snapshot: Snapshot) -> dict[str, AuditValue]:
 
 
 def check_needs(limits: Limits, facts: CheckpointFacts, *, with_memory: bool) -> None:
-    """Whether what comes along fits into the limits. Raises: BadRequest, naming the limit."""
-    needs = [("disk_bytes", limits.disk_bytes, facts.inherited_bytes, "its files take")]
+    """Whether what comes along fits into the limits. Raises: BadRequest, naming the limit.
+
+    The source's own limits always do: beside them a box has some room of its own (for its agent), which may be in use.
+    """
+    had = facts.limits
+    needs = [("disk_bytes", limits.disk_bytes, had.disk_bytes, facts.inherited_bytes, "its files take")]
     if with_memory:
         needs += [
-            ("memory_bytes", limits.memory_bytes, facts.memory_bytes, "its processes have"),
-            ("pids", limits.pids, facts.processes, "its processes are"),
+            ("memory_bytes", limits.memory_bytes, had.memory_bytes, facts.memory_bytes, "its processes have"),
+            ("pids", limits.pids, had.pids, facts.processes, "its processes are"),
         ]
-    for field, limit, need, said in needs:
-        if limit < need:
+    for field, limit, before, need, said in needs:
+        if limit < min(before, need):
             told = str(need) if field == "pids" else f"{-(-need // MIB)} MiB"
             raise BadRequest(f"{field} is less than what comes along: {said} {told}", field=field)
 

@@ -471,13 +471,26 @@ async def test_rollback_makes_it_what_it_was_in_place(core, driver) -> None:
 async def test_rollback_needs_the_room_that_it_had(core, checkpoints) -> None:
     made = await core.sandboxes.create(ALICE, SandboxSpec())
     snapshot = await core.snapshots.create(ALICE, made.id, SnapshotSpec())
-    facts = replace(checkpoints.sealed[snapshot.id].facts, memory_bytes=600 * MIB)
+    facts = checkpoints.sealed[snapshot.id].facts
+    facts = replace(facts, memory_bytes=600 * MIB, limits=replace(facts.limits, memory_bytes=1024 * MIB))
     checkpoints.sealed[snapshot.id] = replace(checkpoints.sealed[snapshot.id], facts=facts)
     with pytest.raises(Conflict, match="memory_bytes is less than what comes along") as refused:
         await core.snapshots.roll_back(ALICE, made.id, snapshot.id)
     assert refused.value.field == "memory_bytes"
     assert core.sandboxes.get(ALICE, made.id).state is State.RUNNING
     await core.snapshots.delete(ALICE, snapshot.id)
+
+
+async def test_the_limits_that_the_source_had_are_always_enough(core, checkpoints) -> None:
+    made = await core.sandboxes.create(ALICE, SandboxSpec())
+    snapshot = await core.snapshots.create(ALICE, made.id, SnapshotSpec())
+    facts = checkpoints.sealed[snapshot.id].facts
+    facts = replace(facts, processes=facts.limits.pids + 10)  # a box has room for its agent beside its limit
+    checkpoints.sealed[snapshot.id] = replace(checkpoints.sealed[snapshot.id], facts=facts)
+    await core.snapshots.restore(ALICE, snapshot.id, RestoreSpec())
+    with pytest.raises(BadRequest) as refused:
+        await core.snapshots.restore(ALICE, snapshot.id, RestoreSpec(pids=facts.limits.pids - 1))
+    assert refused.value.field == "pids"
 
 
 async def test_an_ended_sandbox_cannot_be_kept(core) -> None:

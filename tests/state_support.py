@@ -155,6 +155,9 @@ class Caller:
         if key is not None:
             self.client.headers["Authorization"] = f"Bearer {key}"
 
+    def close(self) -> None:
+        self.client.close()
+
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         answer = self.client.request(method, path, json=body)
         assert answer.status_code < 400, f"{method} {path}: {answer.status_code} {answer.text}"

@@ -55,6 +55,7 @@ def caller(tmp_path: Path) -> Iterator[Caller]:
     yield made
     delete_all(made)
     assert_nothing_left(made)
+    made.close()
     server.down()
     assert not server.run_dir.exists(), f"left behind: {sorted(server.run_dir.rglob('*'))[:20]}"
     shutil.rmtree(server.data_dir, ignore_errors=True)
@@ -237,6 +238,7 @@ def cramped(tmp_path: Path) -> Iterator[Caller]:
     (pool_of(server) / "filler").unlink(missing_ok=True)
     delete_all(caller)
     assert_nothing_left(caller)
+    caller.close()
     server.down()
 
 
@@ -299,7 +301,7 @@ def test_storms_of_every_operation_end_in_typed_answers_and_leave_nothing(caller
                         mine.client.delete(f"/sandboxes/{one['id']}")
                 if name == "destroy":
                     boxes[boxes.index(box)] = mine.create(idle_timeout_s=None, memory_mib=128) if box in boxes else ""
-        mine.client.close()
+        mine.close()
 
     threads = [threading.Thread(target=storm, args=(number,)) for number in range(6)]
     for thread in threads:

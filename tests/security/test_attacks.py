@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from attacks_support import Verdicts, attacked
 from cove.engine.attacks.run import attacks
+from tests_support import SETUP_DIR
 from world_support import World
 
 pytestmark = pytest.mark.real
 DRIVERS = ("runc", "crun", "gvisor")
-SETUP_DIR = os.environ.get("COVE_DATA_DIR", "/var/lib/cove")
 WEAKENED = str(Path(__file__).with_name("weakened.py"))
-
-Verdicts = dict[str, dict[str, Any]]
-
-
-def attacked(folder: Path, program: list[str], driver: str, *only: str, outside: str = "") -> tuple[int, Verdicts, str]:
-    argv = [sys.executable, *program, "--driver", driver, "--data-dir", str(folder), "--setup-dir", SETUP_DIR]
-    argv += ["--network-outside", outside] if outside else []
-    for word in only:
-        argv += ["--only", word]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    rows = [row for line in done.stdout.splitlines() if "name" in (row := json.loads(line))]
-    return done.returncode, {row["name"]: row for row in rows}, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +65,7 @@ def test_a_layer_that_is_gone_is_noticed(layer: str, world: World, tmp_path: Pat
 
 def test_the_command_prints_a_verdict_and_its_exit_code_is_the_verdict(tmp_path: Path) -> None:
     cove = Path(sys.executable).with_name("cove")
-    env = {"PATH": os.environ["PATH"], "COVE_DATA_DIR": SETUP_DIR, "HOME": str(tmp_path)}
+    env = {"PATH": os.environ["PATH"], "COVE_DATA_DIR": str(SETUP_DIR), "HOME": str(tmp_path)}
     done = subprocess.run(
         [cove, "doctor", "--attack", "--driver", "runc", "--only", "a0"],
         capture_output=True,

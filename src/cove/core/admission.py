@@ -104,7 +104,8 @@ class Admission:
             room = "its limit" if places <= 0 else f"and has room for {places} more"
             self._refuse(f"this machine runs {len(self._reserved)} sandboxes, {room}")
         if len(self._creating) + count > self._settings.max_creates:
-            self._refuse(f"{len(self._creating)} sandboxes are being created, the limit at one time")
+            most = self._settings.max_creates
+            self._refuse(f"{len(self._creating)} sandboxes are being created, and at most {most} may be at a time")
         if not self.has_room():
             what = "memory" if self._has_disk() else "disk space"
             self._refuse(f"this machine has too little free {what} now")

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.engine import rootfs
-from cove.engine.checkpoints import criuimages, criulog, halfway, watched
+from cove.engine.checkpoints import criuimages, criulog, halfway, sessions, watched
 from cove.engine.checkpoints.criurpc import Criu, CriuFailed, Dump
 from cove.engine.checkpoints.model import Checkpoint, Draft
 from cove.engine.driver import BoxSpec
@@ -177,7 +177,10 @@ class CriuMemory:
                     if stays:
                         # Each task is stopped by criu, and goes from that stop into this one.
                         await box.group.freeze()
-                    processes = len(processes_of(box.group) - {box.facts.init_pid})
+                    pids = processes_of(box.group)
+                    processes = len(pids - {box.facts.init_pid})
+                    if sessions.has_lost_leader(sessions.tasks_of(pids), box.facts.init_pid):
+                        raise criulog.unkept("a program took in others whose session has lost its leader")
                     await copy_layer()
 
             await self._criu.dump(wanted, on_step, limit_s)

@@ -45,6 +45,11 @@ _PASSING: Final = re.compile(r"Timeout reached")
 _KEPT_FOR_US: Final = 4000
 
 
+def unkept(clause: str, internal: str = "") -> Unsupported:
+    """The error for something in the box that no checkpoint can hold."""
+    return Unsupported(f"the memory of this sandbox cannot be kept now: {clause}", field="memory", internal=internal)
+
+
 def is_passing(log: str) -> bool:
     """Whether another try may succeed: something in the box could not be stopped in time."""
     return _PASSING.search(log) is not None
@@ -62,11 +67,9 @@ def why_not_kept(log: str) -> CoveError:
         return CapacityExceeded("the machine's disk is full", internal=internal)
     for pattern, clause in _UNKEPT:
         if re.search(pattern, internal):
-            text = f"the memory of this sandbox cannot be kept now: {clause}"
-            return Unsupported(text, field="memory", internal=internal)
+            return unkept(clause, internal)
     if _REFUSED in log:
-        text = "the memory of this sandbox cannot be kept now: a program has something open that cannot be kept"
-        return Unsupported(text, field="memory", internal=internal)
+        return unkept("a program has something open that cannot be kept", internal)
     return EngineFailure("the memory of this sandbox could not be kept", internal=internal)
 
 

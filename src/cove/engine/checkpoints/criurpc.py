@@ -172,9 +172,12 @@ class _Worker:
         """The answer to one request. Raises: CriuFailed, what `on_step` raises."""
         loop = asyncio.get_running_loop()
         failure: Exception | None = None
-        await loop.sock_sendall(self._link, request)
+        await self._send(request)
         while True:
-            answer = await loop.sock_recv(self._link, _MESSAGE_LIMIT)
+            try:
+                answer = await loop.sock_recv(self._link, _MESSAGE_LIMIT)
+            except ConnectionError:
+                answer = b""
             if not answer:
                 raise failure or CriuFailed("criu ended without an answer")
             try:
@@ -193,7 +196,12 @@ class _Worker:
                     await on_step(step.decode(errors="replace"))
                 except Exception as error:  # noqa: BLE001 (raised again, once criu has put everything back)
                     failure = error
-            await loop.sock_sendall(self._link, field(1, _NOTIFY) + field(3, failure is None))
+            await self._send(field(1, _NOTIFY) + field(3, failure is None))
+
+    async def _send(self, message: bytes) -> None:
+        # That it has ended meanwhile is seen where its answer is read.
+        with contextlib.suppress(ConnectionError):
+            await asyncio.get_running_loop().sock_sendall(self._link, message)
 
 
 def _dump_options(wanted: Dump, images: int, work: int, config: Path) -> bytes:

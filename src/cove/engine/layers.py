@@ -34,7 +34,11 @@ _LEAST_ROOM: Final = 1024**2
 _MOST_ITEMS: Final = 200_000
 """Of a tree, for measuring it: 0.15 s. A larger one counts as all that it ever held."""
 
-_MEASURE_EVERY_S: Final = 10.0
+_FEW_ITEMS: Final = 20_000
+"""The same for one that is far from its limit: who asks waits for it."""
+
+_MEASURE_NEAR_S: Final = 10.0
+_MEASURE_EVERY_S: Final = 300.0
 _GROUPS_AT_ONCE: Final = 32
 _PASSING: Final = "f-"
 _ATTRIBUTE: Final = "trusted.cove.inherited"
@@ -62,9 +66,14 @@ class _Inherited(NamedTuple):
     def write(self, fd: int) -> None:
         os.setxattr(fd, _ATTRIBUTE, f"{self.bytes} {'' if self.limit is None else self.limit}".encode())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is something to measure in it: a kept copy does not change."""
+        return self.bytes > 0 and self.limit is not None
+
     def is_near(self, own: int) -> bool:
         """Whether the copy may soon be told that it is full."""
-        return self.bytes > 0 and self.limit is not None and self.bytes + own > self.limit * 0.8
+        return self.limit is not None and self.bytes + own > self.limit * 0.8
 
 
 class BtrfsLayers(LayerStore):
@@ -187,19 +196,26 @@ class BtrfsLayers(LayerStore):
             with self._open(name) as fd:
                 inherited = _Inherited.of(fd)
                 own = btrfs.referenced_bytes(fd)
-                if inherited.is_near(own) and time.monotonic() > self._measured.get(name, 0.0) + _MEASURE_EVERY_S:
-                    self._measured[name] = time.monotonic()
-                    inherited = self._measure(fd)
+                if inherited.is_used and self._is_due(name, is_near=inherited.is_near(own)):
+                    inherited = self._measure(fd, _MOST_ITEMS if inherited.is_near(own) else _FEW_ITEMS)
                 return own + inherited.bytes
         except OSError:
             return 0
 
-    def _measure(self, fd: int) -> _Inherited:
+    def _is_due(self, name: str, *, is_near: bool) -> bool:
+        """Whether to measure it again now."""
+        last, now = self._measured.get(name), time.monotonic()
+        if last is not None and now < last + (_MEASURE_NEAR_S if is_near else _MEASURE_EVERY_S):
+            return False
+        self._measured[name] = now
+        return True
+
+    def _measure(self, fd: int, most_items: int = _MOST_ITEMS) -> _Inherited:
         """How much of what it began with a copy still has: files that it removed count no longer."""
         inherited = _Inherited.of(fd)
         if not inherited.bytes:
             return inherited
-        left = btrfs.inherited_bytes(fd, _MOST_ITEMS)
+        left = btrfs.inherited_bytes(fd, most_items)
         if left is not None and left < inherited.bytes:
             inherited = inherited._replace(bytes=left)
             self._limit(fd, inherited)

@@ -84,7 +84,7 @@ def main() -> int:
         finally:
             layer.close()
     except LayerError as error:
-        say({"error": error.kind, "text": str(error)})
+        say({"error": error.kind, "text": str(error).replace("a layer", "the file")})
     except MemoryError:
         say({"error": "limit", "text": "it needs too much memory to read"})
     except OSError as error:

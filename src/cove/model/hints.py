@@ -52,6 +52,9 @@ HINTS: Final = MappingProxyType(
         "forbidden:image": Hint(
             "This registry is not allowed", "the settings registries and insecure_registries say which ones are"
         ),
+        "unsupported:memory": Hint(
+            "Its memory cannot be kept or brought back", "its files can be had alone: --files-only, or memory: false"
+        ),
         "not-found:snapshot": Hint("No such snapshot", "see what is there: cove snapshot ls"),
         "conflict:snapshot": Hint("The snapshot's state forbids it now", "see it: cove snapshot show NAME"),
         "conflict:state": Hint("The sandbox stands still", "let it go on: cove resume BOX"),

@@ -90,6 +90,9 @@ def _row(info: SandboxInfo, now: datetime) -> tuple[str, ...]:
     is_live = info.ended_at is None
     tier = info.driver + ("+user" if info.isolation and info.isolation.user_namespace else "")
     used = size(info.usage.memory_bytes) if is_live and info.usage.memory_bytes else "-"
+    memory = f"{used}/{size(info.memory_mib * 1024**2)}"
+    if info.state == "hibernated":
+        memory = f"0 (disk {size(info.kept_bytes)})"
     if info.ended_at is not None:
         ends = f"{duration((now - info.ended_at).total_seconds())} ago: {info.end_reason or '?'}"
     elif info.expires_at is not None:
@@ -103,7 +106,7 @@ def _row(info: SandboxInfo, now: datetime) -> tuple[str, ...]:
         tier,
         info.image,
         duration(info.usage.cpu_ms / 1000) if info.usage.cpu_ms else "-",
-        f"{used}/{size(info.memory_mib * 1024**2)}",
+        memory,
         duration(max((now - idle).total_seconds(), 0)) if idle else "-",
         ends,
         info.created_by,

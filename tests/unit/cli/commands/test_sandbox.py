@@ -64,6 +64,12 @@ def test_ls_json_is_one_line_each_with_the_fields_asked_for(cove) -> None:
     assert cove("ls", "--json").objects[0]["memory_mib"] == 512
 
 
+def test_ls_shows_what_a_hibernated_one_takes(cove, stub) -> None:
+    stub.boxes[0] |= {"state": "hibernated", "kept_bytes": 9 << 20}
+    assert "hibernated" in cove("ls").out
+    assert "0 (disk 9.0M)" in cove("ls").out
+
+
 def test_pause_says_that_memory_is_kept(cove) -> None:
     ran = cove("pause", "brave")
     assert (ran.code, ran.out) == (0, "")

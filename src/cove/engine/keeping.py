@@ -59,7 +59,7 @@ async def keep(  # noqa: PLR0913 - what is kept, and how
 
     async def once(why_not: str | None) -> Checkpoint:
         timeout_s = checkpoint_timeout_s(box.facts.limits)
-        expected_bytes = (await box.usage()).memory_bytes if why_not is None else 0
+        expected_bytes = (await bounded(box.usage())).memory_bytes if why_not is None else 0
         draft = await bounded(checkpoints.begin(checkpoint_id, expected_bytes=expected_bytes))
         try:
             taken = box.checkpoint(draft, with_memory=why_not is None, stay_paused=stay_paused)

@@ -52,6 +52,7 @@ class Life:
         self._watching: asyncio.Task[None] | None = None
         self._is_moving = False
         self._oom_kills = 0
+        self._is_kept = sandbox.state is State.HIBERNATED
         self._is_leaving = False
         self._limit: asyncio.Timeout | None = None
         self._deadlines = Deadlines(sandbox, ports.clock, lambda: self._inbox.post(self._ring))
@@ -216,6 +217,7 @@ class Life:
         box, was_running = self._own_box(), self.sandbox.state is State.RUNNING
         try:
             made = await self._keep(box, self.sandbox.id, memory=memory, stay_paused=True)
+            self._is_kept = True
             try:
                 facts = made.facts
                 memory_bytes = facts.memory_bytes if facts.has_memory else 0
@@ -223,7 +225,7 @@ class Life:
                 asleep = self._moved(State.HIBERNATED, kept=kept_of(facts), kept_bytes=memory_bytes, usage=used)
                 await self._ports.journal.write(asleep)
             except BaseException:
-                await self._ports.checkpoints.remove(self.sandbox.id)
+                await self._forget_checkpoint()
                 raise
         except BaseException:
             if was_running:
@@ -286,8 +288,9 @@ class Life:
         self._inbox.post(self._forget_checkpoint)
 
     async def _forget_checkpoint(self) -> None:
-        """Its own, once it is awake. After the answer: removing takes as long as the memory is big."""
-        if self.sandbox.state is not State.HIBERNATED:
+        """Its own, once it is not needed. After the answer of a resume: removing takes longer the bigger it is."""
+        if self._is_kept and self.sandbox.state is not State.HIBERNATED:
+            self._is_kept = False
             await self._ports.checkpoints.remove(self.sandbox.id)
 
     async def _snapshot(self, checkpoint_id: str, *, memory: bool | None) -> Checkpoint:
@@ -408,15 +411,13 @@ class Life:
         if self.sandbox.state in FINAL:
             return
         self._is_moving = True
-        was_asleep = self.sandbox.state is State.HIBERNATED
         if self.sandbox.state is not State.STOPPING:  # a bug may have ended an earlier try
             self.sandbox = moved(self.view(), State.STOPPING, end_reason=reason, end_detail=detail)
         await self._ports.journal.write_surely(self.sandbox)
         if self._box is not None:
             await self._destroy(self._box)
         await self._clear()
-        if was_asleep:
-            await self._ports.checkpoints.remove(self.sandbox.id)
+        await self._forget_checkpoint()
         self.sandbox = self._ended(reason, detail)
         await self._ports.journal.write_surely(self.sandbox)
 

@@ -256,6 +256,7 @@ class Supervisor(Life):
 
     async def _detach(self) -> None:
         self._is_detached = True
+        await self._forget_checkpoint()
         await self._ports.journal.write_surely(self.view())
         if self._box is not None and is_connected(self._box):
             await self._box.agent.close()

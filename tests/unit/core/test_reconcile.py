@@ -258,14 +258,14 @@ async def test_a_hibernation_that_was_not_written_yet_did_not_happen(opened, dri
         made = await core.sandboxes.create(LOCAL, SandboxSpec())
         if was is State.PAUSED:
             await core.sandboxes.pause(LOCAL, made.id)
-        driver.boxes[made.id].usage = never  # asked between the sealing and the writing
+        driver.boxes[made.id].network_use = never  # asked between the sealing and the writing
         await cut_short(core.sandboxes.hibernate(LOCAL, made.id), lambda: made.id in checkpoints.sealed)
         return made
 
     remove, checkpoints.remove = checkpoints.remove, nothing
     made = await killed(opened, work)
     checkpoints.remove = remove
-    del driver.boxes[made.id].usage
+    del driver.boxes[made.id].network_use
     driver.boxes[made.id].is_paused = True
     async with opened() as core:
         assert core.reconciled == Reconciled(adopted=1)
@@ -279,7 +279,7 @@ async def test_one_that_was_not_written_yet_and_is_gone_with_the_machine_is_as_i
 ) -> None:
     async def work(core):
         made = await core.sandboxes.create(LOCAL, SandboxSpec())
-        driver.boxes[made.id].usage = never
+        driver.boxes[made.id].network_use = never
         await cut_short(core.sandboxes.hibernate(LOCAL, made.id), lambda: made.id in checkpoints.sealed)
         return made
 

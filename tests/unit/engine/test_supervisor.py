@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import ManualClock
 from cove.engine.inbox import REQUEST_LIMIT
 from cove.engine.pool import PoolConfig, open_pool
@@ -18,7 +19,7 @@ from cove.engine.supervisor import Supervisor
 from cove.engine.supervisors import open_supervisors
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, Gone, SandboxGone, Unsupported
 from cove.model.network import OPEN_NETWORK, NetworkMode, NetworkPolicy
-from cove.model.sandbox import IdleAction, Limits, Sandbox, Source
+from cove.model.sandbox import IdleAction, Kept, Limits, Sandbox, Source
 from cove.model.state import FINAL, EndReason, State, may_move
 from life_support import World, opened
 
@@ -531,8 +532,12 @@ async def test_an_adopted_sandbox_goes_on(world: World, eventually) -> None:
 
 # Any order of events.
 
+THEN = "5" * 16
+FULL = CapacityExceeded("this machine has too little free disk space now", retry_after_s=2)
+ACTIONS = ("pause", "resume", "hibernate", "snapshot", "rollback", "lease", "change", "end")
+ACCIDENTS = ("die", "tick", "refuse", "allow", "full", "broken", "cancel", "turn")
 EVENTS = st.lists(
-    st.sampled_from(["pause", "resume", "lease", "change", "end", "die", "tick", "refuse", "allow", "cancel", "turn"]),
+    st.sampled_from(ACTIONS + ACCIDENTS),
     max_size=25,
 )
 
@@ -552,14 +557,18 @@ async def _whatever_happens(driver, images, journal, events: list[str]) -> None:
         for event in events:
             await _do(event, world, supervisor, tasks)
         journal.refuse = False
+        driver.failures.clear()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(
-            outcome is None or isinstance(outcome, CoveError | Sandbox | asyncio.CancelledError) for outcome in outcomes
+            outcome is None or isinstance(outcome, CoveError | Sandbox | Checkpoint | asyncio.CancelledError)
+            for outcome in outcomes
         )
         final = await supervisor.end(EndReason.REQUESTED)
         assert final.state in FINAL
         assert final.end_reason is not None
     assert not driver.living()
+    assert set(world.checkpoints.sealed) <= {THEN}
+    assert not world.checkpoints.drafts
     states = journal.states
     assert all(a is b or may_move(a, b) or b in FINAL for a, b in pairwise(states)), states
     assert states[-1] in FINAL
@@ -570,24 +579,44 @@ async def _do(event: str, world: World, supervisor: Supervisor, tasks: list[asyn
         async with supervisor.lease():
             await asyncio.sleep(0)
 
+    async def back() -> None:
+        then = world.checkpoints.sealed.get(THEN)
+        if then is not None:
+            await supervisor.roll_back(then, world.images.get("base"), kept=Kept(memory=True))
+
     actions = {
         "pause": supervisor.pause,
         "resume": supervisor.resume,
+        "hibernate": supervisor.hibernate,
+        "snapshot": lambda: supervisor.snapshot(THEN, memory=None),
+        "rollback": back,
         "lease": lease,
         "change": lambda: supervisor.change(lambda one: replace(one, limits=Limits(cpus=2.0))),
         "end": lambda: supervisor.end(EndReason.REQUESTED),
     }
+    if event in actions:
+        tasks.append(asyncio.create_task(actions[event]()))
+    elif event == "cancel" and tasks:
+        tasks[-1].cancel()
+    else:
+        await _happen(event, world)
+    await asyncio.sleep(0)
+
+
+async def _happen(event: str, world: World) -> None:
+    is_born = bool(world.journal.states[1:])
     match event:
-        case "die" if world.driver.boxes:
+        case "die" if world.driver.living():
             world.box.die()
         case "tick":
             world.clock.advance(31.0)
         case "refuse" | "allow":
-            world.journal.refuse = event == "refuse" and bool(world.journal.states[1:])
-        case "cancel" if tasks:
-            tasks[-1].cancel()
+            world.journal.refuse = event == "refuse" and is_born
+        case "full":
+            world.checkpoints.refuse = {} if world.checkpoints.refuse else {"seal": FULL}
+        case "broken" if is_born:
+            world.driver.failures.append(EngineFailure("the machine refused"))
         case "turn":
             await asyncio.sleep(0.001)
-        case _ if event in actions:
-            tasks.append(asyncio.create_task(actions[event]()))
-    await asyncio.sleep(0)
+        case _:
+            pass

@@ -31,8 +31,8 @@ pages, seed = int(sys.argv[1]), int(sys.argv[2])
 chance = random.Random(seed)
 memory = [bytearray(chance.randbytes(1 << 20)) for _ in range(pages)]
 ledger = open("/root/ledger", "w+", buffering=1)
-gone = open("/root/gone", "wb", buffering=0)
-os.unlink("/root/gone")
+gone = open("/tmp/gone", "wb", buffering=0)
+os.unlink("/tmp/gone")
 child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 state = {"step": 0, "ticks": 0}
 

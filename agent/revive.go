@@ -68,7 +68,9 @@ func (a *agent) revive(_ *channel, in *call) (any, error) {
 	}
 	answer := reviveResult{}
 	if own.Copy {
-		a.defaults.add(own.Env)
+		if err := a.defaults.add(own.Env); err != nil {
+			return nil, err
+		}
 		renewIdentity(own.Hostname)
 		answer.Signaled = reseed()
 	}
@@ -156,8 +158,14 @@ func (a *agent) environment(*channel, *call) (any, error) {
 	return result, nil
 }
 
+const (
+	// What copies of copies may add up to. Escaped by JSON to six times their length, they still fit into a frame.
+	maxEnvironment = 160 << 10
+	maxVariables   = 4096
+)
+
 // add merges values into the default environment. Never into the map itself: commands may be reading it.
-func (d *defaults) add(env map[string]string) {
+func (d *defaults) add(env map[string]string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	merged := maps.Clone(d.env)
@@ -165,5 +173,13 @@ func (d *defaults) add(env map[string]string) {
 		merged = map[string]string{}
 	}
 	maps.Copy(merged, env)
+	size := 0
+	for name, value := range merged {
+		size += len(name) + len(value) + len("=\x00")
+	}
+	if len(merged) > maxVariables || size > maxEnvironment {
+		return fail("too_large", "the environment, with that of the sandbox it was copied from, is too large")
+	}
 	d.env = merged
+	return nil
 }

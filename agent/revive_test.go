@@ -84,6 +84,10 @@ func TestReviveIsRefusedWithoutACheckpointAndKeepsWhatItIsTold(t *testing.T) {
 	if env, _, _ := a.defaults.get(); env["A"] != "1" {
 		t.Fatal("the same sandbox got another environment")
 	}
+	a.revival.expect()
+	if _, err := revive(`{"copy":true,"env":{"BIG":"` + strings.Repeat("x", maxEnvironment) + `"}}`); asFailure(err).Kind != "too_large" {
+		t.Fatal(err)
+	}
 	told, _ := a.environment(nil, nil)
 	if told.(environmentResult).Env["B"] != "2" || *told.(environmentResult).Workdir != "/tmp" {
 		t.Fatalf("%+v", told)

@@ -88,6 +88,9 @@ class CriuMemory:
             self.gaps = ("criu is missing or does not run: run `cove setup`",)
 
     async def _missing(self) -> tuple[str, ...]:
+        ids = self._ground.choice.ids
+        if ids is Ids.HOST:
+            return ("without user namespaces memory is not kept: criu would restore it as the machine's root",)
         version = await self._criu.version()
         if not at_least(version, MINIMUM):
             return (f"criu {version} is too old for memory, {MINIMUM} is needed: run `cove setup`",)
@@ -100,7 +103,7 @@ class CriuMemory:
             "machine": platform.machine(),
             "cpu": " ".join(sorted(cpu_words())),
             "cgroup": self._ground.cgroups.kind,
-            "ids": "host" if self._ground.choice.ids is Ids.HOST else "own",
+            "ids": str(ids),
         }
         return ()
 
@@ -255,8 +258,7 @@ def _binds(home: Path) -> set[str]:
 
 def _external_paths(ground: Ground) -> set[str]:
     """What a box that is made now has from outside."""
-    devices = {f"/dev/{name}" for name in _DEVICES} if ground.choice.ids is not Ids.HOST else set[str]()
-    return {bundle.AGENT_TARGET, bundle.SOCKET_DIR_TARGET, *ground.shown, *devices}
+    return {bundle.AGENT_TARGET, bundle.SOCKET_DIR_TARGET, *ground.shown, *(f"/dev/{name}" for name in _DEVICES)}
 
 
 def _external_of(init_pid: int, binds: set[str]) -> tuple[tuple[str, str], ...]:
@@ -304,7 +306,7 @@ def differences(theirs: Mapping[str, str], here: Mapping[str, str]) -> list[str]
     if theirs.get("cgroup") != here["cgroup"]:
         gaps.append(f"its memory was kept with cgroup {theirs.get('cgroup')}, and this machine has {here['cgroup']}")
     if theirs.get("ids") != here["ids"]:
-        gaps.append("one of the two machines has user namespaces for sandboxes, the other has not")
+        gaps.append("one of the two machines maps the ids of files, the other has them on the disk as they are outside")
     if missing := set(theirs.get("mounts", "").split()) - set(here["mounts"].split()):
         gaps.append(f"it had something of its machine that this one does not give: {', '.join(sorted(missing)[:8])}")
     return gaps

@@ -33,7 +33,7 @@ def test_only_what_comes_from_outside_is_external() -> None:
 
 
 HERE = {
-    "criu": "4.2.1", "kernel": "6.12.1", "machine": "x86_64", "cpu": "avx avx2", "cgroup": "v2", "ids": "own",
+    "criu": "4.2.1", "kernel": "6.12.1", "machine": "x86_64", "cpu": "avx avx2", "cgroup": "v2", "ids": "mapped",
     "mounts": "/.agent/agent /run/agent",
 }  # fmt: skip
 
@@ -46,7 +46,7 @@ HERE = {
         ({"criu": "4.3"}, "is older"),
         ({"cpu": "avx avx512f"}, "avx512f"),
         ({"cgroup": "v1"}, "cgroup v1"),
-        ({"ids": "host"}, "user namespaces"),
+        ({"ids": "shared"}, "ids of files"),
         ({"mounts": "/sys/devices/system/node"}, "/sys/devices/system/node"),
     ],
 )

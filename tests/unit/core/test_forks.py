@@ -160,7 +160,7 @@ async def test_a_caller_who_goes_away_leaves_no_child_unless_they_will_come_back
     for idempotency, left in ((None, 1), (KEY, 5)):
         driver.gate.clear()
         call = asyncio.ensure_future(core.snapshots.fork(ALICE, parent.id, RestoreSpec(), 4, idempotency=idempotency))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: driver.creating > 0)
         call.cancel()
         await asyncio.sleep(0)
         driver.gate.set()

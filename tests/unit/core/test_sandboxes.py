@@ -288,13 +288,12 @@ async def test_of_101_creates_at_a_limit_of_100_one_is_refused(opened) -> None:
         assert core.stats().admission.refused == 1
 
 
-async def test_creates_in_flight_are_bounded_and_never_queue_beyond(opened, driver) -> None:
+async def test_creates_in_flight_are_bounded_and_never_queue_beyond(opened, driver, eventually) -> None:
     driver.gate.clear()
     async with opened(admission=AdmissionSettings(max_creates=8)) as core:
         tasks = [asyncio.create_task(core.sandboxes.create(ALICE, SandboxSpec())) for _ in range(10)]
-        await asyncio.sleep(0.02)
+        await eventually(lambda: driver.creating == 4)
         assert sum(task.done() for task in tasks) == 2
-        assert driver.creating == 4
         driver.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(outcome, CapacityExceeded) for outcome in outcomes) == 2

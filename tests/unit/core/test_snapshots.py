@@ -317,11 +317,11 @@ async def test_a_damaged_or_missing_one_says_so_and_is_never_dropped(core, check
     await core.snapshots.delete(ALICE, snapshot.id)
 
 
-async def test_what_is_in_use_is_not_deleted_and_who_uses_it_is_named(core, driver, checkpoints) -> None:
+async def test_what_is_in_use_is_not_deleted_and_who_uses_it_is_named(core, driver, checkpoints, eventually) -> None:
     snapshot = await kept_of(core)
     driver.gate.clear()
     restoring = asyncio.ensure_future(core.snapshots.restore(ALICE, snapshot.id, RestoreSpec()))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: driver.creating == 1)
     with pytest.raises(Conflict, match="in use: a restore"):
         await core.snapshots.delete(ALICE, snapshot.id)
     driver.gate.set()
@@ -350,13 +350,13 @@ async def test_a_delete_and_restores_at_a_time_leave_no_sandbox_without_its_file
         assert snapshot.id not in checkpoints.sealed
 
 
-async def test_one_that_is_being_made_is_shown_and_neither_used_nor_deleted(core, driver) -> None:
+async def test_one_that_is_being_made_is_shown_and_neither_used_nor_deleted(core, driver, eventually) -> None:
     made = await core.sandboxes.create(ALICE, SandboxSpec())
     go = asyncio.Event()
     driver.living()[made.id].on_checkpoint = go.wait
     begun = core.snapshots.begin(ALICE, made.id, SnapshotSpec(name="slow"))
     assert begun.state is SnapshotState.CREATING
-    await asyncio.sleep(0.02)
+    await eventually(lambda: core.snapshots.list(ALICE).snapshots)
     assert core.snapshots.get(ALICE, "slow").state is SnapshotState.CREATING
     for call in (
         core.snapshots.restore(ALICE, begun.id, RestoreSpec()),
@@ -366,11 +366,10 @@ async def test_one_that_is_being_made_is_shown_and_neither_used_nor_deleted(core
         with pytest.raises(Conflict, match=r"is creating|being made"):
             await call
     go.set()
-    await asyncio.sleep(0.05)
-    assert core.snapshots.get(ALICE, "slow").state is SnapshotState.READY
+    await eventually(lambda: core.snapshots.get(ALICE, "slow").state is SnapshotState.READY)
 
 
-async def test_one_that_failed_is_gone_or_tells_why_where_nobody_waited(core, driver, checkpoints) -> None:
+async def test_one_that_failed_is_gone_or_tells_why_where_nobody_waited(core, driver, checkpoints, eventually) -> None:
     made = await core.sandboxes.create(ALICE, SandboxSpec())
     checkpoints.refuse["seal"] = EngineFailure("the disk is full")
     with pytest.raises(EngineFailure, match="disk is full"):
@@ -378,7 +377,7 @@ async def test_one_that_failed_is_gone_or_tells_why_where_nobody_waited(core, dr
     with pytest.raises(NotFound):
         core.snapshots.get(ALICE, "one")
     begun = core.snapshots.begin(ALICE, made.id, SnapshotSpec(name="one"))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: not core.snapshots.book.making)
     shown = core.snapshots.get(ALICE, begun.id)
     assert (shown.state, shown.failure) == (SnapshotState.FAILED, "the disk is full")
     assert not checkpoints.sealed
@@ -389,7 +388,9 @@ async def test_one_that_failed_is_gone_or_tells_why_where_nobody_waited(core, dr
     assert driver.living()[made.id].is_paused is False
 
 
-async def test_a_caller_who_goes_away_leaves_none_unless_they_will_come_back(core, driver, checkpoints) -> None:
+async def test_a_caller_who_goes_away_leaves_none_unless_they_will_come_back(
+    core, driver, checkpoints, eventually
+) -> None:
     made = await core.sandboxes.create(ALICE, SandboxSpec())
     for idempotency, stays in ((None, False), (KEY, True)):
         go = asyncio.Event()
@@ -397,11 +398,12 @@ async def test_a_caller_who_goes_away_leaves_none_unless_they_will_come_back(cor
         call = asyncio.ensure_future(
             core.snapshots.create(ALICE, made.id, SnapshotSpec(name="one"), idempotency=idempotency)
         )
-        await asyncio.sleep(0.02)
+        await eventually(lambda: core.snapshots.book.making)
+        await asyncio.sleep(0.01)
         call.cancel()
         await asyncio.sleep(0)
         go.set()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: not core.snapshots.book.making)
         assert bool(checkpoints.sealed) is stays
         assert bool(core.snapshots.list(ALICE).snapshots) is stays
     again = await core.snapshots.create(ALICE, made.id, SnapshotSpec(name="one"), idempotency=KEY)

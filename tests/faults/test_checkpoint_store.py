@@ -351,7 +351,7 @@ else:
 
 
 def kill_at(step: str, home: Path, checkpoint_id: str, file: Path | None) -> None:
-    code = KILLED.format(path=[str(Path(__file__).parent)])
+    code = KILLED.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     child = subprocess.Popen(
         [sys.executable, "-c", code, step, str(home), checkpoint_id, str(file or "")],
         stdout=subprocess.PIPE,

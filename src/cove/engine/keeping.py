@@ -19,6 +19,7 @@ from cove.model.sandbox import Kept
 NOT_ASKED: Final = "only its files were asked for"
 
 ENVIRONMENT_TIMEOUT_S: Final = 10.0
+USAGE_TIMEOUT_S: Final = 0.5
 """An agent answers at once what it was told at its claim."""
 
 
@@ -59,7 +60,7 @@ async def keep(  # noqa: PLR0913 - what is kept, and how
 
     async def once(why_not: str | None) -> Checkpoint:
         timeout_s = checkpoint_timeout_s(box.facts.limits)
-        expected_bytes = (await bounded(box.usage())).memory_bytes if why_not is None else 0
+        expected_bytes = await _memory_of(box) if why_not is None else 0
         draft = await bounded(checkpoints.begin(checkpoint_id, expected_bytes=expected_bytes))
         try:
             taken = box.checkpoint(draft, with_memory=why_not is None, stay_paused=stay_paused)
@@ -90,6 +91,15 @@ def _completed(facts: CheckpointFacts, environment: Environment, why_not: str | 
     return replace(
         facts, env=environment.env, workdir=environment.workdir, user=environment.user, why_no_memory=why_not
     )
+
+
+async def _memory_of(box: Box) -> int:
+    """What its memory takes now, as far as that is known at once: only a guess of what the disk must take."""
+    try:
+        async with asyncio.timeout(USAGE_TIMEOUT_S):
+            return (await box.usage()).memory_bytes
+    except TimeoutError:
+        return 0
 
 
 async def _discard(checkpoints: Checkpoints, draft: Draft) -> None:

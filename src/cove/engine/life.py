@@ -221,7 +221,7 @@ class Life:
             try:
                 facts = made.facts
                 memory_bytes = facts.memory_bytes if facts.has_memory else 0
-                used = await self._use(box)
+                used = replace(await self._use(box), memory_bytes=0, pids=0)
                 asleep = self._moved(State.HIBERNATED, kept=kept_of(facts), kept_bytes=memory_bytes, usage=used)
                 await self._ports.journal.write(asleep)
             except BaseException:

@@ -22,7 +22,7 @@ from cove.model.errors import (
     Unsupported,
 )
 from cove.model.network import OPEN_NETWORK
-from cove.model.sandbox import MIB, IdleAction, Kept, Limits, TimeoutCounts
+from cove.model.sandbox import MIB, IdleAction, Kept, Limits, TimeoutCounts, Usage
 from cove.model.state import EndReason, State
 from life_support import World, opened
 
@@ -298,9 +298,15 @@ async def test_a_death_in_mid_checkpoint_ends_it(world: World, eventually) -> No
     assert not world.checkpoints.sealed
 
 
+async def in_use() -> Usage:
+    return Usage(cpu_ms=5, memory_bytes=7, pids=3)
+
+
 async def test_usage_goes_on_over_a_hibernation(world: World) -> None:
     supervisor = await started(world)
-    assert (await supervisor.hibernate()).usage.cpu_ms == 5
+    world.box.usage = in_use
+    hibernated = await supervisor.hibernate()
+    assert (hibernated.usage.cpu_ms, hibernated.usage.memory_bytes, hibernated.usage.pids) == (5, 0, 0)
     assert (await supervisor.measure()).usage.cpu_ms == 5
     await supervisor.resume()
     assert (await supervisor.measure()).usage.cpu_ms == 10

@@ -101,13 +101,17 @@ def is_plain_exec(argv: Sequence[str]) -> bool:
 def _click(argv: Sequence[str]) -> int:
     import click
 
-    from cove.cli.failures import Interrupted, PipeClosed, tell, usage
+    from cove.cli.failures import USAGE, Interrupted, PipeClosed, tell, usage
     from cove.cli.session import Session
+    from cove.cli.terminal import say
     from cove.cli.tree import root
 
     session = Session()
     try:
         done: object = root().main(args=list(argv), prog_name="cove", standalone_mode=False, obj=session)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        return USAGE
     except click.UsageError as error:
         path = error.ctx.command_path.strip() if error.ctx else "cove"
         raise usage(error.format_message(), f"{path} --help") from error

@@ -16,12 +16,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 RULES = "HOST, *.HOST, CIDR, each with :PORTS and /tcp or /udp. May be repeated."
 
 
-def network_options(function: F) -> F:
-    """Add the options of a network."""
+def network_options(function: F, default: str = "none") -> F:
+    """Add the options of a network; `default` is what the help says of a sandbox that is asked for none."""
     for option in reversed(
         (
             click.option(
-                "--network", metavar="WORD", help="none, open, or a profile (cove network profiles ls). Default: none."
+                "--network",
+                metavar="WORD",
+                help=f"none, open, or a profile (cove network profiles ls). Default: {default}.",
             ),
             click.option("--allow", multiple=True, metavar="RULE", help=f"Let it reach this: {RULES}"),
             click.option("--deny", multiple=True, metavar="RULE", help="Refuse this, before all that is allowed."),

@@ -60,3 +60,11 @@ def test_an_unknown_command_names_the_one_that_was_meant(cove) -> None:  # noqa:
 def test_usage_errors_name_the_help_to_read(cove) -> None:  # noqa: ANN001
     assert cove("key", "create").err.splitlines()[1] == "hint: cove key create --help"
     assert cove("ls", "--bogus", "--json").error["code"] == "usage"
+
+
+def test_a_noun_alone_shows_its_verbs(cove) -> None:  # noqa: ANN001
+    for noun in ("image", "snapshot"):
+        ran = cove(noun)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith(f"Usage: cove {noun}")
+        assert "error:" not in ran.err

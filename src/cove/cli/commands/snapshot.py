@@ -103,7 +103,9 @@ def take_command(  # noqa: PLR0913 - one keyword for each option
 
 
 def _holds(one: Snapshot) -> str:
-    return f"{_count(one.processes, 'process', 'es')} and files" if one.memory else "files only"
+    if not one.memory:
+        return "files only"
+    return f"{_count(one.processes, 'process', 'es')} and files" if one.processes else "files, no process"
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:
@@ -234,6 +236,9 @@ def _watcher(status: Status) -> Callable[[int, int], None]:
     def watch(done: int, total: int) -> None:
         if total <= 0:
             status.how_far = size(done)
+            return
+        if done >= total:
+            status.how_far = f"{size(total)}, being checked"
             return
         bar = ("#" * round(min(done / total, 1.0) * _BAR)).ljust(_BAR, ".")
         status.how_far = f"[{bar}] {size(done)} of {size(total)}"

@@ -91,7 +91,7 @@ def _not_kept(reason: str | None) -> str:
 
 def made_options(function: Any) -> Any:
     """Add the options of a sandbox that is made of another's state."""
-    function = network_options(function)
+    function = network_options(function, "as the source")
     for option in reversed(
         (
             click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable, for new commands."),

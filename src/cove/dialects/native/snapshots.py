@@ -107,15 +107,15 @@ async def restore_snapshot(call: Call[wire_snapshots.Restore, Nothing]) -> Json:
 
 async def export_snapshot(call: Call[None, Nothing]) -> Answer:
     """Give it away as one file."""
-    ref = snapshot_ref(call.path["snapshot"])
-    name = call.core.snapshots.get(call.who, ref).name
+    name = call.path["snapshot"]
+    ref = snapshot_ref(name)
 
     @asynccontextmanager
     async def open_at(_offset: int, _length: int) -> AsyncGenerator[tuple[Reader, int | None]]:
         async with call.core.snapshots.export(call.who, ref) as export:
             yield export, export.size_bytes
 
-    disposition = f'attachment; filename="{name}.cove"'.encode()  # a name has letters, digits and hyphens alone
+    disposition = f'attachment; filename="{name}.cove"'.encode()  # names and ids have nothing to quote
     return Download(open_at, None, [(b"content-disposition", disposition)], ZSTD)
 
 
@@ -267,7 +267,7 @@ OPS: Final = (
         description="One file, packed by zstd and checked by digests, for another machine.",
         tag=TAG,
         media_type=ZSTD,
-        scopes=(Scope.READ, Scope.CREATE, Scope.FILES),
+        scopes=(Scope.CREATE, Scope.FILES),
         errors=(NotFound, Conflict, CapacityExceeded, EngineFailure),
     ),
 )

@@ -90,6 +90,14 @@ async def test_a_resumed_one_has_a_new_box_of_its_own_checkpoint(world: World, e
     assert world.journal.states[-2:] == [State.HIBERNATED, State.RUNNING]
 
 
+async def test_an_end_right_behind_a_resume_leaves_no_checkpoint(world: World) -> None:
+    supervisor = await started(world)
+    await supervisor.hibernate()
+    _, ended = await asyncio.gather(supervisor.resume(), supervisor.end(EndReason.REQUESTED))
+    assert ended.state is State.TERMINATED
+    assert not world.checkpoints.sealed
+
+
 async def test_hibernating_twice_and_resuming_a_running_one_are_nothing(world: World) -> None:
     supervisor = await started(world)
     assert (await supervisor.resume()).state is State.RUNNING

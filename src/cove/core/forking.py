@@ -17,7 +17,7 @@ from msgspec.structs import replace as with_name
 from cove.core.access import require
 from cove.core.creation import IDEMPOTENCY_S, Brood, must_equal
 from cove.core.restoring import Restoring, StateParts, Wish, past_of, scoped
-from cove.core.validation import check_count, check_idempotency
+from cove.core.validation import check_count, check_idempotency, check_name
 from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
 from cove.model.errors import Conflict, CoveError
@@ -123,6 +123,7 @@ class Forking:
         past = past_of(supervisor.sandbox)
         wish = self._restoring.wish(who, past, spec, snapshot=None, dialect=dialect, idempotency=idempotency)
         for name in self._names(wish, count):
+            check_name(name, "name")
             self._parts.directory.check_free(past.project, name)
         self._restoring.check(wish, count)
         self._restoring.image(past)

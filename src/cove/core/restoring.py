@@ -20,7 +20,7 @@ from cove.core.images import Images, Resolved
 from cove.core.jobs import Jobs
 from cove.core.networks import Networks
 from cove.core.quotas import Quotas
-from cove.core.validation import check_limits, check_metadata
+from cove.core.validation import check_spec
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts
 from cove.engine.clock import Clock
 from cove.engine.driver import BoxImage, Driver
@@ -106,9 +106,10 @@ class Restoring:
 
         Raises: BadRequest, Unsupported, QuotaExceeded, CapacityExceeded.
         """
-        check_limits(limits_of(wish.past.limits, wish.spec))
         self._driver(wish.past)
-        self._creation.check_room(self._order(wish, None), count)
+        order = self._order(wish, None)
+        check_spec(order.spec)
+        self._creation.check_room(order, count)
 
     async def order(self, wish: Wish, checkpoint: Checkpoint, brood: Brood | None = None) -> Order:
         """What to launch, on `image`, without an await in between.
@@ -177,7 +178,6 @@ class Restoring:
     def _order(self, wish: Wish, heritage: Heritage | None, network: NetworkPolicy = NO_NETWORK) -> Order:
         past, spec = wish.past, wish.spec
         metadata = _or(spec.metadata, past.metadata)
-        check_metadata(metadata)
         sandbox = SandboxSpec(
             image=past.image,
             driver=past.driver,

@@ -89,6 +89,14 @@ async def test_what_has_no_room_for_all_is_refused_before_the_parent_stands_stil
         await core.sandboxes.create(LOCAL, SandboxSpec(name="kid-2"))
         with pytest.raises(Conflict, match="kid-2 exists"):
             await core.snapshots.fork(LOCAL, parent.id, RestoreSpec(name="kid"), 2)
+        for bad_spec in (
+            RestoreSpec(name="x" * 62),
+            RestoreSpec(name="A"),
+            RestoreSpec(env={"1": ""}),
+            RestoreSpec(pids=1),
+        ):
+            with pytest.raises(BadRequest):
+                await core.snapshots.fork(LOCAL, parent.id, bad_spec, 2)
         for count in (0, -1, FORK_LIMIT + 1):
             with pytest.raises(BadRequest) as bad:
                 await core.snapshots.fork(LOCAL, parent.id, RestoreSpec(), count)

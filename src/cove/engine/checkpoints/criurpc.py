@@ -73,12 +73,13 @@ class Criu:
 
     def __init__(self, program: Path, run_dir: Path) -> None:
         self.program = program
+        self.path = "/usr/sbin:/usr/bin:/sbin:/bin"
         self._run_dir = run_dir
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every worker. criu starts `tar`, whose compression of a /dev/shm shall not take long."""
-        return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GZIP": "-1", MARK: str(self._run_dir)}
+        """Of every worker, which starts `tar`, which starts `gzip`, for what lies in a tmpfs (/dev/shm)."""
+        return {"PATH": self.path, MARK: str(self._run_dir)}
 
     async def version(self) -> str:
         """Such as `4.2.1`. Raises: CriuFailed, OSError (not installed)."""

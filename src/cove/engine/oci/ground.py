@@ -77,6 +77,11 @@ class Ground:
         """The agent that new boxes start with; running ones hold theirs by their mount."""
         return self.agents / self.agent_build
 
+    @property
+    def plain_gzip(self) -> Path:
+        """Beside the agents, where programs can be started by anybody: what takes the place of gzip for criu."""
+        return self.agents / "gzip"
+
     async def quickly(self, work: Callable[[], T]) -> T:
         """Run a short blocking call beside the loop. Cancelling does not stop it."""
         return await asyncio.get_running_loop().run_in_executor(self._quick, work)
@@ -186,7 +191,7 @@ class Ground:
         used = {facts.agent_file or facts.agent_build for facts in self.read_facts()} | {self.agent_build}
         found = [(file, file.stat()) for file in self.agents.iterdir()]
         for file, about in found:
-            if file.name not in used and about.st_mtime < time.time() - _FORGOTTEN_S:
+            if file != self.plain_gzip and file.name not in used and about.st_mtime < time.time() - _FORGOTTEN_S:
                 file.unlink(missing_ok=True)
         held = sum(about.st_size for file, about in found if file.exists())
         if held + needed_bytes > _AGENTS_BYTES // 2:
@@ -267,7 +272,7 @@ class Ground:
             await self.network.sweep()
         used = {facts.agent_file or facts.agent_build for facts in self.read_facts()}
         for old in self.agents.iterdir():
-            if old != self.agent and old.name not in used:
+            if old not in {self.agent, self.plain_gzip} and old.name not in used:
                 old.unlink()
         return lost
 

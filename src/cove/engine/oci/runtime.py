@@ -20,6 +20,7 @@ from cove.model.errors import EngineFailure
 from cove.model.ids import is_core_id
 
 _RUN_LIMIT_S: Final = 30.0
+_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _LOG_TAIL: Final = 4000
 _LOG_MESSAGE: Final = 1000
 _LOG_READ: Final = 1024 * 1024
@@ -67,25 +68,28 @@ class Runtime:
         """Start the program of a box that was made by `create`; otherwise as `run`. `within`: what runs the runtime."""
         await self._call([*flags, "start", box], bundle, "the runtime could not start the sandbox", within)
 
-    async def restore(  # noqa: PLR0913, PLR0917 (as `run`, and three places)
-        self, box: str, bundle: Path, pid_file: Path, images: Path, work: Path, limit_s: float
+    async def restore(  # noqa: PLR0913, PLR0917 (as `run`, and where criu finds what it needs)
+        self, box: str, bundle: Path, pid_file: Path, images: Path, work: Path, limit_s: float, path: str
     ) -> None:
         """Let the processes of criu's `images` go on in the box of `bundle`; criu writes its log into `work`.
+
+        `path`: where criu finds programs; itself it is found beside the runtime.
 
         Its network namespace is a new one. Otherwise as `run`.
         """
         argv = ["restore", "--detach", "--bundle", str(bundle), "--pid-file", str(pid_file)]
         argv += ["--image-path", str(images), "--work-path", str(work)]
         argv += ["--empty-ns", "network", "--tcp-established", "--file-locks", box]
-        await self._call(argv, bundle, "the runtime could not restore the sandbox", limit_s=limit_s)
+        await self._call(argv, bundle, "the runtime could not restore the sandbox", limit_s=limit_s, path=path)
 
-    async def _call(
+    async def _call(  # noqa: PLR0913, PLR0917 (each with a default that is what most calls want)
         self,
         words: list[str],
         bundle: Path,
         failure: str,
         within: tuple[str, ...] = (),
         limit_s: float = _RUN_LIMIT_S,
+        path: str = _PATH,
     ) -> None:
         log = bundle / "log"
         said = log.stat().st_size if log.exists() else 0
@@ -99,8 +103,7 @@ class Runtime:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=str(bundle),
-            # The runtime finds criu there, and both find tar and ip behind it.
-            env={"PATH": f"{self.program.parent}:/usr/sbin:/usr/bin:/sbin:/bin", "GZIP": "-1"},
+            env={"PATH": f"{self.program.parent}:{path}"},
         )
         try:
             async with asyncio.timeout(limit_s):

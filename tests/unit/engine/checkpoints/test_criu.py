@@ -47,6 +47,7 @@ HERE = {
         ({"cpu": "avx avx512f"}, "avx512f"),
         ({"cgroup": "v1"}, "cgroup v1"),
         ({"ids": "shared"}, "ids of files"),
+        ({"tmpfs": "plain"}, "/dev/shm"),
         ({"mounts": "/sys/devices/system/node"}, "/sys/devices/system/node"),
     ],
 )

@@ -35,7 +35,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("check", sorted(checks()))
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_driver_passes(driver: str, check: str, verdicts: dict[tuple[str, str], dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ from cove.engine.oci.box import OciBox
 from cove.engine.oci.driver import OciDriver
 from cove.engine.oci.ground import Ground, processes_of
 from cove.engine.oci.saving import CopyLayer, Saved, StopClock, surely
-from cove.model.errors import EngineFailure, Unsupported
+from cove.model.errors import Conflict, EngineFailure, Unsupported
 from cove.model.network import NO_NETWORK
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class GvisorDriver(OciDriver):
         elif missing := processor.lacking(kept.get("processor", "")):
             gaps.append(f"this machine's processor lacks {', '.join(missing)}")
         if kept.get("network") != self._network_mode:
-            gaps.append("the sandbox had a network interface" if kept.get("network") == "sandbox" else "it had none")
+            gaps.append("the sandbox had a network interface or had none, and here it is the other way round")
         return tuple(gaps)
 
     async def create(self, spec: BoxSpec) -> Box:
@@ -178,6 +178,8 @@ class GvisorDriver(OciDriver):
         try:
             await self._runsc.go_on(spec.id, home, origin.memory, flags=flags, within=_UNSEEN)
         except EngineFailure as error:
+            if self._ground.cgroups.of(spec.id).oom_kills():
+                raise Conflict("the sandbox's memory does not fit into that limit", field="memory_mib") from error
             if "EOF" in error.internal and spec.id not in self._displaced:
                 raise _DisplacedError(error.public, internal=error.internal) from error
             raise

@@ -56,7 +56,7 @@ async def set_template(call: Call[wire.TemplateWish, Nothing]) -> Json:
     return Json(view(await call.core.templates.set(call.who, call.path["template"], spec)))
 
 
-async def create_sandbox(call: Call[Restore, Nothing]) -> Json:
+async def create_from_template(call: Call[Restore, Nothing]) -> Json:
     """Make a sandbox of one."""
     name, spec = call.path["template"], restore_of(call.body)
     made = await call.core.templates.create(call.who, name, spec, idempotency=call.idempotency())
@@ -108,7 +108,7 @@ OPS: Final = (
     Op(
         method="POST",
         path="/templates/{template}/sandboxes",
-        handler=create_sandbox,
+        handler=create_from_template,
         summary="Make a sandbox of a template",
         description="As a restore of its snapshot, in milliseconds where a copy is ready.",
         tag=TAG,

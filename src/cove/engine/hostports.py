@@ -105,7 +105,8 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dia
                 writer.write(data)
                 async with asyncio.timeout(STALL_S):
                     await writer.drain()
-            writer.write_eof()
+            if not writer.is_closing():  # uvloop raises for a client that is gone
+                writer.write_eof()
             await stream.wait_closed()
             inward.cancel()
     except (ExceptionGroup, CoveError, OSError) as raised:

@@ -427,9 +427,9 @@ async def check_a_copy_with_memory_is_as_closed_as_any_box(bench: Bench) -> None
     require(len(machine) == len(_MACHINE) + 1 and machine.strip() != _MACHINE, machine)
     require((closed.split(), joined.split()) == (["refused"] * 2, ["refused"] * 2), (closed, joined))
     require(bool(address) is not bool(bench.driver.network_gaps) and address != box.facts.address, address)
-    require(
-        code in copy.oom_codes and kills > 0 and usage.memory_peak_bytes <= limits.memory_bytes, (code, kills, usage)
-    )
+    # The kernel counts in batches: a page more can have been seen.
+    fits = usage.memory_peak_bytes <= limits.memory_bytes + MIB
+    require(code in copy.oom_codes and kills > 0 and fits, (code, kills, usage))
     require(lives and facts.origin == origin.id and facts.uid_base != box.facts.uid_base, facts)
 
 

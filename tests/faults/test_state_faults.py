@@ -28,7 +28,7 @@ from state_support import (
     strays,
     until,
 )
-from tests_support import SOAK, make_server
+from tests_support import SOAK, RunningServer, make_server
 
 pytestmark = pytest.mark.real
 MOMENTS: Final = tuple(0.01 + 0.05 * n for n in range(12)) if SOAK else (0.15,)
@@ -46,19 +46,25 @@ OPERATIONS: Final[dict[str, Work]] = {
 }
 
 
-@pytest.fixture
-def caller(tmp_path: Path) -> Iterator[Caller]:
-    """A server of its own, empty afterwards."""
-    server = make_server(tmp_path, COVE_POOL_SIZE="0")
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that tests kill; nothing of it is left."""
+    server = make_server(tmp_path_factory.mktemp("server"), COVE_POOL_SIZE="0")
     server.start()
-    made = Caller(server)
+    yield server
+    server.down()
+    assert not server.run_dir.exists(), f"left behind: {sorted(server.run_dir.rglob('*'))[:20]}"
+    shutil.rmtree(server.data_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def caller(running: RunningServer) -> Iterator[Caller]:
+    """It; empty after each test."""
+    made = Caller(running)
     yield made
     delete_all(made)
     assert_nothing_left(made)
     made.close()
-    server.down()
-    assert not server.run_dir.exists(), f"left behind: {sorted(server.run_dir.rglob('*'))[:20]}"
-    shutil.rmtree(server.data_dir, ignore_errors=True)
 
 
 def busy(caller: Caller) -> str:
@@ -117,7 +123,7 @@ def test_a_killed_server_leaves_nothing_half_done(caller: Caller) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("victim", ["criu", "runc"])
+@pytest.mark.parametrize("victim", ["criu", "runc"] if SOAK else ["criu"])
 def test_a_killed_helper_is_told_and_the_source_lives(caller: Caller, victim: str) -> None:
     box = busy(caller)
     snapshot = caller.snapshot(box)["id"]

@@ -18,8 +18,11 @@ from tests_support import SOAK, NewServer, RunningServer, loop_devices, make_ima
 pytestmark = pytest.mark.real
 EDITOR = "test-editor"
 DRIVERS = ("runc", "gvisor")
-PAUSES, HIBERNATIONS, FORKS = (100, 20, 10) if SOAK else (20, 2, 3)
-RESTORES = 30 if SOAK else 4
+PAUSES = 100 if SOAK else 20
+HIBERNATIONS = {"runc": 20, "gvisor": 10} if SOAK else {"runc": 2, "gvisor": 1}
+FORKS = {"runc": 10, "gvisor": 5} if SOAK else {"runc": 3, "gvisor": 1}
+RESTORES = {"runc": 30, "gvisor": 14} if SOAK else {"runc": 4, "gvisor": 2}
+"""In pairs. A box of gVisor takes a second or more to come up again, one of runc a fifth."""
 WISHES = {"idle_timeout_s": None, "memory_mib": MEMORY_MIB + 256, "disk_mib": 1024}
 
 
@@ -54,6 +57,11 @@ def scene(request: pytest.FixtureRequest, caller: Caller) -> Scene:
     return Scene.begin(caller, box, memory_mib=MEMORY_MIB if driver == "runc" else 16, has_editor=True)
 
 
+def driver_of(scene: Scene) -> str:
+    """What it runs on."""
+    return str(scene.caller.get(scene.box)["isolation"]["driver"])
+
+
 def is_gone(init: int) -> bool:
     """Whether no process of the box is left: its init is the last to end. The machine's init may not have noticed."""
     try:
@@ -80,7 +88,7 @@ def test_pauses_lose_nothing(scene: Scene) -> None:
 def test_hibernations_lose_nothing_over_restarts_of_the_server(scene: Scene, running: RunningServer) -> None:
     caller, box = scene.caller, scene.box
     scene.check()
-    for number in range(HIBERNATIONS):
+    for number in range(HIBERNATIONS[driver_of(scene)]):
         init = caller.facts(box)["init_pid"]
         view = caller.act(box, "hibernate")
         assert (view["state"], view["id"], view["kept"]["memory"]) == ("hibernated", box, True)
@@ -123,8 +131,9 @@ def test_a_hibernated_sandbox_outlives_a_reboot(new_server: NewServer) -> None:
 def test_forks_go_on_each_for_itself(scene: Scene) -> None:
     caller, box = scene.caller, scene.box
     scene.check()
-    children = [scene.forked(child) for child in caller.fork(box, FORKS)]
-    assert len({box, *(child.box for child in children)}) == FORKS + 1
+    count = FORKS[driver_of(scene)]
+    children = [scene.forked(child) for child in caller.fork(box, count)]
+    assert len({box, *(child.box for child in children)}) == count + 1
     for _ in range(2):
         for one in (scene, *children):
             one.check()
@@ -171,8 +180,7 @@ def test_a_snapshot_outlives_its_source_and_a_rollback_takes_back_what_came_late
 def test_memory_and_disk_are_of_one_instant(caller: Caller, driver: str) -> None:
     box = caller.create(driver=driver, **WISHES)
     lockstep(caller, box)
-    restores = RESTORES if driver == "runc" else RESTORES // 2
-    for number in range(restores // 2):
+    for number in range(RESTORES[driver] // 2):
         # Sooner and later after a start, and with more and less that was not written back yet.
         time.sleep((0.0, 0.03, 0.2)[number % 3])
         snapshot = caller.snapshot(box)["id"]

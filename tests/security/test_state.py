@@ -30,7 +30,7 @@ def of(pid):
     return {**found, "oom": open("/proc/%s/oom_score_adj" % pid).read().strip()}
 lines = {pid: open("/proc/%s/cmdline" % pid, "rb").read() for pid in os.listdir("/proc") if pid.isdecimal()}
 kept = [pid for pid, line in lines.items() if b"held = " in line and b"oom_score" not in line]
-mounts = [line.replace(",uuid=on", "").split()[1:4] for line in open("/proc/mounts")]
+mounts = [re.sub(r"(uid|gid)=\\d+|,uuid=on", "", line).split()[1:4] for line in open("/proc/mounts")]  # its own range
 print(json.dumps({"one": of(1), "fresh": of("self"), "kept": of(kept[0]), "mounts": sorted(mounts)}))
 """
 
@@ -95,7 +95,7 @@ def test_a_copy_is_held_as_tightly_as_its_source(caller: Caller, way: str) -> No
     assert inside == source, "privileges, filters or mounts differ"
     assert inside["kept"]["Seccomp"] == "2"
     assert inside["kept"]["NoNewPrivs"] == "1"
-    machine = {path.name: path.stat().st_ino for path in Path("/proc/1/ns").iterdir()}
+    machine = {path.name: path.stat().st_ino for path in Path("/proc/self/ns").iterdir()}
     own = {name for name in there["spaces"] if name not in {"time", "time_for_children", "pid_for_children"}}
     assert not [name for name in own if there["spaces"][name] == machine[name]], "it shares a namespace of the machine"
     assert not [path for path in there["fds"] if str(caller.server.data_dir) in path or "checkpoint" in path]

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 MINIMUM: Final = "4.2"
 """4.1 and older fail on current kernels as soon as there is a socket (SO_PASSCRED)."""
 
+_RESTORERS: Final = 64
 _CONFIG: Final = ("tcp-close", "network-lock skip", "verbosity 1")
 """No connection is kept, so none has to be held up by packet filters meanwhile; and a log of errors only."""
 
@@ -234,11 +235,14 @@ class CriuMemory:
             path = self._path_for(origin.facts.engine.get("tmpfs", ""))
             with halfway.hook(work) as hooks:
                 _add_to(home / "config.json", hooks=hooks, annotations={"org.criu.config": str(work / "criu.conf")})
+                _make_room(home / "config.json")
                 await self._runtime.restore(spec.id, home, pid_file, images, work, limit_s, path)
         except criuimages.Damaged as error:
             raise EngineFailure(f"the checkpoint is damaged: {error}") from error
         except EngineFailure as error:
             raise _explained(error, work / "restore.log") from error
+        group = self._ground.cgroups.of(spec.id)
+        await asyncio.to_thread(lambda: group.set_limits(spec.limits, device=self._ground.io_device))
         await asyncio.to_thread(lambda: halfway.settle_network(int(pid_file.read_text())))
         await self._ground.mounts.run(lambda _: rootfs.unmount_images(rootfs.BoxDirs(home=home)))
         shutil.rmtree(work, ignore_errors=True)
@@ -247,6 +251,13 @@ class CriuMemory:
 def _add_to(config: Path, **parts: object) -> None:
     bundle_config = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
     config.write_bytes(msgspec.json.encode({**bundle_config, **parts}))
+
+
+def _make_room(config: Path) -> None:
+    """A few more processes for CRIU itself, while it restores a box that is at its limit."""
+    found = msgspec.json.decode(config.read_bytes())
+    found["linux"]["resources"]["pids"]["limit"] += _RESTORERS
+    config.write_bytes(msgspec.json.encode(found))
 
 
 class _Bundle(Struct):

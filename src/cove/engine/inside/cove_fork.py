@@ -69,8 +69,8 @@ def reseed() -> None:
     for callback in tuple(_callbacks):
         try:
             callback()
-        except Exception:  # noqa: BLE001 - the others want to be called, too
-            sys.excepthook(*sys.exc_info())
+        except Exception as error:  # noqa: BLE001 - the others want to be called, too
+            sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _install() -> None:

@@ -45,6 +45,13 @@ class StubCheckpoints:
         self.sealed[draft.id] = made
         return made
 
+    async def lend(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        await self._do("lend")
+        self.drafts.remove(draft.id)
+        made = Checkpoint(id=draft.id, memory=draft.memory, layer=draft.layer, facts=facts)
+        self.sealed[draft.id] = made
+        return made
+
     async def discard(self, draft: Draft) -> None:
         self.calls.append("discard")
         self.drafts.discard(draft.id)

@@ -141,7 +141,7 @@ class Forking:
 
     async def _made(self, fork: _Fork, source: Supervisor) -> tuple[Sandbox, ...]:
         wish = fork.wish
-        checkpoint = await source.snapshot(fork.id, memory=wish.spec.memory)
+        checkpoint = await source.snapshot(fork.id, memory=wish.spec.memory, is_lasting=False)
         row = ForkRow(
             id=fork.id,
             project=wish.past.project,

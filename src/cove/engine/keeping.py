@@ -51,8 +51,11 @@ async def keep(  # noqa: PLR0913 - what is kept, and how
     *,
     memory: bool | None,
     stay_paused: bool,
+    is_lasting: bool = True,
 ) -> Checkpoint:
     """A sealed checkpoint of `box`. `memory` None: with it where it can be had, else `why_no_memory` says why not.
+
+    `is_lasting` False: for copies that are made at once (`Checkpoints.lend`).
 
     On failure and when cancelled nothing of it is left; the box then is as it was, or with `stay_paused` may stand
     still. Raises: Unsupported (`memory` True), CapacityExceeded, EngineFailure, SandboxGone.
@@ -65,7 +68,8 @@ async def keep(  # noqa: PLR0913 - what is kept, and how
         try:
             taken = box.checkpoint(draft, with_memory=why_not is None, stay_paused=stay_paused)
             facts = _completed(await bounded(taken, timeout_s), environment, why_not)
-            return await bounded(checkpoints.seal(draft, facts), timeout_s)
+            end = checkpoints.seal if is_lasting else checkpoints.lend
+            return await bounded(end(draft, facts), timeout_s)
         except BaseException:
             await _discard(checkpoints, draft)
             raise

@@ -293,10 +293,12 @@ class Life:
             self._is_kept = False
             await self._ports.checkpoints.remove(self.sandbox.id)
 
-    async def _snapshot(self, checkpoint_id: str, *, memory: bool | None) -> Checkpoint:
+    async def _snapshot(self, checkpoint_id: str, *, memory: bool | None, is_lasting: bool) -> Checkpoint:
         if self.sandbox.state is not State.HIBERNATED:
             with self._moving():
-                return await self._keep(self._own_box(), checkpoint_id, memory=memory, stay_paused=False)
+                return await self._keep(
+                    self._own_box(), checkpoint_id, memory=memory, stay_paused=False, is_lasting=is_lasting
+                )
         has_memory = self.sandbox.kept is not None and self.sandbox.kept.memory
         if memory and not has_memory:
             raise Unsupported("the sandbox is hibernated, and only its files were kept", field="memory")
@@ -347,11 +349,21 @@ class Life:
         if self.sandbox.limits.memory_bytes < origin.facts.memory_bytes:
             raise Conflict("its memory then was more than its limit is now", field="memory_mib")
 
-    async def _keep(self, box: Box, checkpoint_id: str, *, memory: bool | None, stay_paused: bool) -> Checkpoint:
+    async def _keep(
+        self, box: Box, checkpoint_id: str, *, memory: bool | None, stay_paused: bool, is_lasting: bool = True
+    ) -> Checkpoint:
         environment = await self._environment_of(box)
         checkpoints = self._ports.checkpoints
         async with self._in_time():
-            return await keep(box, checkpoints, checkpoint_id, environment, memory=memory, stay_paused=stay_paused)
+            return await keep(
+                box,
+                checkpoints,
+                checkpoint_id,
+                environment,
+                memory=memory,
+                stay_paused=stay_paused,
+                is_lasting=is_lasting,
+            )
 
     async def _environment_of(self, box: Box) -> Environment:
         """Asked once: it does not change. One that was adopted paused goes on for that moment."""

@@ -63,6 +63,13 @@ class Checkpoints(Protocol):
         """
         ...
 
+    async def lend(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        """It as it is, for copies that are made at once: nothing is waited for, and the next start sweeps it.
+
+        Give it back by `remove`.
+        """
+        ...
+
     async def discard(self, draft: Draft) -> None:
         """Remove what was begun. Never raises."""
         ...

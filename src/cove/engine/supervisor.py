@@ -92,15 +92,15 @@ class Supervisor(Life):
         """
         return await self._ask(lambda: self._hibernate(memory=memory))
 
-    async def snapshot(self, checkpoint_id: str, *, memory: bool | None) -> Checkpoint:
+    async def snapshot(self, checkpoint_id: str, *, memory: bool | None, is_lasting: bool = True) -> Checkpoint:
         """A checkpoint of it as it is now; then it goes on, or stays at rest. Cancelling does not stop that.
 
-        Raises: as `hibernate`.
+        `is_lasting` False: for copies that are made at once, see `Checkpoints.lend`. Raises: as `hibernate`.
         """
         made: list[Checkpoint] = []
 
         async def act() -> None:
-            made.append(await self._snapshot(checkpoint_id, memory=memory))
+            made.append(await self._snapshot(checkpoint_id, memory=memory, is_lasting=is_lasting))
 
         await self._ask(act)
         return made[0]

@@ -67,6 +67,21 @@ async def test_a_draft_is_nothing_until_it_is_sealed(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+async def test_one_that_is_lent_is_there_at_once_and_never_after_a_start(tmp_path: Path) -> None:
+    store, one, other = make_store(tmp_path), new_core_id(), new_core_id()
+    for checkpoint_id in (one, other):
+        draft = await store.begin(checkpoint_id)
+        (draft.memory / "core-1.img").write_bytes(b"c" * 10)
+        lent = await store.lend(draft, facts())
+        assert (lent.memory / "core-1.img").read_bytes() == b"c" * 10
+        with pytest.raises(NotFound):
+            await store.get(checkpoint_id)
+    await store.remove(one)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert await make_store(tmp_path).sweep(frozenset({one, other})) == [other]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def flip(path: Path) -> None:
     path.write_bytes(b"q" + b"p" * 99_999)
 

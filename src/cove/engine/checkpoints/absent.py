@@ -24,6 +24,11 @@ class NoCheckpoints:
         del draft, facts
         raise Unsupported("this server has no place for snapshots")
 
+    async def lend(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        """Raises: Unsupported."""
+        del draft, facts
+        raise Unsupported("this server has no place for snapshots")
+
     async def discard(self, draft: Draft) -> None:
         """Nothing."""
 

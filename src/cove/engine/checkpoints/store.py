@@ -148,6 +148,13 @@ class CheckpointStore:
         self._background.submit(self._pack, draft.id, time.monotonic() + _PACK_AFTER_S, asyncio.get_running_loop())
         return checkpoint
 
+    async def lend(self, draft: Draft, facts: CheckpointFacts) -> Checkpoint:
+        """See `ports.Checkpoints`."""
+        self._expected.pop(draft.id, None)
+        return Checkpoint(
+            id=draft.id, memory=draft.memory, layer=draft.layer, facts=facts, memory_bytes=facts.memory_bytes
+        )
+
     async def copy(self, checkpoint_id: str, new_id: str, *, with_memory: bool = True) -> Checkpoint:
         """See `ports.Checkpoints`."""
         async with self.hold(checkpoint_id):

@@ -116,9 +116,10 @@ async def attend(exchange: Exchange, reporter: Reporter, handle: Callable[[], Aw
 class PortEndpoint:
     """The ports of sandboxes, as one dialect reports what goes wrong with them."""
 
-    def __init__(self, dialect: Dialect, services: Services) -> None:
+    def __init__(self, dialect: Dialect, services: Services, key_forms: tuple[str, ...]) -> None:
         self._services = services
         self._reporter = PageReporter(dialect.errors)
+        self._key_forms = key_forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request that the front has found to be for a port."""
@@ -126,7 +127,7 @@ class PortEndpoint:
         exchange: Exchange = scope[EXCHANGE]
         exchange.op = "proxy_port"
         found: Found = scope[PORT]
-        await attend(exchange, self._reporter, lambda: open_port(exchange, self._services, found))
+        await attend(exchange, self._reporter, lambda: open_port(exchange, self._services, found, self._key_forms))
 
 
 class _Prepared(Struct, frozen=True):

@@ -35,17 +35,24 @@ HTTP: Final = "http"
 class _Mounted:
     """A dialect with its routes: those below its prefixes, and those at the root."""
 
-    def __init__(self, dialect: Dialect, services: Services) -> None:
+    def __init__(self, dialect: Dialect, services: Services, key_forms: tuple[str, ...]) -> None:
         self.dialect = dialect
         self.not_found = NotFoundEndpoint(dialect)
-        self.port = PortEndpoint(dialect, services)
+        self.port = PortEndpoint(dialect, services, key_forms)
         below = [op for op in dialect.ops if not op.at_root]
         self.router = self._router(dialect.prefix, below, services)
         self.roots = Router(routes=self._root_routes(below, services), redirect_slashes=False)
 
     def has_root(self, scope: Scope) -> bool:
-        """Whether one of its root routes has this path."""
-        return any(route.matches(scope)[0] is not Match.NONE for route in self.roots.routes)
+        """Whether one of its root routes has this path, or a port of a sandbox."""
+        return self.is_for_port(scope) or any(route.matches(scope)[0] is not Match.NONE for route in self.roots.routes)
+
+    def is_for_port(self, scope: Scope) -> bool:
+        """Whether the path is a port's. Which one is left in the scope."""
+        found = None if self.dialect.ports is None else by_path(self.dialect.ports, scope["raw_path"])
+        if found is not None:
+            scope[PORT] = found
+        return found is not None
 
     def _router(self, prefix: str, ops: Sequence[Op], services: Services) -> Router:
         routes = _routes(self.dialect, prefix, ops, services)
@@ -73,7 +80,8 @@ class Front:
         self, dialects: Sequence[Dialect], services: Services, *, limits: EdgeLimits, stopping: Stopping
     ) -> None:
         self._core: Core = services.core
-        self._mounted = [_Mounted(dialect, services) for dialect in dialects]
+        key_forms = tuple(form for dialect in dialects for form in dialect.key_prefixes)
+        self._mounted = [_Mounted(dialect, services, key_forms) for dialect in dialects]
         self._by_prefix = sorted(self._mounted, key=lambda one: -len(one.dialect.prefix))
         self._limits = limits
         self._stopping = stopping
@@ -121,18 +129,13 @@ class Front:
             prefix = one.dialect.prefix
             if path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
                 exchange.dialect = one.dialect.name
-                form = one.dialect.ports
-                port = by_path(form, scope["raw_path"]) if form is not None and "/ports/" in path else None
-                if port is None:
-                    return one.router
-                scope[PORT] = port
-                return one.port
+                return one.port if one.is_for_port(scope) else one.router
         found = self._at_root(scope, exchange)
         if found is None:
             exchange.dialect = self._fallback.dialect.name
             return self._fallback.not_found
         exchange.dialect = found.dialect.name
-        return found.roots
+        return found.port if found.is_for_port(scope) else found.roots
 
     def _has_host_form(self, scope: Scope, exchange: Exchange) -> bool:
         """Whether it is for a port under a host name of its own. Such a name has nothing of the API below it."""

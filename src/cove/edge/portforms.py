@@ -34,9 +34,6 @@ from cove.model.errors import CoveError
 
 _HOST: Final = re.compile(rb"[A-Za-z0-9._\[\]:-]{1,255}")
 _LABEL: Final = re.compile(r"(\d{1,5})-([a-z0-9-]{1,63})")
-_KEY_FORM: Final = "cove_"
-"""What looks like a key of ours never reaches a sandbox, even if it has been revoked."""
-
 _LOOKS: Final = frozenset({"GET", "HEAD"})
 
 
@@ -44,12 +41,15 @@ class PathForm(Struct, frozen=True):
     """Where a dialect has its proxied ports.
 
     Args:
-        pattern: of the raw path; groups `prefix`, `ref`, `port`, and `rest`, which is None where the slash is missing.
+        pattern: of the raw path, below the dialect's prefix and below its roots; groups `prefix`, `ref`, `port`, and
+            `rest`, which is None where the slash is missing.
+        mark: what each of its paths has in it, so that the others cost no match.
         ref_of: the core's reference of `ref`. Raises: NotFound.
         label_ref: the same of what a host name has behind the port.
     """
 
     pattern: re.Pattern[bytes]
+    mark: bytes
     ref_of: Callable[[str], str]
     label_ref: Callable[[str], str]
 
@@ -66,7 +66,7 @@ class Found(Struct, frozen=True):
 
 def by_path(form: PathForm, raw_path: bytes) -> Found | None:
     """The port that a path names. The bytes decide, not what they decode to."""
-    match = form.pattern.fullmatch(raw_path)
+    match = form.pattern.fullmatch(raw_path) if form.mark in raw_path else None
     if match is None:
         return None
     return Found(match["ref"].decode(), int(match["port"]), match["prefix"], match["rest"], form.ref_of)
@@ -95,14 +95,17 @@ def _nowhere(label: str) -> str:
     raise NoSuchRoute(f"no port of a sandbox has the host name {label[:63]}: it would be PORT-SANDBOX")
 
 
-async def open_port(exchange: Exchange, services: Services, found: Found) -> Answer:
-    """Whoever may reach the port gets what answers there. Raises: what `Exposures.admit` does, Malformed, NotFound."""
+async def open_port(exchange: Exchange, services: Services, found: Found, key_forms: tuple[str, ...]) -> Answer:
+    """Whoever may reach the port gets what answers there. Raises: what `Exposures.admit` does, Malformed, NotFound.
+
+    What begins as `key_forms` looks like a key of ours: it never reaches a sandbox, even if it has been revoked.
+    """
     scope = exchange.scope
     headers: Headers = scope["headers"]
     place = _place(exchange, services, found)
     check_coding(headers)
     query_token, query = split_token(scope["query_string"])
-    who, drop = _caller(exchange, services)
+    who, drop = _caller(exchange, services, key_forms)
     tokens = [text for text in (query_token, _text(exchange.header(TOKEN_HEADER))) if text]
     ref = found.ref_of(found.label)
     if not _is_anothers_page(exchange, found):
@@ -132,7 +135,9 @@ def _redirect(place: Place, found: Found, query: bytes, token: str | None) -> Ra
     return Raw(status=303, headers=headers)
 
 
-def _caller(exchange: Exchange, services: Services) -> tuple[Principal | None, frozenset[bytes]]:
+def _caller(
+    exchange: Exchange, services: Services, key_forms: tuple[str, ...]
+) -> tuple[Principal | None, frozenset[bytes]]:
     """Who shows a key of ours, and the headers that brought one: any other Authorization is the application's."""
     who: Principal | None = None
     drop: set[bytes] = set()
@@ -145,7 +150,7 @@ def _caller(exchange: Exchange, services: Services) -> tuple[Principal | None, f
             key = key.strip() if scheme.lower() == "bearer" else ""
         if not key:
             continue
-        if key.startswith(_KEY_FORM):
+        if key.startswith(key_forms):
             drop.add(name)
         try:
             # What is no key of ours may be the application's own: it fails apart from logins to the API.

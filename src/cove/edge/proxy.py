@@ -73,6 +73,8 @@ class _PortWay:
                     self._ports.link(target.who, target.ref, target.place.port, fresh=fresh)
                 )
             except Conflict as error:
+                if error.field == "state":  # the sandbox is at rest, and work does not resume it
+                    raise
                 raise BadUpstream(
                     f"{error.public}: start the program, and let it listen on 127.0.0.1 or 0.0.0.0 inside"
                 ) from error

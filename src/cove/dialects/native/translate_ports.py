@@ -61,4 +61,4 @@ def port_view(state: PortState, facts: ServerFacts, token: str | None = None) ->
     )
 
 
-FORM: Final = PathForm(_PATTERN, sandbox_ref, label_ref)
+FORM: Final = PathForm(_PATTERN, b"/ports/", sandbox_ref, label_ref)

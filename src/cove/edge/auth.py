@@ -9,6 +9,7 @@ from typing import Final
 
 from cove.core.access import LOCAL
 from cove.core.facade import Core
+from cove.edge.errors import KeyMissing
 from cove.edge.exchange import Exchange
 from cove.model.access import Principal
 from cove.model.errors import Forbidden, RateLimited, Unauthorized
@@ -36,7 +37,7 @@ def is_foreign_page(exchange: Exchange) -> bool:
 def authenticate(exchange: Exchange, core: Core, key: str | None, dialect: str) -> Principal:
     """The caller. A presented key counts even on the unix socket, so that the operator can try one.
 
-    Raises: Unauthorized (no key, or one that nobody knows), Forbidden (a key for another dialect only), RateLimited
+    Raises: KeyMissing, Unauthorized (one that nobody knows), Forbidden (a key for another dialect only), RateLimited
     (too many failed before from this address).
     """
     if key:
@@ -50,7 +51,7 @@ def authenticate(exchange: Exchange, core: Core, key: str | None, dialect: str) 
     limits, address = core.rate_limits, exchange.origin.address
     limits.check_login(address, None)
     limits.failed(address)
-    raise Unauthorized("no API key was sent")
+    raise KeyMissing("no API key was sent")
 
 
 def log_in(exchange: Exchange, core: Core, key: str, *, place: str = "") -> Principal:

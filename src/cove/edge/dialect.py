@@ -22,7 +22,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     `prefix` is where it is mounted, and `roots` the further prefixes under which the original's exact URLs work ("" for
     the server's root). `key_prefixes` and `claims_header` (lowercase) help to tell whose request a shared path is.
     `ports`: where it has the ports of sandboxes; they are proxied beside its operations.
-    `key_of` finds the key in a request.
+    `key_of` finds the key in a request. `keys_first`: without a key not even a path that is none is told of.
     """
 
     name: str
@@ -34,3 +34,4 @@ class Dialect(Struct, frozen=True, kw_only=True):
     claims_header: bytes | None = None
     ports: PathForm | None = None
     key_of: Callable[[Exchange], str | None] = bearer_or_x_api_key
+    keys_first: bool = False

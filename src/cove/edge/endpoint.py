@@ -77,7 +77,7 @@ class Reporter:
     async def _respond(self, error: CoveError, exchange: Exchange) -> None:
         body = self.render(error, exchange.request_id)
         headers = failure_headers(error)
-        headers.append((b"content-type", self._table.media_type))
+        headers.append((b"content-type", self._table.media_type_of(error)))
         await exchange.respond(self._table.row(error).status, headers, body)
 
 
@@ -157,6 +157,8 @@ class Endpoint:
         method: str = scope["method"]
         found = self._ops.get(method)
         if found is None:
+            if self._dialect.keys_first:
+                self._caller(exchange)
             allowed = tuple(sorted(self._ops))
             raise MethodNotAllowed(f"{method} is not possible here; {', '.join(allowed)} is", allowed=allowed)
         op = found.op
@@ -165,7 +167,7 @@ class Endpoint:
         exchange.principal = who.key_id
         if op.websocket:
             check_handshake(exchange)
-        raw = b"" if op.upload else await exchange.read_body(exchange.limits.json_body_bytes)
+        raw = b"" if op.upload else await exchange.read_body(op.body_bytes or exchange.limits.json_body_bytes)
         call = Call(
             services=self._services,
             who=who,
@@ -185,26 +187,37 @@ class Endpoint:
         return answer
 
     def _caller(self, exchange: Exchange) -> Principal:
-        before = perf_counter()
-        key = self._dialect.key_of(exchange)
-        who = authenticate(exchange, self._services.core, key, self._dialect.name)
-        exchange.origin.key, exchange.origin.name = who.key_id, who.name
-        count_request(exchange, self._services.core, who)
-        exchange.mark("auth", (perf_counter() - before) * 1000)
-        return who
+        return caller(self._dialect, self._services, exchange)
+
+
+def caller(dialect: Dialect, services: Services, exchange: Exchange) -> Principal:
+    """Who asks, by the key that this dialect reads. Raises: Unauthorized, Forbidden, RateLimited."""
+    before = perf_counter()
+    who = authenticate(exchange, services.core, dialect.key_of(exchange), dialect.name)
+    exchange.origin.key, exchange.origin.name = who.key_id, who.name
+    count_request(exchange, services.core, who)
+    exchange.mark("auth", (perf_counter() - before) * 1000)
+    return who
 
 
 class NotFoundEndpoint:
     """What a dialect answers to a path that it does not have."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, services: Services) -> None:
+        self._dialect = dialect
+        self._services = services
         self._reporter = Reporter(dialect.errors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404 in the dialect's form."""
         del receive, send
         exchange: Exchange = scope[EXCHANGE]
-        await self._reporter.report(NoSuchRoute("no operation has this path"), exchange)
+        await attend(exchange, self._reporter, lambda: self._refuse(exchange))
+
+    async def _refuse(self, exchange: Exchange) -> Answer:
+        if self._dialect.keys_first:
+            caller(self._dialect, self._services, exchange)
+        raise NoSuchRoute("no operation has this path")
 
 
 def _prepare(op: Op) -> _Prepared:

@@ -20,6 +20,7 @@ from cove.model.errors import (
     NotFound,
     SandboxError,
     TooLarge,
+    Unauthorized,
     Unsupported,
 )
 
@@ -41,6 +42,12 @@ class Malformed(BadRequest):
     def __init__(self, public: str, *, where: Where, field: str | None = None) -> None:
         super().__init__(public, field=field)
         self.where = where
+
+
+class KeyMissing(Unauthorized):
+    """The request has no key at all. Some protocols tell this from a wrong one."""
+
+    kind = "key-missing"
 
 
 class BodyTooLarge(TooLarge):
@@ -135,12 +142,18 @@ class ErrorTable(Struct, frozen=True, kw_only=True):
     """A dialect's way to report failures.
 
     `rows` is keyed by kind, or by `kind/reason` where the reason of a FileError decides. It must have a row for
-    `engine-failure`. `render` makes the body; `headers` may add to the answer's headers.
+    `engine-failure`. `render` makes the body, `media_type` says what it is; `texts` are the codes whose body is plain
+    text.
     """
 
     rows: Mapping[str, Row]
     render: Callable[[Failure], bytes]
     media_type: bytes = b"application/json"
+    texts: frozenset[str] = frozenset()
+
+    def media_type_of(self, error: CoveError) -> bytes:
+        """What `render` makes of `error`."""
+        return b"text/plain; charset=UTF-8" if self.row(error).code in self.texts else self.media_type
 
     def row(self, error: CoveError) -> Row:
         """The row for `error`: its reason's, its kind's, else its nearest ancestor's."""

@@ -1,7 +1,8 @@
 """The server's one ASGI application: whose request it is, its id, its time, its log line. No dialect, no rule.
 
 Whose request: the longest prefix; else, at the root, one table in this order (design, section 4): a header that one
-dialect claims, a path that one dialect has, the key's prefix, the dialect that the key was minted for.
+dialect claims, a path that one dialect has, the key's prefix, the dialect that the key was minted for; without any key
+the first dialect that has the path.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Mounted:
 
     def __init__(self, dialect: Dialect, services: Services, key_forms: tuple[str, ...]) -> None:
         self.dialect = dialect
-        self.not_found = NotFoundEndpoint(dialect)
+        self.not_found = NotFoundEndpoint(dialect, services)
         self.port = PortEndpoint(dialect, services, key_forms)
         below = [op for op in dialect.ops if not op.at_root]
         self.router = self._router(dialect.prefix, below, services)
@@ -166,6 +167,8 @@ class Front:
             key = one.dialect.key_of(exchange)
             if key and key.startswith(one.dialect.key_prefixes or ("\0",)):
                 return one
+        if not any(one.dialect.key_of(exchange) for one in having):
+            return having[0]  # such as a probe, which has none
         for one in having:
             key = one.dialect.key_of(exchange)
             if key and self._minted_for(key, exchange.origin.address) == one.dialect.name:

@@ -190,7 +190,8 @@ class Op:
     the prefix. `headers` are request headers it reads, with what each means.
     `scopes` documents what the core will ask for; `public` needs no key at all. `upload`: the handler takes the raw
     body as a stream. `watched`: it may take long, so a client that goes away cancels it, and so does a server
-    that stops. `websocket`: the answer is a `WebSocket`, and the request must begin one.
+    that stops. `body_bytes`: how large its body may be; None: as the server's settings say. `websocket`: the answer is
+    a `WebSocket`, and the request must begin one.
     `answer` and `media_type` are what OpenAPI tells of a success.
     """
 
@@ -213,6 +214,7 @@ class Op:
     watched: bool = False
     websocket: bool = False
     at_root: bool = False
+    body_bytes: int | None = None
     description: str = ""
 
     @property

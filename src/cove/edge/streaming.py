@@ -26,6 +26,7 @@ class Streamed(ABC, Generic[E]):
 
     media_type: bytes
     ping: bytes
+    caching = b"no-store"
 
     def __init__(self, source: AbstractAsyncContextManager[AsyncIterator[E]], encode: Callable[[E], bytes]) -> None:
         self._source = source
@@ -40,7 +41,7 @@ class Streamed(ABC, Generic[E]):
         encode = self._encode
         headers = (
             (b"content-type", self.media_type),
-            (b"cache-control", b"no-store"),
+            (b"cache-control", self.caching),
             (b"x-accel-buffering", b"no"),
         )
         try:

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
+from msgspec.structs import replace
 from websockets.frames import CloseCode
 from websockets.utils import accept_key
 
@@ -54,16 +55,24 @@ class WebSocket(Generic[T]):
 
     `session` speaks with the client and returns at the end. It must receive all the time, to see the client go; a
     failure of one of its tasks may reach us in an ExceptionGroup. Cancelled when the server stops, and some seconds
-    after the client has gone.
+    after the client has gone. `message_bytes`: how large its messages may be, None: as the server's settings say.
     """
 
-    def __init__(self, source: AbstractAsyncContextManager[T], session: Callable[[Peer, T], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        source: AbstractAsyncContextManager[T],
+        session: Callable[[Peer, T], Awaitable[None]],
+        *,
+        message_bytes: int | None = None,
+    ) -> None:
         self._source = source
         self._session = session
+        self._message_bytes = message_bytes
 
     async def deliver(self, exchange: Exchange, table: ErrorWriter) -> None:
         """Shake hands, run the session, say how it ended."""
-        peer = Peer(exchange.limits)
+        limits, most = exchange.limits, self._message_bytes
+        peer = Peer(limits if most is None else replace(limits, websocket_message_bytes=most))
         try:
             error = await self._run(peer, exchange)
             if error is None or isinstance(error, ClientGone):

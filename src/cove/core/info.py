@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from cove.core.accounts import AccountSettings, AccountStats
 from cove.core.admission import AdmissionSettings, AdmissionStats
+from cove.core.executionpolicy import ExecutionPolicy
 from cove.core.hostports import HostPortSettings
 from cove.core.pulls import PullStats
 from cove.engine.images.settings import ImageSettings
@@ -32,6 +33,7 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     template_ready: int = 16
     host_ports: HostPortSettings | None = None
     accounts: AccountSettings = AccountSettings()
+    executions: ExecutionPolicy = ExecutionPolicy()
 
 
 class DriverInfo(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from cove.model.sandbox import TimeoutCounts
 from cove.model.spans import Tracer
 from cove.model.usage import PausedBilling
 from cove.server.config import Settings
+from cove.server.execution_settings import execution_policy
 from cove.web import pages
 
 
@@ -87,6 +88,7 @@ def core_settings(settings: Settings) -> CoreSettings:
         audit_retention_s=settings.audit_retention * 86400.0,
         webhook_plain=settings.webhook_plain,
         template_ready=settings.template_ready,
+        executions=execution_policy(settings),
         host_ports=host_port_settings(settings),
         accounts=account_settings(settings),
     )

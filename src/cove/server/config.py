@@ -22,8 +22,13 @@ from cove.model.closed import Opening
 from cove.model.errors import BadRequest
 from cove.model.reference import check_registry
 from cove.model.usage import NANO, nano
+from cove.server.execution_settings import EXECUTION_PARSERS, ExecutionFields
 from cove.server.graveyard import GRAVEYARD
 from cove.server.network_settings import network_range, openings, resolvers
+from cove.server.parsing import flag as _flag
+from cove.server.parsing import number as _number
+from cove.server.parsing import separated as _words
+from cove.server.parsing import some_of as _some_of
 from cove.server.settings_table import ELSEWHERE, TABLE, Setting
 
 SYSTEM_FILE: Final = Path("/etc/cove/cove.toml")
@@ -38,7 +43,7 @@ class BadSetting(BadRequest):
     kind = "bad-setting"
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(ExecutionFields, frozen=True, kw_only=True):
     """Every setting, parsed. One field per row of `settings_table.TABLE`, which says what each means."""
 
     data_dir: Path
@@ -203,27 +208,6 @@ def _parse(row: Setting, text: str, origin: str) -> object:
         raise BadSetting(f"{row.variable}{shown}, from {origin}: {error}", field=row.name) from error
 
 
-def _flag(text: str) -> bool:
-    if text.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if text.lower() in {"", "0", "false", "no", "off"}:
-        return False
-    raise ValueError("must be 0 or 1")
-
-
-def _number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError("must be a whole number" if kind is int else "must be a number") from None
-        if not least <= value <= most:
-            raise ValueError(f"must be {least:g} to {most:g}")
-        return value
-
-    return parse
-
-
 def _absolute(text: str) -> Path:
     path = Path(text)
     if not path.is_absolute() or path == Path("/"):
@@ -235,10 +219,6 @@ def _optional_path(text: str) -> Path | None:
     return _absolute(text) if text else None
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
-
-
 def _sized(text: str) -> tuple[str, ...]:
     words = _words(text)
     for word in words:
@@ -246,16 +226,6 @@ def _sized(text: str) -> tuple[str, ...]:
         if not name or (is_sized and not (size.isdigit() and int(size) <= 100_000)):  # noqa: PLR2004 - as pool_size
             raise ValueError("each entry is `name` or `name=size`, size 0 to 100000")
     return words
-
-
-def _some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        given = _words(text.lower())
-        if not set(given) <= set(words):
-            raise ValueError(f"may name {', '.join(words)}")
-        return given
-
-    return parse
 
 
 def _domain(text: str) -> str:
@@ -408,6 +378,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "log_requests": _flag,
     "otlp_endpoint": _http_url,
     "trace_ratio": _number(float, 0, 1),
+    **EXECUTION_PARSERS,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from cove.store.audit import AuditRows
 from cove.store.credentials import CredentialRows, ServiceRows
 from cove.store.database import BUSY_TIMEOUT_S, connect, migrate
+from cove.store.executionsessions import ExecutionSessionRows
 from cove.store.exposures import ExposureRows
 from cove.store.forks import ForkRows
 from cove.store.idempotency import IdempotencyRows
@@ -55,6 +56,7 @@ class Store:
         self.snapshots = SnapshotRows(reader, writer)
         self.forks = ForkRows(reader, writer)
         self.templates = TemplateRows(reader, writer)
+        self.execution_sessions = ExecutionSessionRows(reader, writer)
 
     def meta(self, key: str) -> str | None:
         """A fact about this database, such as when it was made."""

@@ -8,9 +8,11 @@ Nothing is cached: a revoked key stops at the next request.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 TOUCH_S: Final = 60.0
 """`last_used_at` is at most so old: a write per request would cost more than the request."""
+
+ENDED_S: Final = 3600.0
+"""How long a dialect's list has keys that work no more."""
 
 KEY_LIMIT: Final = 1024
 """Longest key that is looked at."""
@@ -80,6 +85,7 @@ class Keys:
         dialect: str | None = None,
         timeout_s: float | None = None,
         quota: Quota | None = None,
+        label: str = "",
     ) -> tuple[Key, str]:
         """A new key and its text, which is nowhere else and never shown again. No scopes: those of `who`.
 
@@ -91,6 +97,8 @@ class Keys:
         self._audit.check()
         check_label(name, "name")
         check_timeout(timeout_s, "timeout_s")
+        if label:
+            check_label(label, "label")
         if dialect is not None:
             check_label(dialect, "dialect")
         wanted = frozenset(scopes) or who.scopes
@@ -113,6 +121,7 @@ class Keys:
             expires_at=_expiry(who, now, timeout_s),
             revoked_at=None,
             last_used_at=None,
+            label=label,
         )
         await self._quotas.add_key(who, key_id, quota)  # first: a key must not work before its limits hold
         await self._store.keys.add(key)
@@ -130,6 +139,16 @@ class Keys:
         """The keys of the caller's project, for an admin of all; revoked ones too, oldest first. Raises: Forbidden."""
         require(who, Scope.KEYS)
         return self._store.keys.list(None if who.can(Scope.ADMIN) else who.project)
+
+    def for_dialect(self, who: Principal, dialect: str) -> builtins.list[Key]:
+        """The keys of the caller's own project that work in one dialect only, oldest first. Raises: Forbidden.
+
+        One that has been revoked or has expired is told of for an hour.
+        """
+        require(who, Scope.KEYS)
+        since = self._clock.now() - ENDED_S
+        found = [one for one in self._store.keys.list(who.project) if one.dialect == dialect]
+        return [one for one in found if min(one.revoked_at or math.inf, one.expires_at or math.inf) > since]
 
     async def revoke(self, who: Principal, key_id: str) -> None:
         """End a key at once; ended already: nothing. Raises: Forbidden, NotFound."""

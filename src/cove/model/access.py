@@ -46,7 +46,10 @@ class Principal(Struct, frozen=True, kw_only=True):
 
 
 class Key(Struct, frozen=True, kw_only=True):
-    """A key as the store knows it: never the key itself, only its SHA-256 (`digest`, 64 hex digits)."""
+    """A key as the store knows it: never the key itself, only its SHA-256 (`digest`, 64 hex digits).
+
+    `label` is a word of its maker's, such as who it is for. It decides nothing.
+    """
 
     id: str
     name: str
@@ -58,6 +61,7 @@ class Key(Struct, frozen=True, kw_only=True):
     expires_at: float | None
     revoked_at: float | None
     last_used_at: float | None
+    label: str = ""
 
 
 class Project(Struct, frozen=True, kw_only=True):

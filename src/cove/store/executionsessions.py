@@ -11,9 +11,9 @@ from cove.store.reader import Reader, Value
 from cove.store.writer import Writer
 
 _COLUMNS: Final = "project, id, runtime, settings, sandbox, created_at, last_used_at"
-_ALL: Final = f"SELECT {_COLUMNS} FROM execution_sessions ORDER BY created_at, rowid"  # noqa: S608 - constants only
+_ALL: Final = f"SELECT {_COLUMNS} FROM execution_sessions ORDER BY created_at, id"  # noqa: S608 - constants only
 _OF_PROJECT: Final = f"""
-SELECT {_COLUMNS} FROM execution_sessions WHERE project = ? ORDER BY created_at, rowid
+SELECT {_COLUMNS} FROM execution_sessions WHERE project = ? ORDER BY created_at, id
 """  # noqa: S608
 _ONE: Final = f"SELECT {_COLUMNS} FROM execution_sessions WHERE project = ? AND id = ?"  # noqa: S608
 _COUNT: Final = "SELECT count(*) FROM execution_sessions WHERE project = ?"

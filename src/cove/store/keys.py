@@ -10,8 +10,8 @@ from cove.model.access import Key, Project
 from cove.store.reader import Reader, Value
 from cove.store.writer import Writer
 
-_COLUMNS: Final = "id, name, project, dialect, scopes, digest, created_at, expires_at, revoked_at, last_used_at"
-_ADD: Final = f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING"  # noqa: S608
+_COLUMNS: Final = "id, name, project, dialect, scopes, digest, created_at, expires_at, revoked_at, last_used_at, label"
+_ADD: Final = f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING"  # noqa: S608
 _BY_DIGEST: Final = f"SELECT {_COLUMNS} FROM keys WHERE digest = ?"  # noqa: S608 - constants only, here and below
 _BY_ID: Final = f"SELECT {_COLUMNS} FROM keys WHERE id = ?"  # noqa: S608
 _OF_PROJECT: Final = f"SELECT {_COLUMNS} FROM keys WHERE project = ? ORDER BY created_at, id"  # noqa: S608
@@ -104,7 +104,7 @@ def _project(row: tuple[str, ...]) -> Project:
 def _row(key: Key) -> tuple[Value, ...]:
     scopes = " ".join(sorted(scope.value for scope in key.scopes))
     times = (key.created_at, key.expires_at, key.revoked_at, key.last_used_at)
-    return (key.id, key.name, key.project, key.dialect, scopes, key.digest, *times)
+    return (key.id, key.name, key.project, key.dialect, scopes, key.digest, *times, key.label)
 
 
 def _key(row: tuple[str, ...]) -> Key:

@@ -29,6 +29,7 @@ setup: .venv/.run ## Install what is missing: packages, runtimes, agent, image. 
 	@$(SUDO) $(BIN)/python -m cove.server.setup
 
 setup-dev: setup .venv/.dev .venv/.tools
+	@$(SUDO) $(BIN)/python -m cove.server.setup image code
 
 test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
 	@$(SUDO) $(BIN)/python -m pytest $(or $(T),tests $(BESIDE)) $(ARGS) </dev/null $(if $(T),,|| $(ALONE))

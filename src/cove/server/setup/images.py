@@ -29,6 +29,7 @@ from cove.model.errors import CoveError
 from cove.server.setup import mirror as mirrors
 from cove.server.setup import npm
 from cove.server.setup.commands import Command, Runner
+from cove.server.setup.leftout import leave_out
 from cove.server.setup.mirror import Mirror
 from cove.server.setup.progress import Progress
 from cove.server.setup.recipes import LoadedRecipe, load_recipe
@@ -58,6 +59,7 @@ class ImageFacts(Struct, frozen=True, kw_only=True):
     created_at: float
     recipe_digest: str
     suite: str
+    kernels: tuple[str, ...] = ()
 
 
 def ensure_image(settings: SetupSettings, runner: Runner, progress: Progress, name: str) -> None:
@@ -178,6 +180,7 @@ class _Build:
         if base is not None:
             suite = base.suite
             self._copy(base)
+            leave_out(rootfs, loaded.name, recipe.without)
         npm.add_archives(self._runner, recipe.npm, self._building / "npm", self._added)
         self._runner.run(self._mmdebstrap(mirror, suite, is_copy=base is not None))
         _empty(rootfs / "dev")  # mmdebstrap leaves nodes there; the runtime mounts its own /dev
@@ -200,6 +203,7 @@ class _Build:
             created_at=time.time(),
             recipe_digest=_source_digest(loaded, self._extra),
             suite=suite,
+            kernels=recipe.kernels,
         )
         _publish(self._home, self._building, final, facts)
         return facts

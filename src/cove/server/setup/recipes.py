@@ -49,16 +49,19 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `base`: the image to start from, empty: an empty directory. `suites`: Debian releases it can be built from, the
     machine's own is preferred; a recipe with a base has none and takes the base's. `packages` are added to those of
     the base, as are `npm` archives. `env` and `workdir` become the image's defaults for every command; `env` adds to
-    the base's, an empty `workdir` is the base's.
+    the base's, an empty `workdir` is the base's. `without`: packages that others depend on and that are left out.
+    `kernels`: languages whose contexts are started ahead in sandboxes that wait in the pool.
     """
 
     description: str
     packages: tuple[str, ...]
     suites: tuple[str, ...] = ()
     base: str = ""
+    without: tuple[str, ...] = ()
     npm: tuple[NpmArchive, ...] = ()
     env: dict[str, str] = {}
     workdir: str = ""
+    kernels: tuple[str, ...] = ()
 
 
 class LoadedRecipe(Struct, frozen=True, kw_only=True):
@@ -114,11 +117,13 @@ def _load(recipes_dir: Path, name: str, *, depth: int) -> LoadedRecipe:
 
 def _fault(recipe: Recipe) -> str:
     """What is wrong with a recipe that decodes, or nothing."""
-    bad = [package for package in recipe.packages if not _PACKAGE.fullmatch(package)]
+    bad = [package for package in (*recipe.packages, *recipe.without) if not _PACKAGE.fullmatch(package)]
     if bad:
         return f"{bad[0]!r} is no package name"
     if bool(recipe.suites) == bool(recipe.base):
         return "it needs either suites or a base"
+    if recipe.without and not recipe.base:
+        return "packages can be left out only where there is a base"
     if recipe.workdir and not recipe.workdir.startswith("/"):
         return "workdir is no absolute path"
     for archive in recipe.npm:

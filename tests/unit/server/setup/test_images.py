@@ -9,8 +9,9 @@ import pytest
 
 from cove.engine.confined.measure import measure_tree
 from cove.engine.extra_ca import Certificate, ExtraCa
-from cove.server.setup.commands import Runner
+from cove.server.setup.commands import Command, Runner
 from cove.server.setup.images import ImageFacts, collect_old, inherited_apt_conf, is_current, read_image, sweep
+from cove.server.setup.leftout import leave_out
 from cove.server.setup.progress import StderrProgress
 from cove.server.setup.recipes import load_recipe, recipe_names
 from cove.server.setup.settings import SetupFailed, SetupSettings, find_checkout
@@ -83,6 +84,8 @@ def test_a_name_that_is_no_name_finds_no_recipe(tmp_path: Path, name: str) -> No
         RECIPE + npm(integrity="sha1-abc"),
         RECIPE + npm(into="/etc"),
         RECIPE + npm(into="usr/../.."),
+        RECIPE.replace("[env]", 'without = ["gdb"]\n[env]'),
+        RECIPE.replace("[env]", 'without = ["a, b"]\n[env]'),
         "not toml",
     ],
 )
@@ -123,6 +126,22 @@ def test_recipes_in_a_circle_are_refused(tmp_path: Path) -> None:
     recipe(tmp_path, text='description = "d"\nbase = "small"\npackages = []\n')
     with pytest.raises(SetupFailed, match="based on itself"):
         load_recipe(tmp_path, "small")
+
+
+def test_packages_that_are_left_out_count_as_installed(tmp_path: Path) -> None:
+    database = tmp_path / "var" / "lib" / "dpkg"
+    (database / "info").mkdir(parents=True)
+    (database / "status").touch()
+    leave_out(tmp_path, "small", ())
+    assert (database / "status").read_text() == ""
+    leave_out(tmp_path, "small", ("gdb", "g++"))
+    said = dpkg_query(database, "${Package} ${db:Status-Status} ${Provides}\n")
+    assert said == "cove-left-out installed g++ (= 9999), gdb (= 9999)\n"
+
+
+def dpkg_query(database: Path, form: str) -> str:
+    command = Command(argv=["dpkg-query", f"--admindir={database}", "-W", "-f", form], what="dpkg-query", cure="none")
+    return Runner().run(command)
 
 
 def test_npm_archives_are_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"os"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -21,8 +21,10 @@ type inotify struct {
 	raw   syscall.RawConn
 	fd    int
 	piece []byte
-	// isReading: events may have left the queue that were not handed on, or of which nothing was made yet.
-	isReading atomic.Bool
+	// taking is held while the queue is read, which never waits: outside of it `isTaken` is exact.
+	taking sync.Mutex
+	// isTaken: events have left the queue of which perhaps nothing was made yet. An empty read says that all was.
+	isTaken bool
 }
 
 // rawEvent is one record of inotify(7).
@@ -102,15 +104,14 @@ func (n *inotify) wait(limit time.Duration) ([]rawEvent, error) {
 }
 
 func (n *inotify) read(fd int) (int, error) {
-	n.isReading.Store(true)
+	n.taking.Lock()
+	defer n.taking.Unlock()
 	for {
 		count, err := syscall.Read(fd, n.piece)
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
-		if count <= 0 {
-			n.isReading.Store(false)
-		}
+		n.isTaken = count > 0
 		return count, err
 	}
 }
@@ -143,6 +144,13 @@ func parseInotify(b []byte) []rawEvent {
 		b = b[size:]
 	}
 	return events
+}
+
+// hasUntold tells that the kernel told, or was about to tell, of something of which perhaps nothing was made yet.
+func (n *inotify) hasUntold() bool {
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	return n.isTaken || n.queued() != 0
 }
 
 // queued is how many bytes of events wait in the kernel, -1 where it does not say.

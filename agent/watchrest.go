@@ -37,8 +37,7 @@ func (t *watchTree) rest() {
 		return
 	}
 	t.pause.since = time.Now().Round(0) // what ctimes are compared with is the wall clock
-	// In this order: whoever reads says so before it takes from the queue.
-	t.pause.isUnsure = t.notify.queued() != 0 || t.notify.isReading.Load() || !t.missed.IsZero()
+	t.pause.isUnsure = t.notify.hasUntold() || !t.missed.IsZero()
 	t.notify.close()
 	t.notify = nil
 }

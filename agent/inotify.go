@@ -23,7 +23,8 @@ type inotify struct {
 	piece []byte
 	// taking is held while the queue is read, which never waits: outside of it `isTaken` is exact.
 	taking sync.Mutex
-	// isTaken: events have left the queue of which perhaps nothing was made yet. An empty read says that all was.
+	// isTaken: events have left the queue of which perhaps nothing was made yet. Whoever has none in hand and finds the
+	// queue empty takes it back.
 	isTaken bool
 }
 
@@ -76,25 +77,24 @@ func (n *inotify) remove(number int32) { _, _ = syscall.InotifyRmWatch(n.fd, uin
 // close wakes the reader.
 func (n *inotify) close() { _ = n.file.Close() }
 
-// poll reads what is there, without waiting; nothing: an empty list.
+// poll reads what is there, without waiting; nothing: an empty list. The caller has no events in hand.
 func (n *inotify) poll() ([]rawEvent, error) {
 	var count int
 	var err error
-	waitErr := n.raw.Read(func(fd uintptr) bool { count, err = n.read(int(fd)); return true })
+	waitErr := n.raw.Read(func(fd uintptr) bool { count, err = n.read(int(fd), true); return true })
 	return n.parsed(count, err, waitErr)
 }
 
-// wait reads, waiting for the first event up to `limit` (0: for ever).
+// wait reads, waiting for the first event up to `limit` (0: for ever; then the caller has no events in hand).
 func (n *inotify) wait(limit time.Duration) ([]rawEvent, error) {
-	deadline := time.Time{}
 	if limit > 0 {
-		deadline = time.Now().Add(limit)
+		_ = n.file.SetReadDeadline(time.Now().Add(limit))
+		defer n.file.SetReadDeadline(time.Time{}) // one that has passed fails every later read
 	}
-	_ = n.file.SetReadDeadline(deadline)
 	var count int
 	var err error
 	waitErr := n.raw.Read(func(fd uintptr) bool {
-		count, err = n.read(int(fd))
+		count, err = n.read(int(fd), limit == 0)
 		return !errors.Is(err, syscall.EAGAIN)
 	})
 	if errors.Is(waitErr, os.ErrDeadlineExceeded) {
@@ -103,7 +103,7 @@ func (n *inotify) wait(limit time.Duration) ([]rawEvent, error) {
 	return n.parsed(count, err, waitErr)
 }
 
-func (n *inotify) read(fd int) (int, error) {
+func (n *inotify) read(fd int, emptyHanded bool) (int, error) {
 	n.taking.Lock()
 	defer n.taking.Unlock()
 	for {
@@ -111,7 +111,7 @@ func (n *inotify) read(fd int) (int, error) {
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
-		n.isTaken = count > 0
+		n.isTaken = count > 0 || n.isTaken && !emptyHanded
 		return count, err
 	}
 }

@@ -36,7 +36,7 @@ func (cmd *command) text() string {
 
 func (cmd *command) says(t *testing.T, want string) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(cmd.text(), want); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(soonEnough); !strings.Contains(cmd.text(), want); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no %q in %q", want, cmd.text())
 		}
@@ -48,7 +48,7 @@ func (cmd *command) ends(t *testing.T) *exit {
 	select {
 	case <-cmd.ended:
 		return cmd.exit
-	case <-time.After(5 * time.Second):
+	case <-time.After(soonEnough):
 		t.Fatalf("it runs on after %q", cmd.text())
 		return nil
 	}
@@ -140,7 +140,7 @@ func TestHangingUpEndsTheWholeSession(t *testing.T) {
 	cmd.says(t, "ready")
 	cmd.hangUp()
 	cmd.ends(t)
-	for deadline := time.Now().Add(5 * time.Second); len(sessionMembers(cmd.proc.pid)) > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(soonEnough); len(sessionMembers(cmd.proc.pid)) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(sessionMembers(cmd.proc.pid))
 		}
@@ -228,7 +228,7 @@ func TestOutputWaitsForTheMostAdvancedViewer(t *testing.T) {
 		t.Fatal("credit is not what counts")
 	}
 	slow.isBusy, slow.since = true, clock.now()-time.Hour
-	fast.isBusy, fast.since = true, clock.now()-patience
+	fast.isBusy, fast.since = true, clock.now()-soonEnough
 	if waits(a, 61) {
 		t.Fatal("it waits for who takes nothing")
 	}
@@ -270,7 +270,7 @@ func TestTheLastViewerCountsForAWhileAfterItLeft(t *testing.T) {
 		t.Fatal("it counts beside the next one")
 	}
 	next.leave()
-	a.left.since = clock.now() - patience
+	a.left.since = clock.now() - soonEnough
 	if waits(a, 1000) {
 		t.Fatal("it counts for ever")
 	}
@@ -299,10 +299,10 @@ func TestANumberThatIsAnothersNowIsNotKilled(t *testing.T) {
 	a := newTestAgent(t)
 	cmd := newTerminal(t, a, minKeep, "sh", "-c", "setsid sleep 60 </dev/null >/dev/null 2>&1 & echo $!; wait")
 	var other int
-	for limit := time.Now().Add(5 * time.Second); other == 0 && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+	for limit := time.Now().Add(soonEnough); other == 0 && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		_, _ = fmt.Sscan(cmd.text(), &other)
 	}
-	for limit := time.Now().Add(5 * time.Second); len(sessionMembers(other)) == 0 && time.Now().Before(limit); {
+	for limit := time.Now().Add(soonEnough); len(sessionMembers(other)) == 0 && time.Now().Before(limit); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	defer syscall.Kill(other, syscall.SIGKILL)
@@ -312,7 +312,7 @@ func TestANumberThatIsAnothersNowIsNotKilled(t *testing.T) {
 	}
 	gone := newTerminal(t, a, minKeep, "true")
 	gone.ends(t)
-	for limit := time.Now().Add(5 * time.Second); !gone.proc.deserted.Load(); time.Sleep(time.Millisecond) {
+	for limit := time.Now().Add(soonEnough); !gone.proc.deserted.Load(); time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatal("not deserted")
 		}

@@ -76,11 +76,12 @@ func (one *task) begins(t *testing.T) {
 	}
 }
 
-// runsProgram waits until another process group than the shell's has the terminal.
-func (s *shell) runsProgram(t *testing.T) {
+// awaitForeground waits until the program has the terminal and is there itself: a child of a shell that is not it yet
+// ignores what the shell ignores.
+func awaitForeground(t *testing.T, name string, group func() int) {
 	t.Helper()
 	for deadline := time.Now().Add(soonEnough); ; time.Sleep(time.Millisecond) {
-		if _, own := s.foreground(); !own {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", group())); string(comm) == name+"\n" {
 			return
 		}
 		if time.Now().After(deadline) {
@@ -362,13 +363,13 @@ func TestAShellHasItsTerminalForJobControl(t *testing.T) {
 			t.Skip("no terminals here")
 		}
 		one := s.queueText(t, "sleep 30", 0)
-		s.runsProgram(t)
+		awaitForeground(t, "sleep", s.terminal.foreground)
 		_ = one.signal(syscall.SIGTSTP)
 		if _, _, end := one.await(t); end.Code != 128+int(syscall.SIGTSTP) {
 			t.Fatalf("%+v", end)
 		}
 		one = s.queueText(t, "fg", 0)
-		s.runsProgram(t)
+		awaitForeground(t, "sleep", s.terminal.foreground)
 		one.kill()
 		if _, _, end := one.await(t); end.Code != 137 {
 			t.Fatalf("%+v", end)

@@ -93,9 +93,7 @@ func TestControlCReachesTheForegroundProgram(t *testing.T) {
 func TestASignalReachesTheForegroundJob(t *testing.T) {
 	cmd := newTerminal(t, newTestAgent(t), minKeep, "bash", "--norc", "-i")
 	typed(t, cmd, "sleep 60; echo status $?\n")
-	for cmd.tty.pty.foreground() == cmd.proc.pid {
-		time.Sleep(time.Millisecond)
-	}
+	awaitForeground(t, "sleep", cmd.tty.pty.foreground)
 	if err := cmd.reaper.signalForeground(cmd, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

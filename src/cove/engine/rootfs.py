@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import py_compile
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,9 +34,11 @@ T = TypeVar("T")
 _MOUNT_POINTS: Final = ("proc", "sys", "dev", "run/agent", ".agent")
 
 _PYTHON_MODULES: Final = "usr/lib/python3/dist-packages"
-_COVE_FORK: Final = Path(__file__).with_name("inside") / "cove_fork.py"
+_INSIDE: Final = Path(__file__).with_name("inside")
+_COVE_FORK: Final = _INSIDE / "cove_fork.py"
+_CODE: Final = "run/cove/code"
 
-SKELETON: Final = "skeleton3"
+SKELETON: Final = "skeleton4"
 """The name of the skeleton's directory; its number changes with what is in it, for copies are made of it."""
 
 _RESOLV_CONF: Final = f"""\
@@ -70,7 +74,7 @@ def make_skeleton(directory: Path) -> None:
 
     And /etc/resolv.conf, which an image may lack or have as a link: whoever is connected has one resolver. Here it
     costs no create a write; a sandbox may change it as any file. And the Python module `cove_fork`, where Debian's
-    Python looks for modules whatever its version, with the directory that the agent and it use.
+    Python looks for modules whatever its version, with the directory that the agent and it use. And what runs code.
     """
     for name in _MOUNT_POINTS:
         (directory / name).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -84,15 +88,43 @@ def make_skeleton(directory: Path) -> None:
     modules.mkdir(parents=True, exist_ok=True)
     for folder in (modules, *modules.relative_to(directory).parents[:-1]):
         (directory / folder).chmod(0o755)  # in a sandbox these modes win over those of the image
-    module = modules / "cove_fork.py"
-    if not module.exists() or module.read_bytes() != _COVE_FORK.read_bytes():
-        shutil.copyfile(_COVE_FORK, module)
-    module.chmod(0o644)
+    _renew(modules / "cove_fork.py", _COVE_FORK)
     catchers = directory / "run" / "cove" / "reseed"
     catchers.mkdir(parents=True, exist_ok=True)
     catchers.chmod(0o1777)
     catchers.parent.chmod(0o755)
+    _make_code(directory / _CODE)
     directory.chmod(0o755)
+
+
+def _renew(copy: Path, original: Path) -> None:
+    if not copy.exists() or copy.read_bytes() != original.read_bytes():
+        shutil.copyfile(original, copy)
+    copy.chmod(0o644)
+
+
+def _make_code(directory: Path) -> None:
+    """The kernels, with bytecode for Pythons of our own version: others compile it at each start of a kernel (40 ms).
+
+    It is used unchecked, because times of files change when the skeleton is copied.
+    """
+    cache = directory / "__pycache__"
+    for folder in (directory, cache):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    originals = [path for path in sorted((_INSIDE / "code").iterdir()) if path.suffix in {".py", ".mjs"}]
+    for stale in {path.name for path in directory.iterdir() if path.is_file()} - {path.name for path in originals}:
+        (directory / stale).unlink()
+    for original in originals:
+        copy = directory / original.name
+        _renew(copy, original)
+        if original.suffix == ".py":
+            compiled = cache / f"{original.stem}.{sys.implementation.cache_tag}.pyc"
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            py_compile.compile(
+                str(copy), str(compiled), f"/{_CODE}/{original.name}", doraise=True, optimize=0, invalidation_mode=mode
+            )
+            compiled.chmod(0o644)
 
 
 def _set_apart() -> None:

@@ -1,0 +1,192 @@
+"""Runs Python with IPython's machinery, in this process: no ipykernel, no sockets, no history file."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import IPython
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.error import StdinNotImplementedError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
+from traitlets.config import Config
+
+from .executor import Engine, Failure, Info, Sink, failure_of
+
+_FIGURES = "module://matplotlib_inline.backend_inline"
+
+
+def no_input(*_: Any, **__: Any) -> str:
+    """In place of `input` and `getpass`. Raises: StdinNotImplementedError."""
+    raise StdinNotImplementedError("code in a context has no standard input: nobody could answer")
+
+
+class _Nowhere(Sink):
+    """Takes what is shown while the kernel warms up."""
+
+    def __init__(self) -> None:
+        self.run = ""
+
+    def result(self, *_: Any, **__: Any) -> None:
+        """Nobody has asked for it."""
+
+
+class _Hook(DisplayHook):
+    """Shows the value of the last expression."""
+
+    def write_output_prompt(self) -> None:
+        pass
+
+    def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:
+        self.shell.sink.result(format_dict, md_dict, main=True)
+
+
+class _Publisher(DisplayPublisher):
+    """Shows what code displays."""
+
+    def publish(
+        self,
+        data: Any,
+        metadata: Any = None,
+        source: Any = None,  # noqa: ARG002 - IPython's signature
+        *,
+        transient: Any = None,
+        update: bool = False,
+        **_: Any,
+    ) -> None:
+        name = transient.get("display_id") if isinstance(transient, Mapping) else None
+        self.shell.sink.result(data, metadata, name=name, update=update)
+
+    def clear_output(self, wait: bool = False) -> None:  # noqa: FBT001, FBT002 - IPython's signature
+        self.shell.sink.clear(wait=wait)
+
+
+class ZMQInteractiveShell(InteractiveShell):
+    """IPython's shell. By its name pandas, rich and others know who can show more than text."""
+
+    sink: Sink
+    failure: Failure | None = None
+
+    def init_virtualenv(self) -> None:
+        pass  # the kernel's own Python is the one that was asked for
+
+    def _showtraceback(self, _etype: Any, evalue: Any, stb: Any) -> None:
+        lines = [line for part in stb for line in str(part).split("\n")]
+        while lines and not lines[-1].strip():
+            lines.pop()
+        self.failure = failure_of(evalue, lines) if isinstance(evalue, BaseException) else None
+
+    def show_usage_error(self, exc: Any) -> None:
+        self.failure = failure_of(exc)
+
+    def ask_exit(self) -> None:
+        raise SystemExit
+
+    def system(self, cmd: str) -> None:
+        """Run a command of `!` and `%system`: its output is the run's, and an interrupt ends both."""
+        command = self.var_expand(cmd, depth=1)
+        shell = os.environ.get("SHELL")
+        child = subprocess.Popen(command, shell=True, executable=shell if shell and os.path.exists(shell) else None)  # noqa: S602 - it is a shell's line
+        try:
+            code = child.wait()
+        except BaseException:
+            try:
+                child.wait(1)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            raise
+        self.user_ns["_exit_code"] = code
+
+    system_raw = system
+    system_piped = system
+
+
+def _config() -> Config:
+    config = Config()
+    config.HistoryManager.enabled = False  # else: a database, a thread, and a write for each run
+    config.InteractiveShell.colors = "NoColor"
+    config.InteractiveShell.color_info = False
+    config.InteractiveShell.banner1 = ""
+    config.Completer.use_jedi = False  # looks at the source of all that is imported, for seconds
+    config.IPCompleter.use_jedi = False
+    return config
+
+
+class RichEngine(Engine):
+    """Code runs in the module `main`."""
+
+    def __init__(self, sink: Sink, main: types.ModuleType) -> None:
+        home = tempfile.mkdtemp(prefix="cove-ipython-")  # IPython wants a place of its own, and the home is the user's
+        os.environ.setdefault("MPLBACKEND", _FIGURES)
+        shell = ZMQInteractiveShell.instance(
+            config=_config(),
+            user_module=main,
+            ipython_dir=home,
+            profile_dir=ProfileDir(location=os.path.join(home, "profile_default")),
+            displayhook_class=_Hook,
+            display_pub_class=_Publisher,
+        )
+        shell.sink = sink
+        shell.set_hook("show_in_pager", self._page)
+        builtins.input = no_input
+        import getpass
+
+        getpass.getpass = no_input
+        self._shell = shell
+        self._warm()
+        version = ".".join(map(str, sys.version_info[:3]))
+        self.info = Info("ipython", f"{version}, IPython {IPython.__version__}", True, self._missing())
+
+    @staticmethod
+    def _missing() -> list[str]:
+        return ["Widgets (ipywidgets) are shown, and do not act: nothing speaks back to them."]
+
+    @staticmethod
+    def _page(_: Any, data: Any, *__: Any, **___: Any) -> None:
+        print(data.get("text/plain", "") if isinstance(data, Mapping) else data)  # noqa: T201 - this is the pager
+
+    def _warm(self) -> None:
+        """Import now what a first run, a first error and a first completion would."""
+        shell = self._shell
+        sink, shell.sink = shell.sink, _Nowhere()
+        for code in ("1", "display(1)", "import asyncio\nawait asyncio.sleep(0)", "1/0", "(", "%%bash\n:", "_ = !:"):
+            shell.run_cell(code, store_history=False)
+        self.complete("pri", 3)
+        shell.sink = sink
+        shell.user_ns.pop("asyncio", None)
+        shell.reset(new_session=True)
+        shell.failure = None
+
+    def run(self, code: str, count: int) -> Failure | None:
+        shell = self._shell
+        shell.failure = None
+        shell.execution_count = count
+        outcome = shell.run_cell(code, store_history=True)
+        problem = outcome.error_before_exec or outcome.error_in_exec
+        if problem is None:
+            return None
+        failure = shell.failure
+        return failure if failure is not None else failure_of(problem)
+
+    def complete(self, code: str, cursor: int) -> dict[str, Any]:
+        from IPython.core.completer import provisionalcompleter
+
+        with provisionalcompleter():
+            found = list(self._shell.Completer.completions(code, cursor))
+        if not found:
+            return {"matches": [], "start": cursor, "end": cursor}
+        start, end = min(one.start for one in found), max(one.end for one in found)
+        matches = [code[start : one.start] + one.text + code[one.end : end] for one in found[:500]]
+        return {"matches": matches, "start": start, "end": end}
+
+    def setup(self, env: Mapping[str, str | None]) -> None:
+        pass

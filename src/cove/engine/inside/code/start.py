@@ -25,19 +25,22 @@ class Options(NamedTuple):
 
 
 def parse(arguments: list[str]) -> Options:
-    """By hand: argparse takes longer to import than all the rest. Raises: ValueError."""
+    """By hand: argparse takes longer to import than all the rest. Pairs that it does not know are the host's notes.
+
+    Raises: ValueError.
+    """
     given = {"language": "python"}
     words = iter(arguments)
     for word in words:
+        if not word.startswith("--"):
+            raise ValueError(f"unknown argument {word}")
         if word in ("--ahead", "--probe"):
             given[word[2:]] = "yes"
-        elif word in ("--context", "--language", "--idle-s", "--preload"):
-            try:
-                given[word[2:]] = next(words)
-            except StopIteration:
-                raise ValueError(f"{word} needs a value") from None
-        else:
-            raise ValueError(f"unknown argument {word}")
+            continue
+        try:
+            given[word[2:]] = next(words)
+        except StopIteration:
+            raise ValueError(f"{word} needs a value") from None
     if "context" not in given and "probe" not in given:
         raise ValueError("--context is needed")
     return Options(

@@ -12,6 +12,7 @@ import builtins
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -23,9 +24,10 @@ from cove.core.secrets import Secrets
 from cove.engine.clock import Clock, sleep
 from cove.model.access import Principal, Scope
 from cove.model.credentials import Secret
-from cove.model.errors import BadRequest, CapacityExceeded, Conflict, CoveError, NotFound, SandboxGone, TooLarge
+from cove.model.errors import BadRequest, CapacityExceeded, CoveError, FileError, NotFound, SandboxGone, TooLarge
 from cove.model.execution import ExecutionSettings, WrongRuntime
 from cove.model.executionsession import Cleared, ExecutionSession, SessionInfo
+from cove.model.request import SandboxFilter
 from cove.model.sandbox import Sandbox
 from cove.store.executionsessions import ExecutionSessionRows
 
@@ -43,7 +45,11 @@ PRUNE_S: Final = 60.0
 LABEL: Final = "session"
 """Metadata of a session's sandbox: the session's id, as much as there is room for."""
 
+KEPT: Final = MappingProxyType({"execution": "kept"})
+"""Metadata of a sandbox that one execution without a session left behind, because it was to."""
+
 _LABEL_CHARS: Final = 200
+_PAGE: Final = 100
 _CONTEXT: Final = "execution-session"
 
 Make = Callable[[ExecutionSettings, float | None, dict[str, str]], Awaitable[Sandbox]]
@@ -56,6 +62,16 @@ class _Place:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
+
+
+class _Clearing:
+    """A clearing of one project that is under way, and what the last one came to."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.times = 0
+        self.last = (Cleared(removed=0), Cleared(removed=0))
 
 
 class Taken:
@@ -103,6 +119,7 @@ class ExecutionSessions:
         self._clock = clock
         self._idle_s = idle_s
         self._places: dict[tuple[str, str], _Place] = {}
+        self._clearing: dict[str, _Clearing] = {}
         secrets.holders.append(lambda: rows.reseal(self._resealed))
 
     @asynccontextmanager
@@ -139,13 +156,13 @@ class ExecutionSessions:
         return [self._info(one) for one in self._rows.of_project(who.project) if self._is_living(one)]
 
     async def use(self, who: Principal, session_id: str) -> str:
-        """The sandbox of a session, for work with its files. Raises: NotFound, Conflict (it has none yet)."""
+        """The sandbox of a session, for work with its files. Raises: NotFound, FileError (it has none yet)."""
         require(who, Scope.FILES)
         session = self._living(who.project, session_id)
         if session is None:
             raise NotFound("Session not found", field="sessionId")
         if session.sandbox is None:
-            raise Conflict("this session has no sandbox yet: nothing has run in it", field="sessionId")
+            raise FileError("this session has no files yet: nothing has run in it", reason="not_found")
         await self._rows.touch(who.project, session_id, at=self._clock.now())
         return session.sandbox
 
@@ -160,21 +177,25 @@ class ExecutionSessions:
             await self._end(who, session.sandbox)
         return True
 
-    async def clear(self, who: Principal) -> Cleared:
-        """End all sessions of the caller's project. Raises: Forbidden."""
-        removed, errors = 0, builtins.list[str]()
-        require(who, Scope.DESTROY)
-        for session in self._rows.of_project(who.project):
-            try:
-                removed += await self.remove(who, session.id)
-            except CoveError as error:
-                log.warning("a session could not be ended: %s %s", error.public, error.internal)
-                errors.append(error.public)
-        return Cleared(removed=removed, errors=tuple(errors))
+    async def clear(self, who: Principal) -> tuple[Cleared, Cleared]:
+        """End all sessions of the caller's project, and what executions left behind in it; how many were each.
 
-    def sandboxes(self, project: str) -> frozenset[str]:
-        """The sandboxes of a project's sessions."""
-        return frozenset(one.sandbox for one in self._rows.of_project(project) if one.sandbox is not None)
+        Who asks while somebody else's is under way gets what came of that. Raises: Forbidden.
+        """
+        require(who, Scope.DESTROY)
+        clearing = self._clearing.setdefault(who.project, _Clearing())
+        clearing.users += 1
+        try:
+            seen = clearing.times
+            async with clearing.lock:
+                if clearing.times == seen:
+                    clearing.last = await self._clear_sessions(who), await self._clear_kept(who)
+                    clearing.times += 1
+                return clearing.last
+        finally:
+            clearing.users -= 1
+            if not clearing.users:
+                self._clearing.pop(who.project, None)
 
     async def prune_forever(self) -> None:
         """Forget sessions whose sandbox has ended, and those that were never used and are idle."""
@@ -192,6 +213,36 @@ class ExecutionSessions:
                 await self._rows.remove(session)
 
     # Parts.
+
+    async def _clear_sessions(self, who: Principal) -> Cleared:
+        removed, errors = 0, builtins.list[str]()
+        for session in self._rows.of_project(who.project):
+            try:
+                removed += await self.remove(who, session.id)
+            except CoveError as error:
+                log.warning("a session could not be ended: %s %s", error.public, error.internal)
+                errors.append(error.public)
+        return Cleared(removed=removed, errors=tuple(errors))
+
+    async def _clear_kept(self, who: Principal) -> Cleared:
+        removed, errors = 0, builtins.list[str]()
+        for sandbox_id in self._kept(who):
+            try:
+                await self._end(who, sandbox_id)
+                removed += 1
+            except CoveError as error:
+                log.warning("a sandbox could not be ended: %s %s", error.public, error.internal)
+                errors.append(error.public)
+        return Cleared(removed=removed, errors=tuple(errors))
+
+    def _kept(self, who: Principal) -> builtins.list[str]:
+        found, cursor = builtins.list[str](), None
+        while True:
+            page = self._sandboxes.list(who, SandboxFilter(metadata=dict(KEPT)), limit=_PAGE, cursor=cursor)
+            found += [one.id for one in page.sandboxes]
+            cursor = page.cursor
+            if cursor is None:
+                return found
 
     async def _found_or_made(
         self, who: Principal, session_id: str, runtime: str, settings: ExecutionSettings

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from cove.core.access import require
 from cove.core.accounts import Accounts, make_accounts
 from cove.core.admission import Admission, Disk, Memory, read_memory
 from cove.core.archives import Archives
+from cove.core.assembly import Parts as _Parts
+from cove.core.assembly import server_info as _server_info
+from cove.core.assembly import stats as _stats
 from cove.core.audit import Audit
 from cove.core.building import Building
 from cove.core.commandnotes import CommandNotes
@@ -25,18 +26,27 @@ from cove.core.creation import Creation
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.execs import Execs
+from cove.core.executionsessions import ExecutionSessions
 from cove.core.exposures import Exposures
 from cove.core.files import Files
 from cove.core.hostports import HostPorts
 from cove.core.images import Images
-from cove.core.info import CoreSettings, CoreStats, DriverInfo, ServerInfo
+from cove.core.info import CoreSettings, CoreStats, ServerInfo
 from cove.core.jobs import Jobs
 from cove.core.journal import StoreJournal
 from cove.core.keys import Keys, Projects
 from cove.core.links import Links
 from cove.core.networkprofiles import NetworkProfiles
 from cove.core.networks import Networks
-from cove.core.parts import image_use, make_credentials, project_images, project_webhooks, purge_forever, sized_pool
+from cove.core.parts import (
+    execution_sessions,
+    image_use,
+    make_credentials,
+    project_images,
+    project_webhooks,
+    purge_forever,
+    sized_pool,
+)
 from cove.core.placement import Placement
 from cove.core.places import Places
 from cove.core.ports import Ports
@@ -64,14 +74,14 @@ from cove.engine.clock import Clock, SystemClock
 from cove.engine.driver import Box, Driver
 from cove.engine.images.store import ImageStore
 from cove.engine.network.port import Network
-from cove.engine.pool import Pool, open_pool
+from cove.engine.pool import open_pool
 from cove.engine.ports import Checkpoints, ImageSource
 from cove.engine.supervisors import Others, Supervisors, open_supervisors
 from cove.engine.webpost import Poster
-from cove.model.access import Principal, Scope
+from cove.model.access import Principal
 from cove.model.auditchain import KEY_BYTES
 from cove.model.closed import ClosedRanges
-from cove.model.sandbox import Sandbox, Source
+from cove.model.sandbox import Sandbox
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -85,6 +95,7 @@ class Core:
     snapshots: Snapshots
     templates: Templates
     execs: Execs
+    execution_sessions: ExecutionSessions
     shells: Shells
     files: Files
     trees: Trees
@@ -110,32 +121,6 @@ class Core:
     reconciled: Reconciled
     server_info: Callable[[Principal], ServerInfo]
     stats: Callable[[], CoreStats]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What the core is made of, for the functions below."""
-
-    settings: CoreSettings
-    drivers: Mapping[str, Driver]
-    missing: Mapping[str, tuple[str, ...]]
-    images: Images
-    store: Store
-    clock: Clock
-    audit: Audit
-    webhooks: Webhooks
-    admission: Admission
-    accounts: Accounts
-    pool: Pool
-    supervisors: Supervisors
-    directory: Directory
-    networks: Networks
-    credentials: Credentials
-    journal: StoreJournal
-    ports: Ports
-    host_ports: HostPorts
-    checkpoints: Checkpoints
-    places: Places
 
 
 @asynccontextmanager
@@ -322,6 +307,11 @@ def _state_parts(parts: _Parts, creation: Creation, tasks: asyncio.TaskGroup) ->
     )
 
 
+def _execution_sessions(parts: _Parts, sandboxes: Sandboxes) -> ExecutionSessions:
+    sealing, policy = parts.credentials.secrets, parts.settings.executions
+    return execution_sessions(sandboxes, parts.directory, parts.store, sealing, parts.clock, policy)
+
+
 def _templates(parts: _Parts, snapshots: Snapshots) -> Templates:
     templates = Templates(
         parts.store.templates,
@@ -358,6 +348,7 @@ def _chores(parts: _Parts, core: Core) -> tuple[Coroutine[None, None, None], ...
     return (
         parts.journal.retry_forever(),
         parts.audit.retry_forever(),
+        core.execution_sessions.prune_forever(),
         core.trail.retain_forever(parts.settings.audit_retention_s),
         parts.webhooks.deliver_forever(),
         purge_forever(parts.store, parts.clock, parts.settings.history_s),
@@ -397,6 +388,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         snapshots=snapshots,
         templates=_templates(parts, snapshots),
         execs=execs,
+        execution_sessions=_execution_sessions(parts, sandboxes),
         shells=Shells(parts.directory, execs.output_share, notes),
         files=files,
         trees=Trees(parts.directory, parts.audit),
@@ -457,39 +449,3 @@ async def _reconciled(parts: _Parts) -> Reconciled:
     parts.networks.links.all_moved()
     log.info("start: %s", found)
     return found
-
-
-def _server_info(parts: _Parts, who: Principal) -> ServerInfo:
-    """Raises: Forbidden."""
-    require(who, Scope.READ)
-    return ServerInfo(
-        version=parts.settings.version,
-        drivers=tuple(
-            DriverInfo(name=name, usable=not missing, missing=missing) for name, missing in parts.missing.items()
-        ),
-        default_driver=parts.settings.default_driver,
-        images=tuple(parts.images.list(who)),
-        max_sandboxes=parts.settings.admission.max_sandboxes,
-        sandboxes=len(parts.supervisors.all()),
-        memory_free_bytes=parts.admission.memory().available,
-        pool={
-            shelf.image: shelf.ready
-            for shelf in parts.pool.stats()
-            if shelf.driver == parts.settings.default_driver and not shelf.origin
-        },
-        isolation=parts.pool.isolation(parts.settings.default_driver),
-    )
-
-
-def _stats(parts: _Parts, creation: Creation) -> CoreStats:
-    return CoreStats(
-        sandboxes=dict(Counter(supervisor.sandbox.state for supervisor in parts.supervisors.all())),
-        created_warm=creation.counts[Source.WARM],
-        created_cold=creation.counts[Source.COLD],
-        create_failures=creation.failed,
-        pool=parts.pool.stats(),
-        admission=parts.admission.stats(),
-        store=parts.store.stats(),
-        images=parts.images.stats(),
-        accounts=parts.accounts.stats(),
-    )

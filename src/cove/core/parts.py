@@ -14,9 +14,12 @@ from cove.core.audit import Audit
 from cove.core.creation import IDEMPOTENCY_S
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
+from cove.core.executionpolicy import ExecutionPolicy
+from cove.core.executionsessions import ExecutionSessions
 from cove.core.images import Images, ImageUse
 from cove.core.info import CoreSettings
 from cove.core.pulls import ImageNote
+from cove.core.sandboxes import Sandboxes
 from cove.core.secrets import Secrets, new_master_key
 from cove.core.services.catalogue import Services
 from cove.core.webhooks import Webhooks
@@ -103,6 +106,25 @@ def make_credentials(  # noqa: PLR0913, PLR0917 - what they stand on
         clock=clock,
         audit=audit,
         missing=lambda: _NO_NETWORK if network is None else network.missing,
+    )
+
+
+def execution_sessions(  # noqa: PLR0913, PLR0917 - what they stand on
+    sandboxes: Sandboxes,
+    directory: Directory,
+    store: Store,
+    secrets_at_rest: Secrets,
+    clock: Clock,
+    policy: ExecutionPolicy,
+) -> ExecutionSessions:
+    """Sessions of executions, which end as the operator says."""
+    return ExecutionSessions(
+        store.execution_sessions,
+        sandboxes=sandboxes,
+        directory=directory,
+        secrets=secrets_at_rest,
+        clock=clock,
+        idle_s=policy.session_idle_s,
     )
 
 

@@ -14,6 +14,8 @@ from cove.model.execution import WrongRuntime
 
 NO_ROUTE: Final = "no-route"
 TOO_LARGE: Final = "too-large"
+FAULT: Final = "fault"
+"""The original fails on files of sessions in an unforeseen way: its clients show the status alone."""
 
 # What the original throws is 500, and its clients show the text; what it has no word for has HTTP's.
 ROWS: Final = MappingProxyType(
@@ -40,7 +42,7 @@ ROWS: Final = MappingProxyType(
         "agent-timeout": Row(500, "refused"),
         "registry-error": Row(500, "refused"),
         "registry-unreachable": Row(500, "refused"),
-        "file-error": Row(500, "refused"),
+        "file-error": Row(500, FAULT),
         "engine-failure": Row(500, "refused"),
         "body-too-large": Row(413, TOO_LARGE),
         "request-timeout": Row(408, "malformed"),
@@ -76,7 +78,9 @@ def render(failure: Failure) -> bytes:
         return b"404 Not Found"
     if failure.code == TOO_LARGE:
         return b""
+    if failure.code == FAULT:
+        return b"Internal Server Error"
     return _ENCODE(wire.Told(_SAID.get(failure.code) or sentence(failure.error)))
 
 
-TABLE: Final = ErrorTable(rows=ROWS, render=render, texts=frozenset({NO_ROUTE, TOO_LARGE}))
+TABLE: Final = ErrorTable(rows=ROWS, render=render, texts=frozenset({NO_ROUTE, TOO_LARGE, FAULT}))

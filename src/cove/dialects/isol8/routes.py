@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from cove.dialects.isol8 import errors, execute
+from cove.dialects.isol8 import authkeys, errors, execute, files, sessions
 from cove.edge.dialect import Dialect
 from cove.edge.exchange import Exchange
 
@@ -24,7 +24,7 @@ def dialect() -> Dialect:
         name="isol8",
         prefix="/isol8",
         roots=("",),
-        ops=execute.OPS,
+        ops=(*execute.OPS, *files.OPS, *sessions.OPS, *authkeys.OPS),
         errors=errors.TABLE,
         key_prefixes=("isol8_",),
         key_of=key_of,

@@ -1,6 +1,6 @@
 -- Sessions of executions: a caller's own name for a sandbox, and what its first execution asked of it (sealed).
 CREATE TABLE execution_sessions (
-    project       TEXT NOT NULL REFERENCES projects (id),
+    project       TEXT NOT NULL,
     id            TEXT NOT NULL,
     runtime       TEXT NOT NULL,
     settings      TEXT NOT NULL,

@@ -16,6 +16,7 @@ from cove.agentlink.commands import CommandCalls
 from cove.agentlink.connection import Connection
 from cove.agentlink.dial import DialStream, PortsReply, dial, open_dial
 from cove.agentlink.files import FileCalls, FileReader
+from cove.agentlink.kernels import KernelCalls
 from cove.agentlink.refusals import command_error
 from cove.agentlink.shells import ShellCalls
 from cove.agentlink.terminals import TerminalCalls, TerminalStream
@@ -39,7 +40,7 @@ FEATURE: Final = "session"
 """What an agent says that keeps calls over a suspension, and that knows `revive` and `environment`."""
 
 
-class AgentClient(ShellCalls, TerminalCalls, CommandCalls, FileCalls, TreeCalls, WatchCalls):
+class AgentClient(ShellCalls, TerminalCalls, KernelCalls, CommandCalls, FileCalls, TreeCalls, WatchCalls):
     """One connection to an agent. Made by `connect`; usable from one event loop; calls may run concurrently (1024)."""
 
     def __init__(self, connection: Connection, hello: AgentHello) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from cove.core.audit import Audit
 from cove.model.access import Principal
 from cove.model.audit import AuditValue
+from cove.model.code import RunEnded, RunEvent, RunStatus
 from cove.model.errors import CoveError, NotFound
 from cove.model.execs import Command, Ended, ExecEvent, ExecExit
 from cove.model.ids import new_core_id
@@ -24,6 +25,16 @@ log = logging.getLogger(__name__)
 
 MAX_WATCHED: Final = 8192
 """Background commands whose end is waited for, of all sandboxes; the ends of more are not told."""
+
+_RUN_CODES: Final = {
+    RunStatus.OK: 0,
+    RunStatus.ERROR: 1,
+    RunStatus.INTERRUPTED: 130,
+    RunStatus.TIMEOUT: 124,
+    RunStatus.KERNEL_DIED: 137,
+    RunStatus.SANDBOX_GONE: 137,
+}
+"""What a shell would say of a command that ended so."""
 
 
 class CommandNote:
@@ -54,6 +65,19 @@ class CommandNote:
         """Whoever ran it is gone, or it could not be run: it was killed if it lived."""
         self._exit({"why": "left"})
 
+    async def told_run(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
+        """As `told`, for a run of code."""
+        await self.kept()
+        async for event in events:
+            if isinstance(event, RunEnded):
+                self.run_ended(event)
+            yield event
+
+    def run_ended(self, end: RunEnded) -> None:
+        """The end of a run of code is known."""
+        code, duration_ms = _RUN_CODES[end.status], round(end.duration_ms, 1)
+        self._exit({"exit_code": code, "why": end.status.value, "duration_ms": duration_ms})
+
     async def told(self, events: AsyncIterator[ExecEvent]) -> AsyncIterator[ExecEvent]:
         """The events; none before the first line is committed, and the end is noted."""
         await self.kept()
@@ -82,11 +106,18 @@ class CommandNotes:
         self._watched = 0
 
     @contextmanager
-    def command(
-        self, who: Principal, sandbox: Sandbox, text: str, *, exec_id: str | None = None, shell: str | None = None
+    def command(  # noqa: PLR0913 - as `begin`
+        self,
+        who: Principal,
+        sandbox: Sandbox,
+        text: str,
+        *,
+        exec_id: str | None = None,
+        shell: str | None = None,
+        context: str | None = None,
     ) -> Generator[CommandNote]:
         """A command that ends with the body at the latest."""
-        note = self.begin(who, sandbox, text, exec_id=exec_id, shell=shell)
+        note = self.begin(who, sandbox, text, exec_id=exec_id, shell=shell, context=context)
         try:
             yield note
         finally:
@@ -100,12 +131,15 @@ class CommandNotes:
         *,
         exec_id: str | None = None,
         shell: str | None = None,
+        context: str | None = None,
         background: bool = False,
     ) -> CommandNote:
-        """A command that may outlive its caller."""
+        """A command that may outlive its caller. `context`: code, and where it runs."""
         data: dict[str, AuditValue] = {"exec": exec_id or new_core_id()[:12], "command": text}
         if shell is not None:
             data["shell"] = shell
+        if context is not None:
+            data["context"] = context
         if background:
             data["background"] = True
         return CommandNote(self.audit, who, sandbox, data)

@@ -20,7 +20,15 @@ from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.feeds import Feeds
 from cove.core.sessions import SIGNALS, Session
-from cove.core.validation import KEEP_BYTES, TIMEOUT_S, check_command_id, check_count, check_exec, check_timeout
+from cove.core.validation import (
+    CONTEXT_PREFIX,
+    KEEP_BYTES,
+    TIMEOUT_S,
+    check_command_id,
+    check_count,
+    check_exec,
+    check_timeout,
+)
 from cove.core.verdict import GONE, judged_command, judged_events, judged_exit
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, SandboxGone, Unsupported
@@ -144,7 +152,8 @@ class Execs:
         """The background commands that the sandbox still knows, oldest first."""
         require(who, Scope.READ)
         async with self._directory.readable(who, ref).lease() as box:
-            return [judged_command(command, box) for command in await box.agent.commands()]
+            found = [one for one in await box.agent.commands() if not one.id.startswith(CONTEXT_PREFIX)]
+            return [judged_command(command, box) for command in found]
 
     async def get(self, who: Principal, ref: str, command_id: str) -> Command:
         """One background command. Raises: NotFound."""

@@ -18,6 +18,7 @@ from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.sessions import SIGNALS
 from cove.core.validation import (
+    CONTEXT_PREFIX,
     KEEP_BYTES,
     check_count,
     check_shell_command,
@@ -64,7 +65,8 @@ class Shells:
         async with self._directory.readable(who, ref).lease() as box:
             if not _has_shells(box):
                 return []
-            return [_judged_shell(shell, box) for shell in await box.agent.shells()]
+            found = [one for one in await box.agent.shells() if not one.id.startswith(CONTEXT_PREFIX)]
+            return [_judged_shell(shell, box) for shell in found]
 
     async def get(self, who: Principal, ref: str, shell_id: str) -> Shell:
         """One shell. Raises: NotFound."""

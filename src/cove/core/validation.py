@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from msgspec import UNSET, UnsetType
 
+from cove.model.code import CodeSpec, ContextSpec
 from cove.model.errors import BadRequest, NotFound, TooLarge
 from cove.model.execs import OUTPUT_LIMIT_BYTES, ExecSpec
 from cove.model.ids import is_core_id, is_name
@@ -42,6 +43,9 @@ ARGUMENT_BYTES: Final = 128 * 1024 - 1
 COMMAND_BYTES: Final = 512 * 1024
 """All arguments together: so that a call fits into one frame of the agent's protocol (1 MiB)."""
 
+CONTEXT_PREFIX: Final = "k-"
+"""Of the commands and shells that are contexts (`engine/kernels.py`): they have operations of their own."""
+
 SHELL_TEXT_BYTES: Final = 128 * 1024
 STDIN_BYTES: Final = 16 * MIB
 
@@ -49,6 +53,8 @@ _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}(:[0-9]{1,10})?")
 _COMMAND_ID: Final = re.compile(r"[a-z0-9_-]{1,32}")
 _TERMINAL_ID: Final = re.compile(r"t[0-9a-f]{12}")
+_CONTEXT_ID: Final = re.compile(r"[a-z0-9_-]{1,30}")
+_LANGUAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+#-]{0,62}")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -227,6 +233,37 @@ def check_shell_command(command: ShellCommand) -> None:
     _range(command.output_limit_bytes, (0, OUTPUT_LIMIT_BYTES), "output_limit_bytes")
 
 
+def check_code(spec: CodeSpec) -> None:
+    """A run of code."""
+    _utf8(spec.code, "code")
+    check_language(spec.language)
+    if spec.context is not None:
+        check_context_id(spec.context)
+    check_env(spec.env)
+    check_timeout(spec.timeout_s, "timeout_s", EXEC_TIMEOUT_S)
+
+
+def check_context(spec: ContextSpec) -> None:
+    """A context."""
+    check_language(spec.language)
+    _check_setting(ExecSpec(cwd=spec.cwd, user=spec.user))
+    check_timeout(spec.idle_timeout_s, "idle_timeout_s")
+
+
+def check_language(value: str | None) -> None:
+    """The name of a language."""
+    if value is not None and _LANGUAGE.fullmatch(value) is None:
+        raise BadRequest(
+            "language is 1-63 letters, digits and _.+#-, and begins with a letter or digit", field="language"
+        )
+
+
+def check_context_id(value: str) -> None:
+    """The id of a context."""
+    if _CONTEXT_ID.fullmatch(value) is None:
+        raise BadRequest("a context's id is 1-30 of a-z, 0-9, _ and -", field="context")
+
+
 def check_path(path: str, field: str = "path") -> None:
     """A path inside a sandbox: absolute, without NUL and without `..`, which no file operation needs."""
     if not path.startswith("/"):
@@ -259,7 +296,7 @@ def check_command_id(value: str) -> None:
     """The id of a command, as the agent takes it."""
     if _COMMAND_ID.fullmatch(value) is None:
         raise BadRequest("a command's id is 1-32 of a-z, 0-9, _ and -", field="id")
-    if _TERMINAL_ID.fullmatch(value) is not None:
+    if _TERMINAL_ID.fullmatch(value) is not None or value.startswith(CONTEXT_PREFIX):
         raise NotFound("no such command")
 
 
@@ -273,6 +310,8 @@ def check_shell_id(value: str) -> None:
     """The id of a shell, as the agent takes it."""
     if _COMMAND_ID.fullmatch(value) is None:
         raise BadRequest("a shell's id is 1-32 of a-z, 0-9, _ and -", field="shell")
+    if value.startswith(CONTEXT_PREFIX):
+        raise NotFound("no such shell")
 
 
 def check_page(limit: int, field: str = "limit") -> None:

@@ -27,6 +27,7 @@ class BoxImage(Struct, frozen=True, kw_only=True):
     """A prepared image: a read-only directory tree owned by root, and its configuration.
 
     `digest` names the content; two images with one digest are the same bytes. Commands run as `user`, None: root.
+    `kernels`: the languages whose kernels its boxes have running while they wait in the pool.
     """
 
     name: str
@@ -38,6 +39,7 @@ class BoxImage(Struct, frozen=True, kw_only=True):
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     origin: ImageOrigin = ImageOrigin.BUILTIN
+    kernels: tuple[str, ...] = ()
 
 
 class BoxSpec(Struct, frozen=True, kw_only=True):
@@ -96,6 +98,11 @@ class Box(ABC):
     @abstractmethod
     def isolation(self) -> Isolation:
         """The isolation this box really has."""
+
+    @property
+    def code_dir(self) -> str:
+        """Where the programs that run code lie inside."""
+        return "/run/cove/code"
 
     @abstractmethod
     async def set_limits(self, limits: Limits) -> None:

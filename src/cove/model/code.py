@@ -100,6 +100,7 @@ class RunResult(Struct, frozen=True, tag="result"):
     """Something to look at, by media type; binary ones in base64, JSON ones as text.
 
     `main`: the value of the last expression. `display_id`: it may be updated later; `update`: this is such an update.
+    `dropped`: media types whose values were too large to be passed on.
     """
 
     data: Mapping[str, str]
@@ -107,6 +108,7 @@ class RunResult(Struct, frozen=True, tag="result"):
     main: bool = False
     display_id: str | None = None
     update: bool = False
+    dropped: tuple[str, ...] = ()
 
 
 class RunCleared(Struct, frozen=True, tag="clear"):
@@ -133,3 +135,33 @@ class RunEnded(Struct, frozen=True, tag="ended"):
 
 
 RunEvent = RunStarted | RunOutput | RunResult | RunCleared | RunError | RunEnded
+
+
+class Execution(Struct, frozen=True, kw_only=True):
+    """A finished run, whole. Of each stream the tail is kept; `*_dropped_bytes` counts what was cut from its head.
+
+    `results` are what there is to look at in the end: updates and `clear` are worked in. `results_dropped` counts those
+    that were too many or too large to be kept.
+    """
+
+    context: str
+    status: RunStatus
+    stdout: str
+    stderr: str
+    results: tuple[RunResult, ...]
+    error: RunError | None
+    count: int
+    duration_ms: float
+    fresh: bool
+    detail: str | None = None
+    stdout_dropped_bytes: int = 0
+    stderr_dropped_bytes: int = 0
+    results_dropped: int = 0
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """What may stand in place of the characters from `start` to `end` of the code."""
+
+    matches: tuple[str, ...]
+    start: int
+    end: int

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from cove.agentlink.client import AgentClient, Revived
+from cove.engine import inside
 from cove.engine.agentbin import agent_path
 from cove.engine.checkpoints.model import Checkpoint, CheckpointFacts, Draft
 from cove.engine.config import EngineConfig
@@ -49,6 +50,7 @@ ISOLATION: Final = Isolation(
 )
 
 NO_MEMORY: Final = "the fake driver keeps no memory: it is for tests"
+_CODE: Final = Path(inside.__file__).with_name("code")
 IMAGE: Final = "fake-memory"
 """The one file of a staged checkpoint with memory."""
 
@@ -114,6 +116,11 @@ class FakeBox(Box):
     def agent(self) -> AgentClient:
         """The connection to its agent."""
         return self._agent
+
+    @property
+    def code_dir(self) -> str:
+        """On this machine, as all of its files."""
+        return str(_CODE)
 
     @property
     def isolation(self) -> Isolation:

@@ -160,9 +160,12 @@ class KernelLink:
 class KernelCalls(CommandCalls):
     """The part of the client that deals with kernels."""
 
-    def kernel_link(self, name: str) -> KernelLink:
-        """A connection to the kernel that listens under `name`. Whether there is one, the first answer tells."""
-        spec = ExecSpec(argv=("socket", SOCKET + name), tool=True)
+    def kernel_link(self, name: str, user: str | None) -> KernelLink:
+        """A connection to the kernel that listens under `name`, as its `user`. The first answer tells if there is one.
+
+        `user` None: that of the sandbox.
+        """
+        spec = ExecSpec(argv=("socket", SOCKET + name), user=user, tool=True)
         call = {"op": "exec", "stdin": True, **exec_fields(spec)}
         return KernelLink(self._connection.open(call, takes_output=True), self._connection.limits)
 

@@ -10,6 +10,7 @@ from cove.core.access import require
 from cove.core.accounts import Accounts
 from cove.core.admission import Admission
 from cove.core.audit import Audit
+from cove.core.contexts import Contexts
 from cove.core.creation import Creation
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
@@ -51,6 +52,7 @@ class Parts:
     networks: Networks
     credentials: Credentials
     journal: StoreJournal
+    contexts: Contexts
     ports: Ports
     host_ports: HostPorts
     checkpoints: Checkpoints

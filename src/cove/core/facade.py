@@ -22,6 +22,7 @@ from cove.core.assembly import stats as _stats
 from cove.core.audit import Audit
 from cove.core.building import Building
 from cove.core.commandnotes import CommandNotes
+from cove.core.contexts import Contexts
 from cove.core.creation import Creation
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
@@ -96,6 +97,7 @@ class Core:
     templates: Templates
     execs: Execs
     execution_sessions: ExecutionSessions
+    contexts: Contexts
     shells: Shells
     files: Files
     trees: Trees
@@ -157,6 +159,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     def ended(sandbox: Sandbox) -> None:
         host_ports.forget(sandbox.id)
         audit.forget(sandbox.id)
+        contexts.forget(sandbox.id)
         credentials.ended(sandbox.id)
         admission.release(sandbox.id)
         accounts.quotas.release(sandbox.id)
@@ -170,7 +173,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     ):
         pool.has_room = admission.has_room
         directory = Directory(supervisors, store, journal)
-        ports = Ports(directory, audit)
+        ports, contexts = Ports(directory, audit), Contexts(directory, CommandNotes(audit, tasks), tasks)
         host_ports = HostPorts(settings.host_ports, ports)
         networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
         credentials = make_credentials(directory, store, clock, audit, secrets_at_rest, network)
@@ -193,6 +196,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             networks=networks,
             credentials=credentials,
             journal=journal,
+            contexts=contexts,
             ports=ports,
             host_ports=host_ports,
             checkpoints=checkpoints,
@@ -209,6 +213,7 @@ def _surroundings(parts: Callable[[], _Parts], checkpoints: Checkpoints) -> Othe
         links=lambda one: parts().networks.links.of(one),  # noqa: PLW0108 - it is made later
         may_resume=lambda one: parts().places.enter(one),  # noqa: PLW0108
         rests=lambda one: parts().places.leave(one),  # noqa: PLW0108
+        stills=lambda one: parts().contexts.let_go(one.id),
         moves=lambda one: parts().networks.links.moved(one.project, one.name),
         image_of=lambda one: parts().images.version(one.project, one.image_used, one.image_digest),
         driver_of=lambda one: parts().drivers.get(one.driver),
@@ -339,7 +344,7 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     await core.templates.start()
     core.credentials.check()
     await core.projects.ensure_default()
-    await parts.host_ports.reopen(parts.store.exposures.with_host_port, _finder(parts))
+    await parts.host_ports.reopen(parts.store.exposures.with_host_port, parts.directory.by_id)
     return core
 
 
@@ -355,16 +360,8 @@ def _chores(parts: _Parts, core: Core) -> tuple[Coroutine[None, None, None], ...
         parts.admission.watch_disk(),
         parts.accounts.work(parts.supervisors),
         parts.images.collect_forever(),
-        parts.host_ports.keep_open(parts.store.exposures.with_host_port, _finder(parts), parts.clock),
+        parts.host_ports.keep_open(parts.store.exposures.with_host_port, parts.directory.by_id, parts.clock),
     )
-
-
-def _finder(parts: _Parts) -> Callable[[str], Sandbox | None]:
-    def find(sandbox_id: str) -> Sandbox | None:
-        supervisor = parts.supervisors.get(sandbox_id)
-        return None if supervisor is None else supervisor.sandbox
-
-    return find
 
 
 def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.TaskGroup) -> Core:
@@ -389,6 +386,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         templates=_templates(parts, snapshots),
         execs=execs,
         execution_sessions=_execution_sessions(parts, sandboxes),
+        contexts=parts.contexts,
         shells=Shells(parts.directory, execs.output_share, notes),
         files=files,
         trees=Trees(parts.directory, parts.audit),

@@ -55,7 +55,8 @@ class Ports:
     `links`: the addresses, by name, of the sandboxes that one may reach now.
     `may_resume` raises what keeps a paused or hibernated sandbox as it is; for a hibernated one it takes the place on
     this machine that `rests` gives back, which is told each time that one has come to rest. `moves` is told of one that
-    may have another address. `image_of`: the very version of the image that a sandbox was made of; raises NotFound.
+    may have another address, `stills` of one of which a checkpoint is to be taken now.
+    `image_of`: the very version of the image that a sandbox was made of; raises NotFound.
     `driver_of`: None, where it is not loaded.
     """
 
@@ -68,6 +69,7 @@ class Ports:
     may_resume: Callable[[Sandbox], None] = lambda _: None
     rests: Callable[[Sandbox], None] = lambda _: None
     moves: Callable[[Sandbox], None] = lambda _: None
+    stills: Callable[[Sandbox], None] = lambda _: None
     image_of: Callable[[Sandbox], BoxImage] = no_image
     driver_of: Callable[[Sandbox], Driver | None] = lambda _: None
     checkpoints: Checkpoints = field(default_factory=NoCheckpoints)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import signal
 from typing import Final
 
 from msgspec import Struct
@@ -40,6 +41,8 @@ NODE_LANGUAGES: Final = frozenset({"javascript", "typescript"})
 
 _NAME: Final = re.compile(r"([a-z0-9_-]{1,30})\.[0-9a-f]{8}")
 _SENTENCE_BYTES: Final = 512
+_SIGNALLED: Final = 128
+_SIGNALS: Final = {int(one): one.name for one in signal.Signals}
 
 
 class KernelRecord(Struct, frozen=True, kw_only=True):
@@ -118,7 +121,7 @@ async def link_kernel(box: Box, record: KernelRecord, *, is_new: bool = False) -
             async with asyncio.timeout(START_TIMEOUT_S):
                 await _wait_listening(box, record)
         for _ in range(2):
-            link = box.agent.kernel_link(record.name)
+            link = box.agent.kernel_link(record.name, record.spec.user)
             try:
                 ready = await link.greet(START_TIMEOUT_S if is_new else ANSWER_TIMEOUT_S)
             except BaseException:
@@ -173,6 +176,7 @@ def end_of(exit_: ExecExit) -> str:
     """How a kernel ended, as a clause."""
     if exit_.why == "oom":
         return "it was killed because the sandbox ran out of memory"
-    if exit_.signal is not None:
-        return f"it was ended by signal {exit_.signal}"
+    number = exit_.signal or exit_.code - _SIGNALLED
+    if number in _SIGNALS:
+        return f"it was ended by {_SIGNALS[number]}"
     return f"it ended with exit code {exit_.code}"

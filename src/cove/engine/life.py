@@ -354,6 +354,7 @@ class Life:
     ) -> Checkpoint:
         environment = await self._environment_of(box)
         checkpoints = self._ports.checkpoints
+        self._ports.stills(self.sandbox)
         async with self._in_time():
             return await keep(
                 box,

@@ -24,6 +24,7 @@ class Others(TypedDict, total=False):
     may_resume: Callable[[Sandbox], None]
     rests: Callable[[Sandbox], None]
     moves: Callable[[Sandbox], None]
+    stills: Callable[[Sandbox], None]
     image_of: Callable[[Sandbox], BoxImage]
     driver_of: Callable[[Sandbox], Driver | None]
     checkpoints: Checkpoints

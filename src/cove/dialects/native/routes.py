@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cove.dialects.native import (
     audit,
+    code,
     commands,
     credentials,
     errors,
@@ -43,6 +44,7 @@ def dialect() -> Dialect:
             *sandboxes.OPS,
             *snapshots.OPS,
             *commands.OPS,
+            *code.OPS,
             *shells.OPS,
             *files.OPS,
             *trees.OPS,

@@ -6,6 +6,7 @@ quick, so nothing is lost when it is forgotten: a connection that rests, and who
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from cove.agentlink.kernels import LINE_BYTES, KernelLine, KernelLink, line_bytes
@@ -94,7 +95,8 @@ class KernelContext:
             if command is None and not self._may_make:
                 raise NotFound("no such context")
             if command is not None:
-                await box.agent.forget(command.id)
+                with suppress(NotFound):
+                    await box.agent.forget(command.id)
             self.spec = self.spec if record is None else record.spec
             try:
                 await self.make(box)
@@ -152,7 +154,7 @@ class KernelContext:
         except Conflict:
             return  # a run that waited was first
         if self.turns.is_free:
-            self._box, self._record, self._link = box, record, link
+            self._box, self._record, self._link, self._ooms = box, record, link, box.oom_kills()
         else:
             link.close()
 

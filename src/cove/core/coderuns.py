@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, cast
@@ -275,4 +275,5 @@ def _is_shallow(value: object, depth: int = META_DEPTH) -> bool:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    """Not the loop's clock, which counts in milliseconds."""
+    return time.monotonic()

@@ -53,7 +53,7 @@ class ShellContext:
         self.turns = Turns()
         self._may_make = may_make
         self._version = ""
-        self._started_at = 0.0
+        self._started_at: float = 0.0
         self.runs = 0
         self.current: ShellRun | None = None
         self.used_at = 0.0

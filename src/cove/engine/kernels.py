@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 import signal
+from contextlib import suppress
 from typing import Final
 
 from msgspec import Struct
@@ -110,12 +111,18 @@ async def start_kernel(
     except BadRequest as error:
         raise await _refused(box, spec, error) from error
     record = KernelRecord(context=context, name=name, spec=spec, ahead=ahead)
-    link, ready = await link_kernel(box, record, is_new=True)
+    try:
+        link, ready = await link_kernel(box, record, is_new=True)
+    except (SandboxError, Unsupported):
+        with suppress(CoveError):
+            await box.agent.forget(PREFIX + context)
+        raise
     return record, link, ready
 
 
 async def link_kernel(box: Box, record: KernelRecord, *, is_new: bool = False) -> tuple[KernelLink, KernelLine]:
     """A connection to a kernel, and its `ready`. `is_new`: it may not listen yet. Raises: as `start_kernel`."""
+    complaint = ""
     try:
         if is_new:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -129,11 +136,12 @@ async def link_kernel(box: Box, record: KernelRecord, *, is_new: bool = False) -
                 raise
             if ready is not None:
                 return link, ready
+            complaint = link.complaint
             async with asyncio.timeout(START_TIMEOUT_S):
                 await _wait_listening(box, record)
     except TimeoutError as error:
         raise SandboxError("the kernel of this context does not answer: restart the context") from error
-    raise SandboxError(f"the kernel of this context cannot be reached: restart the context ({link.complaint})")
+    raise SandboxError(f"the kernel of this context cannot be reached: restart the context ({complaint})")
 
 
 async def _wait_listening(box: Box, record: KernelRecord) -> None:

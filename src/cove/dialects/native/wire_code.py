@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -109,7 +109,7 @@ class CodeResult(Struct, frozen=True, kw_only=True):
     """
 
     data: dict[str, str]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     main: bool
     display_id: str | None
     dropped: tuple[str, ...]

@@ -22,6 +22,7 @@ class _ImageFile(Struct, kw_only=True):
     env: dict[str, str] = field(default_factory=dict[str, str])
     workdir: str = "/"
     size_bytes: int = 0
+    kernels: tuple[str, ...] = ()
 
 
 class BuiltinImages:
@@ -50,6 +51,7 @@ class BuiltinImages:
             rootfs=current.resolve() / "rootfs",
             env=described.env,
             workdir=described.workdir,
+            kernels=described.kernels,
         )
         self._cache[name] = (target, image)
         return image
@@ -63,7 +65,14 @@ class BuiltinImages:
             found = self._read(described.parent)
             if found.digest == digest:
                 rootfs = described.parent / "rootfs"
-                return BoxImage(name=name, digest=digest, rootfs=rootfs, env=found.env, workdir=found.workdir)
+                return BoxImage(
+                    name=name,
+                    digest=digest,
+                    rootfs=rootfs,
+                    env=found.env,
+                    workdir=found.workdir,
+                    kernels=found.kernels,
+                )
         raise NotFound(f'the version of the image "{name[:64]}" that is needed is not here any more', field="image")
 
     def list(self) -> list[ImageInfo]:

@@ -343,6 +343,7 @@ async def _started(parts: _Parts, tasks: asyncio.TaskGroup) -> Core:
     await core.snapshots.start()
     await core.templates.start()
     core.credentials.check()
+    await core.keys.open(parts.settings.key_forms, parts.settings.region)
     await core.projects.ensure_default()
     await parts.host_ports.reopen(parts.store.exposures.with_host_port, parts.directory.by_id)
     return core

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct, field
 
 from cove.core.accounts import AccountSettings, AccountStats
@@ -12,13 +14,17 @@ from cove.core.pulls import PullStats
 from cove.engine.images.settings import ImageSettings
 from cove.engine.pool import PoolConfig, ShelfStats
 from cove.model.image import ImageInfo
+from cove.model.keyform import REGION, KeyForm
 from cove.model.sandbox import Isolation, TimeoutCounts
 from cove.model.state import State
 from cove.store.writer import WriterStats
 
 
 class CoreSettings(Struct, frozen=True, kw_only=True):
-    """How the core decides. Built once in `server/`. Pool targets are upper bounds: memory may make them smaller."""
+    """How the core decides. Built once in `server/`. Pool targets are upper bounds: memory may make them smaller.
+
+    `key_forms`: how keys that are limited to a dialect look, by its name; `region`: what they say of where they work.
+    """
 
     version: str = "0"
     default_driver: str = "runc"
@@ -34,6 +40,8 @@ class CoreSettings(Struct, frozen=True, kw_only=True):
     host_ports: HostPortSettings | None = None
     accounts: AccountSettings = AccountSettings()
     executions: ExecutionPolicy = ExecutionPolicy()
+    key_forms: Mapping[str, KeyForm] = field(default_factory=dict[str, KeyForm])
+    region: str = REGION
 
 
 class DriverInfo(Struct, frozen=True, kw_only=True):

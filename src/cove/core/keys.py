@@ -22,12 +22,14 @@ from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.audit import Audit
+from cove.core.keytexts import KeyTexts
 from cove.core.quotas import Quotas
 from cove.core.validation import check_label, check_name, check_timeout
 from cove.engine.clock import Clock
 from cove.model.access import DEFAULT_PROJECT, FULL, Key, Principal, Project, Scope
 from cove.model.audit import SERVER_PROJECT, AuditValue
 from cove.model.errors import BadRequest, Conflict, CoveError, Forbidden, NotFound, Unauthorized
+from cove.model.keyform import REGION, KeyForm
 from cove.model.quota import Quota
 from cove.store.store import Store
 
@@ -52,11 +54,24 @@ class Keys:
         self._audit = audit
         self._clock = clock
         self._tasks = tasks
+        self._texts = KeyTexts({}, REGION)
+        self._given: set[str] = set()
         self._touched: dict[str, float] = {}
+
+    async def open(self, forms: Mapping[str, KeyForm], region: str) -> None:
+        """Before the first key is looked at: how the keys of dialects look, by name, and where this server is."""
+        self._texts = KeyTexts(forms, region)
+        await self._texts.open(self._store)
+        known = self._store.keys.list(None)
+        self._given = {key.digest for key in known if key.name == _bootstrap_name(key.digest)}
 
     def authenticate(self, plaintext: str) -> Principal:
         """Who presents this key. 10 µs on the loop. Raises: Unauthorized, also for revoked and expired keys."""
-        digest = _digest(plaintext[:KEY_LIMIT])
+        plaintext = plaintext[:KEY_LIMIT]
+        digest = _digest(plaintext)
+        if self._texts.is_forged(plaintext) and digest not in self._given:
+            self._refused(None, "unknown")
+            raise Unauthorized("this key is not known here, or was revoked")
         key = self._store.keys.by_digest(digest)
         is_known = key is not None and hmac.compare_digest(key.digest, digest)
         if key is None or not is_known or key.revoked_at is not None:
@@ -89,7 +104,8 @@ class Keys:
     ) -> tuple[Key, str]:
         """A new key and its text, which is nowhere else and never shown again. No scopes: those of `who`.
 
-        What it does counts for the key that made it, too (`quotas.py`).
+        The text of a key that is limited to one dialect has that dialect's form. What it does counts for the key that
+        made it, too (`quotas.py`).
 
         Nobody gives what they do not have. Raises: Forbidden, BadRequest, NotFound (project).
         """
@@ -108,7 +124,7 @@ class Keys:
                 raise Forbidden("a key limited to one dialect cannot give another")
             dialect = who.dialect
         key_id = secrets.token_hex(4)
-        plaintext = f"cove_{key_id}_{secrets.token_urlsafe(32)}"
+        plaintext = self._texts.make(dialect, key_id)
         now = self._clock.now()
         key = Key(
             id=key_id,
@@ -173,7 +189,7 @@ class Keys:
             digest = _digest(plaintext)
             key = Key(
                 id=digest[:8],
-                name=f"bootstrap-{digest[:8]}",
+                name=_bootstrap_name(digest),
                 project=DEFAULT_PROJECT,
                 dialect=None,
                 scopes=FULL,
@@ -184,6 +200,7 @@ class Keys:
                 last_used_at=None,
             )
             added += await self._store.keys.add(key)
+            self._given.add(digest)
         return added
 
     def _may_give(self, who: Principal, project: str, scopes: frozenset[Scope]) -> None:
@@ -285,6 +302,10 @@ class Projects:
     async def ensure_default(self) -> None:
         """The project that is always there."""
         await self._store.projects.ensure(Project(id=DEFAULT_PROJECT, created_at=self._clock.now()))
+
+
+def _bootstrap_name(digest: str) -> str:
+    return f"bootstrap-{digest[:8]}"
 
 
 def _digest(plaintext: str) -> str:

@@ -20,6 +20,7 @@ from cove.edge.exchange import Exchange, Headers
 from cove.edge.metrics import Metrics
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
+from cove.model.keyform import REGION
 from cove.model.request import Idempotency
 from cove.model.spans import Tracer
 
@@ -55,7 +56,7 @@ class ServerFacts(Struct, frozen=True, kw_only=True):
     """What the server says about itself beside the core.
 
     `public_*`: how it is reached from outside, `public_port` None: the usual one. `behind_proxy`: what a proxy before
-    us says of the client is believed.
+    us says of the client is believed. `region`: where it is, for protocols that tell it.
     """
 
     version: str
@@ -63,6 +64,7 @@ class ServerFacts(Struct, frozen=True, kw_only=True):
     public_port: int | None = None
     public_scheme: str = "http"
     behind_proxy: bool = False
+    region: str = REGION
     ssh: SshFacts = SshFacts()
 
     def port_url(self, label: str) -> str:

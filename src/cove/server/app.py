@@ -91,6 +91,8 @@ def core_settings(settings: Settings) -> CoreSettings:
         executions=execution_policy(settings),
         host_ports=host_port_settings(settings),
         accounts=account_settings(settings),
+        key_forms={one.name: one.new_key for one in dialects.load() if one.new_key is not None},
+        region=settings.region,
     )
 
 
@@ -175,6 +177,7 @@ def server_facts(settings: Settings) -> ServerFacts:
         public_port=None if reached == usual else reached,
         public_scheme="https" if is_secure else "http",
         behind_proxy=settings.behind_proxy,
+        region=settings.region,
     )
 
 

@@ -27,6 +27,7 @@ from cove.server.graveyard import GRAVEYARD
 from cove.server.network_settings import network_range, openings, resolvers
 from cove.server.parsing import flag as _flag
 from cove.server.parsing import number as _number
+from cove.server.parsing import region as _region
 from cove.server.parsing import separated as _words
 from cove.server.parsing import some_of as _some_of
 from cove.server.settings_table import ELSEWHERE, TABLE, Setting
@@ -57,6 +58,7 @@ class Settings(ExecutionFields, frozen=True, kw_only=True):
     behind_proxy: bool
     public_domain: str
     proxy_timeout_s: float
+    region: str
     bootstrap_keys: tuple[str, ...]
     drivers: tuple[str, ...]
     default_driver: str
@@ -321,6 +323,7 @@ _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "behind_proxy": _flag,
     "public_domain": _domain,
     "proxy_timeout_s": _number(float, 1, 86400),
+    "region": _region,
     "bootstrap_keys": _words,
     "drivers": _words,
     "default_driver": str,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Final
+
+_REGION: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 def flag(text: str) -> bool:
@@ -44,3 +48,10 @@ def some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
         return given
 
     return parse
+
+
+def region(text: str) -> str:
+    """The name of a place, which also stands in keys."""
+    if not _REGION.fullmatch(text):
+        raise ValueError("must be 1-32 of a-z, 0-9 and hyphens")
+    return text

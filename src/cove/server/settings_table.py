@@ -47,6 +47,12 @@ TABLE: Final = (
         "How long a program in a sandbox may take to begin its answer to a proxied request; then it is 504.",
     ),
     Setting(
+        "region",
+        "local",
+        "name",
+        "Where this server is, in a word of yours: it stands in keys and answers of the isorun API.",
+    ),
+    Setting(
         "bootstrap_keys",
         "",
         "list",

@@ -15,6 +15,12 @@ from cove.cli.tree import noun, verb
 if TYPE_CHECKING:
     from cove.sdk.models import Key
 
+_USES = {
+    "isorun": "ISORUN_API_URL=http://HOST:PORT/isorun ISORUN_API_KEY=…",
+    "isol8": "isol8 login --host http://HOST:PORT/isol8 --key …",
+}
+"""How the clients of a dialect are told of a key."""
+
 FIELDS = ("id", "name", "project", "scopes", "dialect", "created_at", "expires_at", "revoked_at", "last_used_at")
 
 
@@ -33,14 +39,17 @@ def _wire(key: Key, *extra: str) -> dict[str, Any]:
     help="What it may do. May be repeated. Default: all of a user's.",
 )
 @click.option("--life", metavar="TIME", help="It is worthless after so long: 30d, never. Default: never.")
-@click.option("--dialect", metavar="NAME", help="Only for this dialect of the API.")
+@click.option(
+    "--dialect", metavar="NAME", help="Only for this dialect of the API (isorun, isol8, native), and in its form."
+)
 def create_command(  # noqa: PLR0913 - one keyword for each option
     session: Session, *, name: str, project: str | None, scopes: tuple[str, ...], life: str | None, dialect: str | None
 ) -> None:
     """Make a key and print it. It is shown only now: the server keeps no copy."""
     key = session.client.create_key(name, project=project, scopes=scopes or None, timeout=life, dialect=dialect)
     session.emit(_wire(key, "key"), clean(key.key or ""))
-    session.talk(f"Use it from anywhere: COVE_URL=http://HOST:PORT COVE_API_KEY=…   Revoke it: cove key rm {key.id}")
+    use = _USES.get(dialect or "", "COVE_URL=http://HOST:PORT COVE_API_KEY=…")
+    session.talk(f"Use it from anywhere: {use}   Revoke it: cove key rm {key.id}")
 
 
 @verb("ls", fields=FIELDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from cove.dialects.isol8 import authkeys, errors, execute, files, sessions
+from cove.dialects.isol8 import authkeys, errors, execute, files, keyform, sessions
 from cove.edge.dialect import Dialect
 from cove.edge.exchange import Exchange
 
@@ -28,5 +28,6 @@ def dialect() -> Dialect:
         errors=errors.TABLE,
         key_prefixes=("isol8_",),
         key_of=key_of,
+        new_key=keyform.FORM,
         keys_first=True,
     )

@@ -1,0 +1,1 @@
+"""The isorun protocol: runs, their commands, files, snapshots and ports. What it says: docs/protocols/isorun.md."""

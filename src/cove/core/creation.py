@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_order
 from typing import Final
 
 from msgspec.structs import replace
@@ -32,7 +33,7 @@ from cove.model.access import Principal
 from cove.model.credentials import CredentialWish
 from cove.model.errors import BadRequest, Conflict, IdempotencyConflict, Unsupported
 from cove.model.ids import new_core_id
-from cove.model.network import NO_NETWORK, NetworkPolicy
+from cove.model.network import NO_NETWORK, OPEN_NETWORK, NetworkPolicy
 from cove.model.policy import PATTERN
 from cove.model.request import Idempotency
 from cove.model.sandbox import Lineage, Sandbox, SandboxSpec, Source, TimeoutCounts
@@ -180,6 +181,8 @@ class Creation:
         if spec.run_entrypoint and not image.entrypoint + image.command:
             raise BadRequest("this image names no program to run", field="run_entrypoint")
         plan = self._credentials.plan(who.project, spec.credentials, spec.placeholder)
+        orders = [_connectable(order, driver) for order in orders]
+        first = orders[0]
         for order in orders:
             if order.spec.name is not None:
                 self._directory.check_free(who.project, order.spec.name)
@@ -369,6 +372,12 @@ def _taken_at_once(heritage: Heritage | None) -> int:
     if heritage is None or not heritage.lineage.kept.memory:
         return 0
     return heritage.checkpoint.facts.memory_bytes
+
+
+def _connectable(order: Order, driver: Driver) -> Order:
+    """The order, without the internet that nobody asked for where this machine has none to give."""
+    is_unasked = order.spec.open_network and order.spec.network is None and order.network == OPEN_NETWORK
+    return replace_order(order, network=NO_NETWORK) if is_unasked and driver.network_gaps else order
 
 
 def _check_network(network: NetworkPolicy, driver: Driver) -> None:

@@ -72,13 +72,18 @@ class Networks:
         self._network = network
         self._closed = closed
 
-    async def resolve(self, project: str, request: NetworkRequest | None) -> NetworkPolicy:
-        """What a new sandbox gets: as asked, else its project's default, else nothing. Raises: BadRequest, TooLarge."""
+    async def resolve(
+        self, project: str, request: NetworkRequest | None, *, otherwise: NetworkPolicy = NO_NETWORK
+    ) -> NetworkPolicy:
+        """What a new sandbox gets: as asked, else its project's default, else `otherwise`.
+
+        Raises: BadRequest, TooLarge.
+        """
         if request is None:
             found = self._store.projects.get(project)
             request = None if found is None else found.network
         if request is None:
-            return NO_NETWORK
+            return otherwise
         return await self._policy(project, request)
 
     async def renew(self, project: str, policy: NetworkPolicy) -> NetworkPolicy:

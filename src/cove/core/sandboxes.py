@@ -6,7 +6,9 @@ Keep this file small: rules about values are in `validation.py`, about room in `
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import replace as replace_order
+from typing import Final
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -22,11 +24,15 @@ from cove.core.validation import check_change, check_metadata, check_page
 from cove.engine.clock import Clock
 from cove.model.access import Principal, Scope
 from cove.model.errors import CoveError
-from cove.model.request import Idempotency, SandboxChange, SandboxFilter, SandboxPage
+from cove.model.network import NO_NETWORK, OPEN_NETWORK
+from cove.model.request import PAGE_LIMIT, Idempotency, SandboxChange, SandboxFilter, SandboxPage
 from cove.model.sandbox import Limits, Sandbox, SandboxSpec
 from cove.model.spans import span
 from cove.model.state import FINAL, EndReason, State
 from cove.store.store import Store
+
+MOST_LISTED: Final = 10_000
+"""Sandboxes of one list that has no pages."""
 
 
 class Sandboxes:
@@ -67,7 +73,9 @@ class Sandboxes:
         order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
-            order = replace_order(order, network=await self._networks.resolve(who.project, spec.network))
+            unasked = OPEN_NETWORK if spec.open_network else NO_NETWORK
+            network = await self._networks.resolve(who.project, spec.network, otherwise=unasked)
+            order = replace_order(order, network=network)
             await self._quotas.prepare(who.project, who.key_id)
             # The launch follows without a pause, so an image that was found cannot be removed in between.
             with span("image.ensure"):
@@ -101,8 +109,23 @@ class Sandboxes:
         page = self._store.sandboxes.page(who.project, wanted, limit=limit, cursor=cursor)
         return SandboxPage(sandboxes=tuple(self._directory.newest(one) for one in page.sandboxes), cursor=page.cursor)
 
+    def every(self, who: Principal, wanted: SandboxFilter, *, most: int = MOST_LISTED) -> builtins.list[Sandbox]:
+        """The project's sandboxes, newest first, without pages; older ones than the `most` newest are left out.
+
+        Raises: Forbidden, BadRequest.
+        """
+        found: builtins.list[Sandbox] = []
+        cursor: str | None = None
+        while len(found) < most:
+            page = self.list(who, wanted, limit=min(PAGE_LIMIT, most - len(found)), cursor=cursor)
+            found += page.sandboxes
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return found
+
     async def update(self, who: Principal, ref: str, change: SandboxChange) -> Sandbox:
-        """Change timers, name, metadata or limits of a live sandbox.
+        """Change timers, name, metadata or limits of a live sandbox. A new idle time counts from now on.
 
         Raises: Forbidden, BadRequest, NotFound, Gone, Conflict (name), QuotaExceeded, CapacityExceeded, Unsupported,
         EngineFailure.
@@ -127,7 +150,7 @@ class Sandboxes:
             with self._quotas.changing(before, wanted, lambda: supervisor.sandbox):
                 if change.memory_bytes is not UNSET and before.state is not State.HIBERNATED:
                     self._admission.change(before.id, change.memory_bytes)
-                return await supervisor.change(edit)
+                return await supervisor.change(edit, is_use=change.idle_timeout_s is not UNSET)
         finally:
             # Whatever came of it, what is true now is what is reserved.
             self._admission.correct(before.id, supervisor.sandbox.limits.memory_bytes)

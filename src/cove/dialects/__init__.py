@@ -13,7 +13,7 @@ from typing import Final
 
 from cove.edge.dialect import Dialect
 
-DIALECTS: Final = ("cove.dialects.native.routes", "cove.dialects.isol8.routes")
+DIALECTS: Final = ("cove.dialects.native.routes", "cove.dialects.isorun.routes", "cove.dialects.isol8.routes")
 """Each module has `dialect() -> Dialect`. The first one answers for paths that belong to none."""
 
 

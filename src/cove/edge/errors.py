@@ -141,9 +141,9 @@ CLOSING: Final = (BodyTooLarge, BodyStalled)
 class ErrorTable(Struct, frozen=True, kw_only=True):
     """A dialect's way to report failures.
 
-    `rows` is keyed by kind, or by `kind/reason` where the reason of a FileError decides. It must have a row for
-    `engine-failure`. `render` makes the body, `media_type` says what it is; `texts` are the codes whose body is plain
-    text.
+    `rows` is keyed by kind, by `kind:field` where the field at fault decides, or by `kind/reason` where the reason of a
+    FileError does. It must have a row for `engine-failure`. `render` makes the body, `media_type` says what it is;
+    `texts` are the codes whose body is plain text.
     """
 
     rows: Mapping[str, Row]
@@ -156,8 +156,10 @@ class ErrorTable(Struct, frozen=True, kw_only=True):
         return b"text/plain; charset=UTF-8" if self.row(error).code in self.texts else self.media_type
 
     def row(self, error: CoveError) -> Row:
-        """The row for `error`: its reason's, its kind's, else its nearest ancestor's."""
+        """The row for `error`: its reason's or field's, its kind's, else its nearest ancestor's."""
         if isinstance(error, FileError) and (found := self.rows.get(f"{error.kind}/{error.reason}")):
+            return found
+        if error.field is not None and (found := self.rows.get(f"{error.kind}:{error.field}")):
             return found
         for ancestor in type(error).__mro__:
             if issubclass(ancestor, CoveError) and (found := self.rows.get(ancestor.kind)):

@@ -12,11 +12,13 @@ from cove.edge.exchange import Exchange
 class Heartbeat:
     """Writes to the exchange, and a ping whenever nothing was written for a while.
 
-    The head goes out with the first write: at once when the source has an event, else with a ping after 50 ms, so that
-    a client learns that its stream is open.
+    The head goes out with the first write: at once when the source has an event, else with a ping after `first_s`, so
+    that a client learns that its stream is open.
     """
 
-    def __init__(self, exchange: Exchange, headers: Sequence[tuple[bytes, bytes]], ping: bytes) -> None:
+    def __init__(
+        self, exchange: Exchange, headers: Sequence[tuple[bytes, bytes]], ping: bytes, *, first_s: float = 0.05
+    ) -> None:
         self._exchange = exchange
         self._headers = headers
         self._ping_bytes = ping
@@ -24,7 +26,7 @@ class Heartbeat:
         self._last = self._loop.time()
         self._is_writing = False
         self._task: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(0.05, self._tick)
+        self._timer = self._loop.call_later(first_s, self._tick)
 
     async def send(self, data: bytes) -> None:
         """Write `data`, with the head before it if it is the first."""

@@ -16,6 +16,7 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     `body_stall_s`: a body of which nothing arrives for so long ends with 408.
     `reader_stall_s`: an answer of which nothing is taken for so long is cut: no slow reader holds a buffer for ever.
     `ping_s`: a silent event stream gets a comment that often.
+    `patience_s`: after so long an answer that may take long begins, so that its client goes on waiting.
     `proxy_s`: how long a program in a sandbox may take to begin its answer to a proxied request.
     `connections`: further ones are answered 503 and closed. `head_bytes`, `head_s`: of request line and headers.
     `websocket_message_bytes`: a larger message of a client is refused (1009). `websocket_ping_s`: how often a client is
@@ -27,6 +28,7 @@ class EdgeLimits(Struct, frozen=True, kw_only=True):
     body_stall_s: float = 60.0
     reader_stall_s: float = 600.0
     ping_s: float = 15.0
+    patience_s: float = 100.0
     connections: int = 4096
     head_bytes: int = 64 * 1024
     head_s: float = 20.0

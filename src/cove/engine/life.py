@@ -379,7 +379,7 @@ class Life:
                     await asyncio.shield(bounded(box.pause()))
         return self._environment
 
-    async def _change(self, edit: Callable[[Sandbox], Sandbox]) -> None:
+    async def _change(self, edit: Callable[[Sandbox], Sandbox], *, is_use: bool) -> None:
         box = None if self.sandbox.state is State.HIBERNATED else self._own_box()
         before, changed = self.sandbox, edit(self.view())
         if box is None and changed.limits.memory_bytes < before.kept_bytes:
@@ -400,6 +400,8 @@ class Life:
             raise
         self.sandbox = changed
         self._deadlines.set_expiry(changed)
+        if is_use:
+            self._deadlines.touch()
 
     async def _change_network(self, box: Box, before: Sandbox, changed: Sandbox) -> Sandbox:
         """Make true what was written, so that a restart in between applies it; taken back if the machine refuses."""

@@ -114,12 +114,14 @@ class Supervisor(Life):
         """
         return await self._ask(lambda: self._roll_back(checkpoint, image, kept))
 
-    async def change(self, edit: Callable[[Sandbox], Sandbox]) -> Sandbox:
+    async def change(self, edit: Callable[[Sandbox], Sandbox], *, is_use: bool = False) -> Sandbox:
         """Apply `edit` to timers, name, metadata, limits, network; all of it holds when this returns.
+
+        `is_use`: its idle time begins anew.
 
         Raises: what `edit` raises, Gone, Conflict, Unsupported, EngineFailure.
         """
-        return await self._ask(lambda: self._change(edit))
+        return await self._ask(lambda: self._change(edit, is_use=is_use))
 
     @property
     def address(self) -> str:

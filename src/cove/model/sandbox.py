@@ -61,7 +61,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 class SandboxSpec(Struct, frozen=True, kw_only=True):
     """What a caller asks for, already checked. `driver` None: the project's default, else the operator's.
 
-    `network` None: the project's default, which is `none` unless the project says otherwise.
+    `network` None: the project's default, which is `none` unless the project says otherwise. `open_network`: it is the
+    internet then, where this machine can connect sandboxes.
     `run_entrypoint` starts what the image says is its program (ENTRYPOINT and CMD) as a background command.
     `auto_resume`: work in it resumes it when it is paused or hibernated; otherwise that is refused.
     `timeout_counts`: when `timeout_s` passes; None: as the server says.
@@ -82,6 +83,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     auto_resume: bool = True
     run_entrypoint: bool = False
     network: NetworkRequest | None = None
+    open_network: bool = False
     credentials: dict[str, CredentialWish] = field(default_factory=dict[str, CredentialWish])
     placeholder: str = PLACEHOLDER
 

@@ -27,6 +27,7 @@ from cove.engine.driver import Driver
 from cove.engine.pool import Pool
 from cove.engine.ports import Checkpoints
 from cove.engine.supervisors import Supervisors
+from cove.engine.webget import Getter
 from cove.model.access import Principal, Scope
 from cove.model.sandbox import Source
 from cove.store.store import Store
@@ -57,6 +58,7 @@ class Parts:
     host_ports: HostPorts
     checkpoints: Checkpoints
     places: Places
+    getter: Getter | None
 
 
 def server_info(parts: Parts, who: Principal) -> ServerInfo:

@@ -43,7 +43,8 @@ class RemotePolicy(Struct, frozen=True, kw_only=True):
 class ExecutionPolicy(Struct, frozen=True, kw_only=True):
     """The operator's limits. `most_*` None: only what holds for every sandbox. `images` are patterns; empty: any.
 
-    `at_once`: executions of a project that run at a time; one more is refused.
+    `at_once`: executions of a project that run at a time; one more is refused. `ready`: sandboxes that wait for them,
+    of each image that they use.
     """
 
     networks: tuple[str, ...] = NETWORKS
@@ -56,6 +57,7 @@ class ExecutionPolicy(Struct, frozen=True, kw_only=True):
     most_output_bytes: int = 10 * MIB
     at_once: int = 64
     session_idle_s: float | None = 3600.0
+    ready: int = 24
     remote: RemotePolicy = RemotePolicy()
 
 

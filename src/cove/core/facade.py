@@ -27,6 +27,8 @@ from cove.core.creation import Creation
 from cove.core.credentials import Credentials
 from cove.core.directory import Directory
 from cove.core.execs import Execs
+from cove.core.executing import make_executions
+from cove.core.executions import Executions
 from cove.core.executionsessions import ExecutionSessions
 from cove.core.exposures import Exposures
 from cove.core.files import Files
@@ -78,6 +80,7 @@ from cove.engine.network.port import Network
 from cove.engine.pool import open_pool
 from cove.engine.ports import Checkpoints, ImageSource
 from cove.engine.supervisors import Others, Supervisors, open_supervisors
+from cove.engine.webget import Getter
 from cove.engine.webpost import Poster
 from cove.model.access import Principal
 from cove.model.auditchain import KEY_BYTES
@@ -96,6 +99,7 @@ class Core:
     snapshots: Snapshots
     templates: Templates
     execs: Execs
+    executions: Executions
     execution_sessions: ExecutionSessions
     contexts: Contexts
     shells: Shells
@@ -137,6 +141,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
     secrets_at_rest: Secrets | None = None,
     network: Network | None = None,
     post: tuple[Poster | None, Callable[[], ClosedRanges]] = (None, ClosedRanges),
+    getter: Getter | None = None,
     checkpoints: Checkpoints | None = None,
     unusable: Mapping[str, tuple[str, ...]] | None = None,
     clock: Clock | None = None,
@@ -147,8 +152,8 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     `image_store` (open) is where projects' images lie; None: there are only the built-in ones. `audit_key` signs the
     audit trail, `secrets_at_rest` seals what the store must not show; None: a key of this process only. `network` None:
-    sandboxes have none. `post`: how webhooks leave. `checkpoints` None: sandboxes can be neither hibernated nor
-    kept as snapshots. Raises: EngineFailure when the store cannot be read or written.
+    sandboxes have none. `post`: how webhooks leave, `getter`: how programs are fetched. `checkpoints` None: sandboxes
+    can be neither hibernated nor kept as snapshots. Raises: EngineFailure when the store cannot be read or written.
     """
     clock, checkpoints = clock or SystemClock(), checkpoints or NoCheckpoints()
     admission = Admission(settings.admission, clock, memory, disk)
@@ -177,13 +182,12 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
         host_ports = HostPorts(settings.host_ports, ports)
         networks = _networks(directory, supervisors, store, clock, audit, network, tasks)
         credentials = make_credentials(directory, store, clock, audit, secrets_at_rest, network)
+        use = image_use(supervisors, pool, store)
         parts: _Parts = _Parts(
             settings=settings,
             drivers=drivers,
             missing={**dict.fromkeys(drivers, ()), **(unusable or {})},
-            images=project_images(
-                images, image_store, settings, clock, tasks, image_use(supervisors, pool, store), audit
-            ),
+            images=project_images(images, image_store, settings, clock, tasks, use, audit),
             store=store,
             clock=clock,
             audit=audit,
@@ -201,6 +205,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
             host_ports=host_ports,
             checkpoints=checkpoints,
             places=Places(accounts.budgets, accounts.quotas, admission),
+            getter=getter,
         )
         async with _working(parts, tasks) as core:
             yield core
@@ -376,6 +381,7 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         store=parts.store,
         clock=parts.clock,
     )
+    sessions = _execution_sessions(parts, sandboxes)
     notes = CommandNotes(parts.audit, tasks)
     execs, files = Execs(parts.directory, tasks, notes), Files(parts.directory, parts.audit)
     tools = Tools(sandboxes=sandboxes, execs=execs, files=files)
@@ -386,7 +392,8 @@ def _core(parts: _Parts, creation: Creation, found: Reconciled, tasks: asyncio.T
         snapshots=snapshots,
         templates=_templates(parts, snapshots),
         execs=execs,
-        execution_sessions=_execution_sessions(parts, sandboxes),
+        execution_sessions=sessions,
+        executions=make_executions(parts, sandboxes, execs, sessions, tasks),
         contexts=parts.contexts,
         shells=Shells(parts.directory, execs.output_share, notes),
         files=files,

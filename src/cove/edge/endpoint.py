@@ -32,7 +32,7 @@ from cove.edge.portforms import Found, open_port
 from cove.edge.proxy import PAGE_HEADERS, error_page, wants_page
 from cove.edge.websocket import check_handshake
 from cove.model.access import Principal
-from cove.model.errors import CoveError, EngineFailure
+from cove.model.errors import BadRequest, Conflict, CoveError, EngineFailure, FileError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ PORT: Final = "cove.port"
 
 CLIENT_GONE_STATUS: Final = 499
 SERVER_FAULT: Final = 500
+_NOT_OURS: Final = (BadRequest, Conflict, FileError, BadUpstream, UpstreamTimeout)
+"""What callers and their programs bring about, whatever status a dialect has for it: they could fill the log."""
+
 NOBODY: Final = Principal(key_id="", name="", project="", scopes=frozenset())
 
 
@@ -56,7 +59,7 @@ class Reporter:
     def failure(self, error: CoveError, request_id: str) -> Failure:
         """`error` in the dialect's words, logged if it is our fault: a program in a sandbox could fill the log."""
         failure = self._table.failure(error, request_id)
-        if failure.status >= SERVER_FAULT and not isinstance(error, BadUpstream | UpstreamTimeout):
+        if failure.status >= SERVER_FAULT and not isinstance(error, _NOT_OURS):
             log.warning("%s: %s", error.public, error.internal, extra={"request_id": request_id, "code": failure.code})
         return failure
 

@@ -10,7 +10,7 @@ To add a driver: one file in `drivers/` ending in `driver_factory = ...`, one ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -57,6 +57,17 @@ class BoxSpec(Struct, frozen=True, kw_only=True):
     with_memory: bool = False
 
 
+class Scratch(Struct, frozen=True, kw_only=True):
+    """A file system in memory: `size_bytes` count as the box's memory. `programs`: they may be started from it."""
+
+    path: str
+    size_bytes: int
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    programs: bool = False
+
+
 class BoxFacts(Struct, frozen=True, kw_only=True):
     """What must be known to adopt or reap a box after a restart; kept in the box's own directory as JSON.
 
@@ -64,7 +75,8 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     a pid alone can be reused. `listener_pid`: the process that the agent's socket belongs to, 0: its init.
     `address`: its IPv4 address on the sandboxes' network, empty: it never had one. `origin`: the checkpoint that it
     was made of, empty: none. Somebody's files are in such a box: it is never anybody else's. `agent_file`: the name of
-    its agent's file where that is not the build: a box made of memory goes on with the agent that it had.
+    its agent's file where that is not the build: a box made of memory goes on with the agent that it had. `scratch`:
+    it has files in memory, which a copy of its layer lacks.
     """
 
     id: str
@@ -82,6 +94,7 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
     address: str = ""
     origin: str = ""
     agent_file: str = ""
+    scratch: bool = False
 
 
 class Box(ABC):
@@ -111,6 +124,15 @@ class Box(ABC):
     @abstractmethod
     async def set_hostname(self, hostname: str) -> None:
         """Set the UTS name. Raises: EngineFailure; Unsupported where `Driver.can_rename` is false."""
+
+    async def add_scratch(self, scratch: Sequence[Scratch], *, read_only: bool) -> None:
+        """Give it file systems in memory, over directories that are there; `read_only`: nothing else can be written.
+
+        Once, before anything of a caller runs in it; what it holds can then not be kept on the disk.
+        Raises: EngineFailure, Unsupported.
+        """
+        del scratch, read_only
+        raise Unsupported(f"the driver {self.facts.driver} gives its sandboxes no file systems in memory")
 
     async def set_network(self, policy: NetworkPolicy, links: Mapping[str, str]) -> None:
         """Make `policy` hold, giving it an interface first where it needs one; `links`: addresses by sandbox name.

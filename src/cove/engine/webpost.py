@@ -72,18 +72,8 @@ class WebPost:
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         async with asyncio.timeout(POST_S):
-            sock = await self._dial(host, port)
-            try:
-                is_secure = parts.scheme == "https"
-                reader, writer = await asyncio.open_connection(
-                    sock=sock,
-                    limit=HEAD_BYTES,
-                    ssl=self._tls if is_secure else None,
-                    server_hostname=host if is_secure else None,
-                )
-            except BaseException:
-                sock.close()
-                raise
+            tls = self._tls if parts.scheme == "https" else None
+            reader, writer = await connect(self._world, self._closed(), host, port, tls)
             try:
                 writer.write(_request(parts.path, parts.query, parts.netloc, headers, body))
                 await writer.drain()
@@ -91,21 +81,33 @@ class WebPost:
             finally:
                 writer.close()
 
-    async def _dial(self, host: str, port: int) -> socket.socket:
-        closed = self._closed()
-        addresses = [host] if _is_address(host) else await self._world.resolve(host)
-        found = [address for address in addresses if closed.why(address, port) is None][:ADDRESSES]
-        if not found:
-            why = next(
-                (words for one in addresses if (words := closed.why(one, port)) is not None), "it has no address"
-            )
-            raise PostRefused(f"{host} may not be reached: {why}")
-        for address in found[:-1]:
-            try:
-                return await self._world.connect(address, port)
-            except OSError:
-                continue
-        return await self._world.connect(found[-1], port)
+
+async def connect(
+    world: World, closed: ClosedRanges, host: str, port: int, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to an address that was checked. Raises: PostRefused, OSError (SSLError)."""
+    sock = await _dial(world, closed, host, port)
+    try:
+        return await asyncio.open_connection(
+            sock=sock, limit=HEAD_BYTES, ssl=tls, server_hostname=host if tls is not None else None
+        )
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _dial(world: World, closed: ClosedRanges, host: str, port: int) -> socket.socket:
+    addresses = [host] if _is_address(host) else await world.resolve(host)
+    found = [address for address in addresses if closed.why(address, port) is None][:ADDRESSES]
+    if not found:
+        why = next((words for one in addresses if (words := closed.why(one, port)) is not None), "it has no address")
+        raise PostRefused(f"{host} may not be reached: {why}")
+    for address in found[:-1]:
+        try:
+            return await world.connect(address, port)
+        except OSError:
+            continue
+    return await world.connect(found[-1], port)
 
 
 def _is_address(host: str) -> bool:

@@ -11,13 +11,18 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from cove.model.errors import Conflict
+from cove.model.errors import BadRequest, Conflict
 from cove.model.execs import Stream, Why
 from cove.model.network import NetworkRequest
 from cove.model.sandbox import MIB, Usage
 
 HOME: Final = "/sandbox"
 """Where executions work: the home of their user."""
+
+EXECUTION_UID: Final = 100
+EXECUTION_GID: Final = 101
+EXECUTION_USER: Final = f"{EXECUTION_UID}:{EXECUTION_GID}"
+"""Who executions run as, in any image."""
 
 EXECUTION_TIMEOUT_S: Final = 30.0
 EXECUTION_OUTPUT_BYTES: Final = MIB
@@ -48,6 +53,36 @@ class WrongRuntime(Conflict):
         super().__init__(f"this session runs {had}, not {asked}", field="runtime")
         self.had = had
         self.asked = asked
+
+
+class RemoteFault(StrEnum):
+    """Why a program was not fetched. `RemoteRefused.detail` is what the comment says."""
+
+    DISABLED = "disabled"
+    INVALID = "invalid"
+    INSECURE = "insecure"
+    SCHEME = "scheme"  # the scheme
+    HOST = "host"  # the host that may not be asked
+    UNRESOLVED = "unresolved"  # the host
+    UNHASHED = "unhashed"
+    TIMEOUT = "timeout"  # the limit in milliseconds
+    STATUS = "status"  # of HTTP
+    FAILED = "failed"  # why
+    TOO_LARGE = "too-large"  # the limit in bytes
+    MISMATCH = "mismatch"
+    BINARY = "binary"
+
+
+class RemoteRefused(BadRequest):
+    """The program was not fetched: the operator's policy is against it, or what is there is not a program."""
+
+    kind = "remote-refused"
+
+    def __init__(self, fault: RemoteFault, detail: str = "") -> None:
+        said = f"the program was not fetched: {fault.value}" + (f" ({detail})" if detail else "")
+        super().__init__(said, field="code_url")
+        self.fault = fault
+        self.detail = detail
 
 
 class ExecutionSettings(Struct, frozen=True, kw_only=True):
@@ -89,8 +124,8 @@ class ExecutionSpec(Struct, frozen=True, kw_only=True):
 
     `timeout_s` None: that of the settings. `env` is not masked, and not there in install and set-up. `files` by path,
     relative ones below HOME. `collect`: paths whose content the result has; None: none asked for. `packages`: what the
-    runtime's package manager is to install first, `setup`: a script for bash after that. `workdir` is resolved against
-    HOME. `extension` of the program's file, with its dot. `flags`: of the agent runtime, shell text.
+    runtime's package manager is to install first, `setup`: a script for bash after that, at `setup_path`. `workdir` is
+    resolved against HOME. `extension` of the program's file, with its dot. `flags`: of the agent runtime, shell text.
     `session`: the name of the session; None: a sandbox of its own.
     """
 
@@ -105,6 +140,7 @@ class ExecutionSpec(Struct, frozen=True, kw_only=True):
     collect: tuple[str, ...] | None = None
     packages: tuple[str, ...] = ()
     setup: str | None = None
+    setup_path: str = f"{HOME}/.setup.sh"
     workdir: str = HOME
     extension: str | None = None
     flags: str = ""
@@ -157,6 +193,7 @@ class ExecutionResult(Struct, frozen=True, tag="done", kw_only=True):
     stderr: str = ""
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    output_limit_bytes: int = 0
     stdout_cut: bool = False
     stderr_cut: bool = False
     duration_ms: float = 0.0

@@ -27,6 +27,7 @@ class ExecutionFields(Struct, frozen=True, kw_only=True):
     execution_output_mib: int
     execution_at_once: int
     execution_idle_s: float
+    execution_ready: int
     remote_code_hosts: tuple[str, ...]
     remote_code_plain: bool
     remote_code_hash: bool
@@ -44,6 +45,7 @@ EXECUTION_PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "execution_output_mib": number(int, 1, 10),
     "execution_at_once": number(int, 1, 100_000),
     "execution_idle_s": number(float, 0, 30 * 86400),
+    "execution_ready": number(int, 0, 4096),
     "remote_code_hosts": separated,
     "remote_code_plain": flag,
     "remote_code_hash": flag,
@@ -64,6 +66,7 @@ def execution_policy(settings: ExecutionFields) -> ExecutionPolicy:
         most_output_bytes=settings.execution_output_mib * MIB,
         at_once=settings.execution_at_once,
         session_idle_s=settings.execution_idle_s or None,
+        ready=settings.execution_ready,
         remote=RemotePolicy(
             hosts=settings.remote_code_hosts,
             plain=settings.remote_code_plain,

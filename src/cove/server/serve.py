@@ -134,7 +134,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
         await asyncio.to_thread(image_store.open)
         door = None if engine.network is None else BrokerDoor(engine.network)
         spaces = stack.enter_context(ExitStack())
-        hooks = await open_poster(
+        hooks, getter = await open_poster(
             settings.network_outside, settings.network_opened_ranges, engine.network, extra_ca.bundle, spaces
         )
         opened = open_core(
@@ -149,6 +149,7 @@ async def serve(settings: Settings, *, welcome: bool) -> bool:
             disk=lambda: Disk(*engine.disk()),
             network=engine.network,
             post=hooks,
+            getter=getter,
             checkpoints=engine.checkpoints,
         )
         core = control.core = await stack.enter_async_context(opened)

@@ -178,6 +178,13 @@ TABLE: Final = (
         "execution_idle_s", "3600", "seconds", "After how long without an execution a session is ended; 0: it is not."
     ),
     Setting(
+        "execution_ready",
+        "24",
+        "count",
+        "Ready sandboxes to keep for executions, per image that they use, from the first use on; `pool_images` has "
+        "them from the start.",
+    ),
+    Setting(
         "remote_code_hosts",
         "",
         "list of patterns",

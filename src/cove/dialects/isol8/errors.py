@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -10,7 +11,7 @@ import msgspec
 from cove.dialects.isol8 import wire
 from cove.edge.errors import ErrorTable, Failure, Row
 from cove.model.errors import CoveError
-from cove.model.execution import WrongRuntime
+from cove.model.execution import RemoteFault, RemoteRefused, WrongRuntime
 
 NO_ROUTE: Final = "no-route"
 TOO_LARGE: Final = "too-large"
@@ -59,6 +60,23 @@ ROWS: Final = MappingProxyType(
 _SAID: Final = MappingProxyType(
     {"key-missing": "Missing Authorization header", "key-unknown": "Invalid API key"},
 )
+_REMOTE: Final[Mapping[RemoteFault, str]] = MappingProxyType(
+    {
+        RemoteFault.DISABLED: "Remote code fetching is disabled. Set remoteCode.enabled=true to allow it.",
+        RemoteFault.INVALID: "Invalid URL",
+        RemoteFault.INSECURE: "Insecure code URL blocked. Use allowInsecureCodeUrl=true to allow HTTP.",
+        RemoteFault.SCHEME: "URL scheme not allowed: {}",
+        RemoteFault.HOST: "Blocked code URL host: {}",
+        RemoteFault.UNRESOLVED: "Failed to resolve code URL host: {}",
+        RemoteFault.UNHASHED: "Hash verification required: provide codeHash for remote code execution.",
+        RemoteFault.TIMEOUT: "Remote code fetch timed out after {}ms",
+        RemoteFault.STATUS: "Failed to fetch remote code: HTTP {}",
+        RemoteFault.FAILED: "Failed to fetch remote code: {}",
+        RemoteFault.TOO_LARGE: "Remote code exceeds maxCodeSize ({} bytes)",
+        RemoteFault.MISMATCH: "Remote code hash mismatch",
+        RemoteFault.BINARY: "Fetched code appears to be binary content",
+    },
+)
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
@@ -69,6 +87,8 @@ def sentence(error: CoveError) -> str:
             f'Cannot switch runtime from "{error.had}" to "{error.asked}". Each persistent container supports a single '
             "runtime. Create a new Isol8 instance for a different runtime."
         )
+    if isinstance(error, RemoteRefused):
+        return _REMOTE[error.fault].format(error.detail)
     return error.public
 
 

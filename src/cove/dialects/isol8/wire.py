@@ -83,28 +83,18 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel"):
     session_id: str | None = None
 
 
-class Frame(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A message of a client over a WebSocket."""
-
-    type: Any = "undefined"
-    request: Request | None = None
-    options: Options | None = None
-    session_id: str | None = None
-
-
 class Event(Struct, frozen=True):
-    """One event of a stream. Without a phase it is an error that no `exit` follows."""
+    """One event of a stream."""
 
     type: Literal["stdout", "stderr", "exit", "error"]
     data: str
     phase: Literal["setup", "code"]
 
 
-class Refusal(Struct, frozen=True):
-    """The only event of an execution that was refused."""
+class Refusal(Struct, frozen=True, tag="error"):
+    """The last event of an execution that was refused: no `exit` follows."""
 
     data: str
-    type: Literal["error"] = "error"
 
 
 class ResourceUsage(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,11 +19,12 @@ import msgspec
 from cove.agentlink.client import AgentClient
 from cove.engine import agentsocket, kernel
 from cove.engine.checkpoints.model import CheckpointFacts, Draft
-from cove.engine.driver import Box, BoxFacts
+from cove.engine.driver import Box, BoxFacts, Scratch
 from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle, quiet
 from cove.engine.oci.ground import Ground, processes_of, wait_readable
 from cove.engine.oci.saving import CopyLayer, Saved, StopClock, surely
+from cove.engine.oci.scratch import mount_scratch
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
 from cove.model.sandbox import Isolation, Limits, Usage
@@ -88,6 +89,19 @@ class OciBox(Box):
             raise EngineFailure("the kernel refused the new limits", internal=str(error)) from error
         self.facts = msgspec.structs.replace(facts, limits=limits)
         self._ground.write_facts(self.facts)
+
+    async def add_scratch(self, scratch: Sequence[Scratch], *, read_only: bool) -> None:
+        facts = self.facts
+        if self._own_kernel:
+            await super().add_scratch(scratch, read_only=read_only)
+        self.facts = msgspec.structs.replace(facts, scratch=True)
+        self._ground.write_facts(self.facts)
+        try:
+            await self._ground.quickly(
+                lambda: mount_scratch(facts.init_pid, facts.init_start, facts.uid_base, scratch, read_only=read_only)
+            )
+        except OSError as error:
+            raise EngineFailure("the sandbox could not be given its file systems", internal=repr(error)) from error
 
     async def rest(self) -> None:
         self._is_spare = True
@@ -187,6 +201,8 @@ class OciBox(Box):
             raise SandboxGone("the sandbox has ended")
         if with_memory and (gaps := self._driver.memory_gaps):
             raise Unsupported(gaps[0], field="memory", internal="; ".join(gaps))
+        if self.facts.scratch:
+            raise Unsupported("this sandbox has its files in memory, for executions: they cannot be kept on the disk")
         hostname = await self.hostname()
 
         async def copy_layer() -> None:

@@ -60,7 +60,7 @@ class Ground:
         self.missing = (*missing, *choice.missing)
         self.mounts = rootfs.MountThread()
         # A thread of its own for what takes 0.1 ms: a claim must not wait behind the mounts of the pool's filling.
-        self._quick = ThreadPoolExecutor(1, "cove-quick")
+        self._quick = ThreadPoolExecutor(1, "cove-quick", kernel.unshare, (kernel.CLONE_FS,))
         self.uids = UidRanges.of(config.run_dir)
         self.cgroups = cgroup.detect(config.instance)
         self.skeleton = config.data_dir / rootfs.SKELETON

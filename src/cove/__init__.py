@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cove.sdk.audit import Audit, AuditLine
     from cove.sdk.client import Client
     from cove.sdk.connections import Connection
+    from cove.sdk.contexts import Context, Contexts
     from cove.sdk.errors import (
         AgentTimeout,
         AgentViolation,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         BadRequest,
         BudgetExceeded,
         CapacityExceeded,
+        CodeFailed,
         CommandFailed,
         Conflict,
         EngineFailure,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         Unreachable,
         Unsupported,
     )
+    from cove.sdk.executions import CodeResult, Execution, Logs, Raised
     from cove.sdk.files import Files
     from cove.sdk.forwarding import Forward
     from cove.sdk.images import ImageProgress, Images
@@ -91,11 +94,16 @@ __all__ = [
     "Change",
     "Chunk",
     "Client",
+    "CodeFailed",
+    "CodeResult",
     "CommandFailed",
     "Conflict",
     "Connection",
+    "Context",
+    "Contexts",
     "EngineFailure",
     "Error",
+    "Execution",
     "Exit",
     "Explanation",
     "FileError",
@@ -111,6 +119,7 @@ __all__ = [
     "Images",
     "Job",
     "Kept",
+    "Logs",
     "Network",
     "NetworkInfo",
     "NetworkProfile",
@@ -121,6 +130,7 @@ __all__ = [
     "QuotaExceeded",
     "QuotaInfo",
     "QuotaTooSmall",
+    "Raised",
     "RateLimited",
     "Refusal",
     "RegistryError",
@@ -160,6 +170,8 @@ _HOME: Final = {
     **dict.fromkeys(("close", "connect", "create", "get", "images", "list"), "api"),
     "Client": "client",
     "Connection": "connections",
+    **dict.fromkeys(("Context", "Contexts"), "contexts"),
+    **dict.fromkeys(("CodeResult", "Execution", "Logs", "Raised"), "executions"),
     "Files": "files",
     "Forward": "forwarding",
     **dict.fromkeys(("Audit", "AuditLine"), "audit"),

@@ -15,6 +15,7 @@ from cove.sdk.aio.api import close, connect, create, get, images, list  # noqa: 
 from cove.sdk.aio.audit import Audit
 from cove.sdk.aio.client import Client
 from cove.sdk.aio.connections import Connection
+from cove.sdk.aio.contexts import Context, Contexts
 from cove.sdk.aio.files import Files
 from cove.sdk.aio.forwarding import Forward
 from cove.sdk.aio.images import Images
@@ -33,6 +34,8 @@ __all__ = [
     "Audit",
     "Client",
     "Connection",
+    "Context",
+    "Contexts",
     "Files",
     "Forward",
     "Images",

@@ -30,7 +30,8 @@ The tree (a test compares it with the classes)::
     ├── EngineFailure         Cove or the machine failed
     ├── Unreachable           no server answered, or the connection was lost
     ├── BadAnswer             what answered is no Cove server, or damaged
-    └── CommandFailed         check=True and the command did not succeed; carries `result`
+    ├── CommandFailed         check=True and the command did not succeed; carries `result`
+    └── CodeFailed            check=True and the code did not run to its end; carries `execution`
 
 An error that arrives over the wire is chosen by its `code` from the table here, never by a class name in the answer.
 To add a class: the class, the drawing, a row in `_BY_CODE`, a heading in `docs/reference/sdk.md`.
@@ -44,6 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cove.sdk.executions import Execution
     from cove.sdk.results import Result
 
 
@@ -273,6 +275,16 @@ class CommandFailed(Error):
     def __init__(self, message: str, *, result: Result) -> None:
         super().__init__(message)
         self.result = result
+
+
+class CodeFailed(Error):
+    """`check=True` was asked and the code did not run to its end. `execution` is what would have been returned."""
+
+    code = "code-failed"
+
+    def __init__(self, message: str, *, execution: Execution) -> None:
+        super().__init__(message)
+        self.execution = execution
 
 
 _ERRNO: Final = {

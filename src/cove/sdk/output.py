@@ -47,7 +47,7 @@ class OutputReader:
         Raises: the Error that the stream ends in; BadAnswer.
         """
         for event, data in self._parser.feed(piece):
-            fields = _fields(data)
+            fields = event_fields(data)
             match event:
                 case "stdout" | "stderr":
                     yield self.chunk(event, decode(fields.get("data"), "base64"))
@@ -120,7 +120,8 @@ def read_output(reader: OutputReader, wire: dict[str, Any]) -> list[Chunk]:
     return chunks
 
 
-def _fields(data: str) -> dict[str, Any]:
+def event_fields(data: str) -> dict[str, Any]:
+    """Return what an event says. Raises: BadAnswer."""
     try:
         fields = json.loads(data)
     except ValueError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cove.sdk import calls
 from cove.sdk.calls import Command
+from cove.sdk.coding import Coding
 from cove.sdk.errors import Error, Gone, NotFound
 from cove.sdk.life import Life
 from cove.sdk.results import checked
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cove.sdk.watches import Watch
 
 
-class Sandbox(Life):
+class Sandbox(Coding, Life):
     """A sandbox on the server. Get one from `cove.create`, `cove.get` or `cove.list`.
 
     In a `with`, one from `create` is deleted at the end unless `keep=True`; one from `get` or `list` stays. Properties

@@ -28,6 +28,8 @@ CLASSES = [
     "Watch",
     "Webhooks",
     "Connection",
+    "Context",
+    "Contexts",
     "Forward",
 ]
 FUNCTIONS = ["close", "connect", "create", "get", "images", "list"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from cove.sdk import calls, ports, shell_calls, tcp_calls, terminal_calls, watch_calls
+from cove.sdk.aio.coding import Coding
 from cove.sdk.aio.connections import Connection
 from cove.sdk.aio.credentials import Credentials
 from cove.sdk.aio.files import Files
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from cove.sdk.aio.networks import Network
 
 
-class Sandbox(Life):
+class Sandbox(Coding, Life):
     """A sandbox on the server. Get one from `cove.create`, `cove.get` or `cove.list`.
 
     In a `with`, one from `create` is deleted at the end unless `keep=True`; one from `get` or `list` stays. Properties

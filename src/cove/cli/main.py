@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "run": "execute",
     "exec": "execute",
     "shell": "shell",
+    "code": "code",
     "new": "sandbox",
     "ls": "sandbox",
     "show": "sandbox",

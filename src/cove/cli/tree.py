@@ -69,6 +69,8 @@ _TWINS = {
     "ssh": ["shell"],
     "terminal": ["shell"],
     "attach": ["shell"],
+    "python": ["code"],
+    "repl": ["code"],
     "keys": ["key"],
     "images": ["image"],
     "ports": ["port"],

@@ -16,6 +16,8 @@ from cove.sdk.wire import checked
 KEEP_RESULTS: Final = 1000
 """Of one run, what a streamed `Execution` holds at most; the callbacks get all of them."""
 
+_EVENT_BYTES: Final = 96 * 1024 * 1024
+"""A single event: the largest result, 64 MiB, as JSON."""
 _BINARY: Final = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 _JSON: Final = ("application/json", "+json")
 
@@ -260,7 +262,7 @@ class CodeReader:
 
     def __init__(self) -> None:
         self.execution: Execution | None = None
-        self._parser = EventParser()
+        self._parser = EventParser(_EVENT_BYTES)
         self._tails = {"stdout": Tail(KEEP_BYTES), "stderr": Tail(KEEP_BYTES)}
         self._results: list[CodeResult] = []
         self._dropped = 0

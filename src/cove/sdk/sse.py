@@ -18,8 +18,10 @@ MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 class EventParser:
     """Feed it bytes; it yields `(event, data)` pairs, each once its blank line has arrived."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, most_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._rest: list[bytes] = []
+        self._rest_size = 0
         self._event = ""
         self._data: list[str] = []
         self._size = 0
@@ -27,11 +29,16 @@ class EventParser:
     def feed(self, piece: bytes) -> Iterator[tuple[str, str]]:
         """Take the next bytes and yield the events that they complete.
 
-        Raises: BadAnswer (an event larger than MAX_EVENT_BYTES).
+        Raises: BadAnswer (an event larger than `most_bytes`).
         """
-        *lines, self._rest = (self._rest + piece).split(b"\n") if self._rest else piece.split(b"\n")
-        if len(self._rest) + self._size > MAX_EVENT_BYTES:
-            raise BadAnswer("the server sent an event larger than 16 MiB")
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest, self._rest_size = [], 0
+        self._rest.append(rest)  # joined once its end is there: a long line would be copied with every piece
+        self._rest_size += len(rest)
+        if self._rest_size + self._size > self._most_bytes:
+            raise BadAnswer(f"the server sent an event larger than {self._most_bytes >> 20} MiB")
         for line in lines:
             done = self._take(line.removesuffix(b"\r").decode("utf-8", "replace"))
             if done is not None:

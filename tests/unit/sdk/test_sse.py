@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cove.sdk import sse
 from cove.sdk.errors import BadAnswer
-from cove.sdk.sse import EventParser
+from cove.sdk.sse import MAX_EVENT_BYTES, EventParser
 
 LINE = st.text(st.characters(blacklist_characters="\r\n", blacklist_categories=["Cs"]), max_size=20)
 EVENTS = st.lists(
@@ -18,8 +17,8 @@ EVENTS = st.lists(
 )
 
 
-def parse(pieces: list[bytes]) -> list[tuple[str, str]]:
-    parser = EventParser()
+def parse(pieces: list[bytes], most_bytes: int = MAX_EVENT_BYTES) -> list[tuple[str, str]]:
+    parser = EventParser(most_bytes)
     return [found for piece in pieces for found in parser.feed(piece)]
 
 
@@ -58,8 +57,7 @@ def test_other_fields_and_comments_are_ignored() -> None:
     assert parse([b"id: 1\nretry: 5\n: c\ndata:x\n\nevent: y\n\n"]) == [("message", "x")]
 
 
-def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 100)
+def test_an_endless_event_is_refused() -> None:
     for piece in (b"x" * 30, b"data: " + b"x" * 30 + b"\n"):
         with pytest.raises(BadAnswer, match="larger"):
-            parse([piece] * 5)
+            parse([piece] * 5, 100)

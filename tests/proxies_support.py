@@ -18,7 +18,7 @@ from cove.engine.network.resolver import Judges, Resolver
 from cove.engine.network.transparent import accepting_wires, proxy_shares
 from cove.engine.network.tunnels import serve_direct
 from cove.model.closed import Opening
-from cove.model.network import NetworkMode, NetworkPolicy, NetworkRule, Refusal, Verdict
+from cove.model.network import NetworkMode, NetworkPolicy, NetworkRule, Refusal, Verdict, Visit
 from cove.model.policy import ClosedRanges
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -40,12 +40,13 @@ class World:
         self.names = {"good.example": GOOD, "other.example": OTHER, "evil.example": EVIL}
         self.policy = policy("good.example")
         self.refusals: list[Refusal] = []
+        self.visits: list[Visit] = []
         self.served: list[tuple[str, bytes]] = []
         self.original = (GOOD, 80)
         self.port = 0
         self.proxy = 0
         closed = ClosedRanges([Opening("127.0.0.0/24")])
-        judges = Judges(closed=lambda: closed, learner=self, report=self.refusals.append)
+        judges = Judges(closed=lambda: closed, learner=self, report=self.refusals.append, visited=self.visits.append)
         self.exits = Exits(self, Resolver(self, judges), judges, self)
 
     def by_address(self, address: str) -> Endpoint | None:

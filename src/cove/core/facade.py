@@ -69,6 +69,7 @@ from cove.core.terminals import Terminals
 from cove.core.trail import Trail
 from cove.core.trees import Trees
 from cove.core.usage import Usages
+from cove.core.visits import Visits
 from cove.core.watches import Watches
 from cove.core.webhooks import Webhooks
 from cove.core.workbench import Tools
@@ -261,9 +262,10 @@ def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
         supervisor = supervisors.get(sandbox_id)
         return None if supervisor is None else supervisor.sandbox
 
-    refusals = Refusals(audit, clock, find)
+    refusals, visits = Refusals(audit, clock, find), Visits(find)
     if network is not None:
         network.on_refusal = refusals.hear
+        network.on_visit = visits.hear
     return Networks(
         directory,
         store=store,
@@ -271,6 +273,7 @@ def _networks(  # noqa: PLR0913, PLR0917 - what they stand on
         profiles=NetworkProfiles(store.networks, audit, clock, closed, tasks=tasks),
         links=Links(directory, supervisors),
         refusals=refusals,
+        visits=visits,
         network=network,
         closed=closed,
     )

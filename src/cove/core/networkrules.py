@@ -111,6 +111,8 @@ def policy_of(request: NetworkRequest, profile: NetworkProfile | None = None) ->
         links=request.links,
         bandwidth_bps=request.bandwidth_bps,
         connections_per_s=request.connections_per_s,
+        record=request.record,
+        words=request.words,
     )
     flatten(policy)  # what the packet filter could not hold is refused here, before a sandbox is made with it
     return policy
@@ -128,6 +130,8 @@ def request_of(policy: NetworkPolicy) -> NetworkRequest:
         links=policy.links,
         bandwidth_bps=policy.bandwidth_bps,
         connections_per_s=policy.connections_per_s,
+        record=policy.record,
+        words=policy.words,
     )
 
 

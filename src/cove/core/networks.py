@@ -19,6 +19,7 @@ from cove.core.networkrules import checked_request, policy_of, request_of
 from cove.core.networkwhy import Explanation, Question, explain
 from cove.core.refusals import Refusals
 from cove.core.validation import check_count
+from cove.core.visits import Visits
 from cove.engine.network.flatten import flatten
 from cove.engine.network.port import Network
 from cove.engine.network.resolver import LINK_SUFFIX
@@ -28,7 +29,16 @@ from cove.model.audit import AuditValue
 from cove.model.closed import ClosedRanges
 from cove.model.errors import BadRequest, CoveError, NotFound
 from cove.model.hostname import canonical_host
-from cove.model.network import NO_NETWORK, NetworkMode, NetworkPolicy, NetworkRequest, NetworkUse, Protocol, Refusal
+from cove.model.network import (
+    NO_NETWORK,
+    NetworkMode,
+    NetworkPolicy,
+    NetworkRequest,
+    NetworkUse,
+    Protocol,
+    Refusal,
+    Visit,
+)
 from cove.model.policy import could_allow
 from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL
@@ -60,6 +70,7 @@ class Networks:
         profiles: NetworkProfiles,
         links: Links,
         refusals: Refusals,
+        visits: Visits,
         network: Network | None,
         closed: Callable[[], ClosedRanges],
     ) -> None:
@@ -69,6 +80,7 @@ class Networks:
         self._store = store
         self._audit = audit
         self._refusals = refusals
+        self._visits = visits
         self._network = network
         self._closed = closed
 
@@ -105,6 +117,7 @@ class Networks:
     def ended(self, sandbox: Sandbox) -> None:
         """It does not any more."""
         self._refusals.forget(sandbox)
+        self._visits.forget(sandbox.id)
         self.links.moved(sandbox.project, sandbox.name)
 
     async def get(self, who: Principal, ref: str) -> NetworkState:
@@ -133,6 +146,14 @@ class Networks:
         """What a live sandbox tried to reach and did not, newest first. Raises: Forbidden, NotFound, Gone."""
         require(who, Scope.READ)
         return self._refusals.recent(self._directory.live(who, ref).sandbox.id)
+
+    def visits(self, who: Principal, ref: str) -> list[Visit]:
+        """What a live sandbox whose policy says `record` asked for by name, oldest first.
+
+        Raises: Forbidden, NotFound, Gone.
+        """
+        require(who, Scope.READ)
+        return self._visits.recent(self._directory.live(who, ref).sandbox.id)
 
     async def why(self, who: Principal, ref: str, host: str, port: int, protocol: Protocol) -> Explanation:
         """What would become of a connection, and which rule says so. None is made; a name may be asked of DNS.

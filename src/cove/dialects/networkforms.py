@@ -11,9 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cove.model.errors import BadRequest
-from cove.model.network import NetworkMode, NetworkRequest, NetworkRule, Protocol, Verdict
+from cove.model.network import NetworkMode, NetworkRequest, NetworkRule, Protocol, ProxyWords, Verdict
 from cove.model.policy import ALL, PATTERN, canonical_target
 
+_ISOL8_WORDS: Final = ProxyWords(
+    refused="isol8: {asked} blocked by network filter",
+    unreachable="isol8: proxy error: connection to {there} failed",
+)
 _EVERYTHING: Final = frozenset({ALL, "0.0.0.0/0", "::/0"})
 
 
@@ -37,11 +41,12 @@ def from_isorun(allow: Sequence[str], deny: Sequence[str]) -> NetworkRequest:
     )
 
 
-def from_isol8(whitelist: Sequence[str], blacklist: Sequence[str]) -> NetworkRequest:
+def from_isol8(whitelist: Sequence[str], blacklist: Sequence[str], *, record: bool = False) -> NetworkRequest:
     """What a pattern of the blacklist finds in the host is blocked, then what one of the whitelist finds passes.
 
     An empty whitelist passes the rest. Only TCP passes at all, as through their proxy. Patterns are not anchored; one
-    that is an address in full also blocks or passes that address. Raises: BadRequest (field `networkFilter`).
+    that is an address in full also blocks or passes that address. `record`: what is asked for is kept; then every name
+    is looked at, also where all pass. Raises: BadRequest (field `networkFilter`).
     """
     rules = [_everything(Verdict.DENY, Protocol.UDP), _everything(Verdict.DENY, Protocol.ICMP)]
     for verdict, patterns in ((Verdict.DENY, blacklist), (Verdict.ALLOW, whitelist)):
@@ -49,8 +54,12 @@ def from_isol8(whitelist: Sequence[str], blacklist: Sequence[str]) -> NetworkReq
             target = _checked(f"{PATTERN}.*(?:{pattern}).*", "networkFilter", f"pattern {at}")
             rules.append(NetworkRule(verdict=verdict, target=target))
             rules += _rules(verdict, _literal_address(pattern))
+    if record and not whitelist:
+        rules.append(NetworkRule(verdict=Verdict.ALLOW, target=f"{PATTERN}.*"))
     default = Verdict.DENY if whitelist else Verdict.ALLOW
-    return NetworkRequest(mode=NetworkMode.POLICY, rules=tuple(rules), default=default)
+    return NetworkRequest(
+        mode=NetworkMode.POLICY, rules=tuple(rules), default=default, record=record, words=_ISOL8_WORDS
+    )
 
 
 def from_opensandbox(egress: Sequence[tuple[str, str]], default: str = "deny") -> NetworkRequest:

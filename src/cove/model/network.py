@@ -58,12 +58,24 @@ class NetworkRule(Struct, frozen=True, kw_only=True):
     protocol: Protocol | None = None
 
 
+class ProxyWords(Struct, frozen=True, kw_only=True):
+    """What an HTTP client is told by the explicit proxy, for callers whose programs know other words than ours.
+
+    `{asked}` stands for `request to HOST` or `CONNECT to HOST`, `{there}` for `HOST:PORT`.
+    """
+
+    refused: str
+    unreachable: str
+
+
 class NetworkPolicy(Struct, frozen=True, kw_only=True):
     """What one sandbox may reach. `rules` and `default` count in the mode `policy` only.
 
     `dry_run`: what the rules would refuse is recorded and let through (what is closed stays closed). `profile`: the
     name of the profile it was made from. `links`: names of sandboxes of the same project that it may reach.
     `bandwidth_bps`: bytes per second in each direction; `connections_per_s`: new connections; None: not limited.
+
+    `record`: what is asked of the proxies is kept, too, where it is allowed (`Visit`). `words`: None: ours.
 
     `broker` is set by `core/credentials.py` and by no caller, whatever the mode: the sandbox has credentials, so it
     reaches the broker at the router. With the mode `none` that is all: the resolver and the proxies refuse it.
@@ -78,6 +90,8 @@ class NetworkPolicy(Struct, frozen=True, kw_only=True):
     bandwidth_bps: int | None = None
     connections_per_s: int | None = None
     broker: bool = False
+    record: bool = False
+    words: ProxyWords | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -106,6 +120,8 @@ class NetworkRequest(Struct, frozen=True, kw_only=True):
     links: tuple[str, ...] = ()
     bandwidth_bps: int | None = None
     connections_per_s: int | None = None
+    record: bool = False
+    words: ProxyWords | None = None
 
 
 class NetworkProfile(Struct, frozen=True, kw_only=True):
@@ -146,6 +162,24 @@ class Refusal(Struct, frozen=True, kw_only=True):
     at: float
     count: int = 1
     dry_run: bool = False
+
+
+class Visit(Struct, frozen=True, kw_only=True):
+    """Something that a sandbox asked of a proxy or of the resolver by a name, where its policy says `record`.
+
+    `method`: of HTTP; `CONNECT` for a tunnel and for TLS, whose path nobody sees (None); `TCP` for something else, by
+    its address; `DNS` for a name that may not be asked for. `at`: when it was asked. `duration_ms`: until the answer
+    began, the tunnel stood, or it was refused.
+    """
+
+    sandbox: str
+    method: str
+    host: str
+    port: int
+    path: str | None
+    is_allowed: bool
+    at: float
+    duration_ms: float
 
 
 class NetworkUse(Struct, frozen=True, kw_only=True):

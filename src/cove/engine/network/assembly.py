@@ -25,7 +25,7 @@ from cove.engine.network.upstream_dns import NoAnswer, Upstream, name_servers
 from cove.engine.network.watch import address_changes
 from cove.model.closed import ClosedRanges
 from cove.model.hostname import canonical_host
-from cove.model.network import Refusal
+from cove.model.network import Refusal, Visit
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,13 @@ def closed_ranges(config: NetworkConfig) -> ClosedRanges:
 
 
 @asynccontextmanager
-async def open_parts(
+async def open_parts(  # noqa: PLR0913, PLR0917 - what it works with, and who hears of it
     config: NetworkConfig,
     places: Places,
     endpoints: Endpoints,
     there: Mapping[int, str],
     report: Callable[[Refusal], None],
+    visited: Callable[[Visit], None],
 ) -> AsyncGenerator[Parts]:
     """Everything that works in the router, until the block ends; the rules stay. Raises: EngineFailure, OSError.
 
@@ -92,7 +93,7 @@ async def open_parts(
         )
         await ruleset.reconcile(there)
         refusals = await stack.enter_async_context(open_refusals(places.router, ruleset, endpoints, report))
-        judges = Judges(closed=lambda: ruleset.closed, learner=ruleset, report=refusals.note)
+        judges = Judges(closed=lambda: ruleset.closed, learner=ruleset, report=refusals.note, visited=visited)
         servers = name_servers(config.resolvers, config.outside)
         names = await stack.enter_async_context(open_names(places, endpoints, servers, judges))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

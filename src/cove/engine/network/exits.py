@@ -11,18 +11,19 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cove.engine.network.port import Endpoint, Endpoints
 from cove.engine.network.relay import Wire
 from cove.engine.network.resolver import LINK_SUFFIX, Judges, Resolver, other_resolver
 from cove.engine.network.upstream_dns import NoAnswer, Sockets
 from cove.model.hostname import canonical_host
-from cove.model.network import Protocol, Refusal, Verdict
+from cove.model.network import Protocol, ProxyWords, Refusal, Verdict, Visit
 from cove.model.policy import Decision, Destination, decide, guarded
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ DIAL_S: Final = 10.0
 
 _ADDRESSES: Final = 3
 """Addresses of a name that are tried, one after the other."""
+
+PATH_CHARS: Final = 1024
+"""As much of a path is told."""
 
 _LAYER: Final = "proxy"
 
@@ -104,6 +108,29 @@ def parse_authority(text: str, default_port: int) -> Asked:
         return Asked(name=canonical_host(host), address=None, port=port)
 
 
+class Seen:
+    """Something that a client asks for, until it is known what becomes of it: then it is told, once, if it is to be."""
+
+    def __init__(self, tell: Callable[[Visit], None] | None, visit: Visit) -> None:
+        self._tell = tell
+        self._visit = visit
+        self._since = time.monotonic()
+
+    def passes(self) -> None:
+        """It is answered, or its tunnel stands."""
+        self._done(is_allowed=True)
+
+    def refused(self) -> None:
+        """It may not."""
+        self._done(is_allowed=False)
+
+    def _done(self, *, is_allowed: bool) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            spent = (time.monotonic() - self._since) * 1000
+            tell(replace(self._visit, is_allowed=is_allowed, duration_ms=spent))
+
+
 class Exits:
     """Judges and dials for both proxies. `outside`: where connections are made from."""
 
@@ -149,6 +176,31 @@ class Exits:
                 raise self._refused(endpoint, route.asked, "the policy changed meanwhile")
             return far
         raise Unreachable(f"{route.asked} cannot be reached: {why}")
+
+    def begin(self, box: str, asked: Asked, method: str, path: str | None = None) -> Seen:
+        """Somebody asks for `asked`. What comes of it is told where the sandbox's policy says so."""
+        endpoint = self.endpoints.by_box(box)
+        visit = Visit(
+            sandbox=box, method=method, host=asked.name or asked.address or "", port=asked.port,
+            path=None if path is None else path[:PATH_CHARS], is_allowed=False, at=time.time(), duration_ms=0.0,
+        )  # fmt: skip
+        return Seen(self._judges.visited if endpoint is not None and endpoint.policy.record else None, visit)
+
+    async def enter(self, box: str, flow: Flow, asked: Asked, method: str) -> Wire:
+        """Judge and dial at once, for a connection of which no more is seen. Raises: Refused, Unreachable."""
+        seen = self.begin(box, asked, method)
+        try:
+            far = await self.dial(box, flow, await self.route(box, asked))
+        except Refused:
+            seen.refused()
+            raise
+        seen.passes()
+        return far
+
+    def words(self, box: str) -> ProxyWords | None:
+        """What a sandbox's HTTP clients are told, None: our own words."""
+        endpoint = self.endpoints.by_box(box)
+        return None if endpoint is None else endpoint.policy.words
 
     def check_name(self, box: str, name: str, flow: Flow) -> None:
         """A name turned up on a connection that is dialled already: it has to be allowed at that address too.

@@ -12,7 +12,7 @@ from typing import Final
 import h11
 
 from cove.engine.network.exits import Asked, Exits, Flow, Refused, Unreachable
-from cove.engine.network.httpflow import HttpFlow, say
+from cove.engine.network.httpflow import HttpFlow, failure_text, plain, refusal_text, say
 from cove.engine.network.httphead import HEAD_BYTES, BadRequest, is_folded, read_connect, read_proxied
 from cove.engine.network.transparent import Serve
 from cove.engine.network.tunnels import GREETING_S, serve_tunnel
@@ -38,7 +38,7 @@ def serve_explicit(exits: Exits) -> Serve:
             if not isinstance(client.next_event(), h11.EndOfMessage):
                 raise BadRequest("CONNECT has no body")
         except (BadRequest, ValueError, h11.RemoteProtocolError) as error:
-            await say(flow.near, 400, f"this request is not passed on: {error}")
+            await say(flow.near, 400, plain(f"this request is not passed on: {error}"))
             return
         await _tunnel(exits, box, flow, client, asked)
 
@@ -58,12 +58,12 @@ async def _request(flow: Flow, client: h11.Connection) -> h11.Request | None:
 
 async def _tunnel(exits: Exits, box: str, flow: Flow, client: h11.Connection, asked: Asked) -> None:
     try:
-        far = await exits.dial(box, flow, await exits.route(box, asked))
+        far = await exits.enter(box, flow, asked, "CONNECT")
     except Refused as refused:
-        await say(flow.near, 403, f"the sandbox's network policy refuses this: {refused.words}")
+        await say(flow.near, 403, refusal_text(exits.words(box), refused, f"CONNECT to {asked.name or asked.address}"))
         return
     except Unreachable as unreachable:
-        await say(flow.near, 502, str(unreachable))
+        await say(flow.near, 502, failure_text(exits.words(box), unreachable, asked))
         return
     flow.near.unread(client.trailing_data[0])
     await flow.near.write(_ESTABLISHED)

@@ -14,9 +14,10 @@ from typing import Final
 
 import h11
 
-from cove.engine.network.exits import Asked, Exits, Flow, Refused, Unreachable
+from cove.engine.network.exits import Asked, Exits, Flow, Refused, Seen, Unreachable
 from cove.engine.network.httphead import HEAD_BYTES, BadRequest, Wanted, answer_headers, is_folded
 from cove.engine.network.relay import IDLE_S, Wire, join
+from cove.model.network import ProxyWords
 
 NEXT_S: Final = 120.0
 """For a client's next request on its connection, or the next piece of one."""
@@ -61,12 +62,13 @@ class HttpFlow:
             while request is not None and await self._pass_on(request):
                 request = await self._next_request()
         except Refused as refused:
-            await self._fail(403, f"the sandbox's network policy refuses this: {refused.words}")
+            host = self._reached.name or self._reached.address
+            await self._fail(403, refusal_text(self._exits.words(self._box), refused, f"request to {host}"))
         except Unreachable as unreachable:
-            await self._fail(502, str(unreachable))
+            await self._fail(502, failure_text(self._exits.words(self._box), unreachable, self._reached))
         except (BadRequest, ValueError, h11.RemoteProtocolError) as error:
             self._exits.refuse(self._box, self._reached, f"names: no plain HTTP ({error})"[:_WORDS])
-            await self._fail(400, f"this request is not passed on: {error}")
+            await self._fail(400, plain(f"this request is not passed on: {error}"))
         else:
             await self._near.finish()
 
@@ -84,7 +86,14 @@ class HttpFlow:
         if request.method == b"CONNECT":
             raise BadRequest("CONNECT is for the proxy")
         wanted = self._read(request)
-        far = await self._reach(wanted.asked)
+        seen = self._exits.begin(
+            self._box, wanted.asked, wanted.method.decode("ascii"), wanted.target.decode("latin-1")
+        )
+        try:
+            far = await self._reach(wanted.asked)
+        except Refused:
+            seen.refused()
+            raise
         head = h11.Request(method=wanted.method, target=wanted.target, headers=wanted.headers)
         await _to_far(far, self._server.send(head))
         failure: Exception | None = None
@@ -92,7 +101,7 @@ class HttpFlow:
         async with asyncio.TaskGroup() as tasks:
             body = tasks.create_task(self._pass_body(far))
             try:
-                switched = await self._pass_answer(far)
+                switched = await self._pass_answer(far, seen)
             except (Unreachable, OSError) as error:
                 failure = error
             body.cancel()
@@ -138,10 +147,11 @@ class HttpFlow:
         except (OSError, h11.ProtocolError):
             far.reset()
 
-    async def _pass_answer(self, far: Wire) -> bool:
+    async def _pass_answer(self, far: Wire, seen: Seen) -> bool:
         """The server's answer; whether the connection is now another protocol's. Raises: Unreachable, OSError."""
         while True:
             event = await self._server_event(far)
+            seen.passes()
             if isinstance(event, h11.InformationalResponse | h11.Response):
                 headers = answer_headers(event)
                 kind = type(event)
@@ -195,9 +205,26 @@ class HttpFlow:
             await say(self._near, status, text)
 
 
+def plain(text: str) -> str:
+    """A text of the proxy's own, as it is said."""
+    return f"cove: {text}\n"
+
+
+def refusal_text(words: ProxyWords | None, refused: Refused, asked: str) -> str:
+    """What a client is told of a refusal. Host names come from it and may hold anything but braces."""
+    if words is None:
+        return plain(f"the sandbox's network policy refuses this: {refused.words}")
+    return words.refused.replace("{asked}", asked)
+
+
+def failure_text(words: ProxyWords | None, unreachable: Unreachable, asked: Asked) -> str:
+    """What a client is told of a server that is not there."""
+    return plain(str(unreachable)) if words is None else words.unreachable.replace("{there}", str(asked))
+
+
 async def say(near: Wire, status: int, text: str) -> None:
     """An answer of the proxy's own, after which the connection ends. Raises: ConnectionError, TimeoutError."""
-    body = f"cove: {text}\n".encode()
+    body = text.encode()
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct, field
 
 from cove.model.closed import ClosedRanges
-from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse, Refusal
+from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse, Refusal, Visit
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
@@ -44,6 +44,9 @@ class Network(Protocol):
 
     on_refusal: Callable[[Refusal], None]
     """Set once by the core; called on the loop, at most some hundred times a second: repeats are counted together."""
+
+    on_visit: Callable[[Visit], None]
+    """Set once by the core; called on the loop as often as a sandbox whose policy says `record` asks for something."""
 
     @property
     def endpoints(self) -> Endpoints:

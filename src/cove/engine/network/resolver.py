@@ -37,7 +37,7 @@ from cove.engine.network.doh import is_doh
 from cove.engine.network.port import Endpoint
 from cove.engine.network.upstream_dns import NoAnswer
 from cove.model.hostname import canonical_host
-from cove.model.network import NetworkMode, NetworkPolicy, Refusal, Verdict
+from cove.model.network import NetworkMode, NetworkPolicy, Refusal, Verdict, Visit
 from cove.model.policy import ClosedRanges, Decision, could_allow, is_name_target, names_matter, rule_matches
 
 LINK_SUFFIX: Final = ".cove.internal"
@@ -91,6 +91,7 @@ class Judges(Struct, frozen=True, kw_only=True):
     closed: Callable[[], ClosedRanges]
     learner: Learner
     report: Report
+    visited: Callable[[Visit], None] = lambda _: None
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
@@ -151,6 +152,7 @@ class Resolver:
         self._learner = judges.learner
         self._closed = judges.closed
         self._report = judges.report
+        self._visited = judges.visited
         self._clock = clock
         self._boxes: dict[str, _Box] = {}
 
@@ -192,7 +194,11 @@ class Resolver:
         if decision.is_allowed:
             return None
         self._note(endpoint, name, None, decision.rule, dry_run=endpoint.policy.dry_run)
-        return None if endpoint.policy.dry_run else decision.rule
+        if endpoint.policy.dry_run:
+            return None
+        if endpoint.policy.record and kind == Kind.A:
+            self._visited(_unanswered(endpoint.box, name))
+        return decision.rule
 
     async def _answer(self, endpoint: Endpoint, query: Query) -> Resolved:
         try:
@@ -312,6 +318,12 @@ class Resolver:
                 rule=words, at=time.time(), dry_run=dry_run,
             )
         )  # fmt: skip
+
+
+def _unanswered(box: str, name: str) -> Visit:
+    return Visit(
+        sandbox=box, method="DNS", host=name, port=0, path=None, is_allowed=False, at=time.time(), duration_ms=0.0
+    )
 
 
 def other_resolver(policy: NetworkPolicy, name: str) -> str | None:

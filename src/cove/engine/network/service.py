@@ -31,7 +31,7 @@ from cove.engine.network.veth import Plugs
 from cove.engine.network.wayout import WayOut
 from cove.model.closed import ClosedRanges
 from cove.model.errors import CoveError, EngineFailure, SandboxGone, Unsupported
-from cove.model.network import NetworkMode, NetworkPolicy, NetworkUse, Refusal
+from cove.model.network import NetworkMode, NetworkPolicy, NetworkUse, Refusal, Visit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class SandboxNetwork:
         self.config = config
         self.directory = Directory(config)
         self.on_refusal: Callable[[Refusal], None] = _unheard
+        self.on_visit: Callable[[Visit], None] = lambda _: None
         self.on_open: list[Callable[[Places], Awaitable[None]]] = []
         self.on_applied: list[Callable[[str], None]] = []
         self._missing = missing
@@ -291,7 +292,7 @@ class SandboxNetwork:
             for index in there:
                 self.directory.mark(index)
             parts = await stack.enter_async_context(
-                open_parts(self.config, router.places, self.directory, there, self._refused)
+                open_parts(self.config, router.places, self.directory, there, self._refused, self._visited)
             )
             for endpoint in self.directory.all():  # of a network that failed: the new rules know no policy yet
                 await parts.apply(endpoint)
@@ -354,6 +355,9 @@ class SandboxNetwork:
 
     def _refused(self, refusal: Refusal) -> None:
         self.on_refusal(refusal)
+
+    def _visited(self, visit: Visit) -> None:
+        self.on_visit(visit)
 
 
 def _unheard(refusal: Refusal) -> None:

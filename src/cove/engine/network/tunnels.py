@@ -32,7 +32,7 @@ async def serve_direct(exits: Exits, box: str, flow: Flow, address: str, port: i
             try:
                 hello = await _hello(near)
                 named = Asked(name=_name_of(hello), address=address, port=port)
-                far = await exits.dial(box, flow, await exits.route(box, named))
+                far = await exits.enter(box, flow, named, "CONNECT")
             except (NotHello, ValueError) as error:
                 exits.refuse(box, asked, f"names: {error}")
                 await _deny(near)
@@ -45,7 +45,7 @@ async def serve_direct(exits: Exits, box: str, flow: Flow, address: str, port: i
             read = partial(read_direct, address=address, port=port)
             await HttpFlow(exits, box, flow, read=read, believed=asked, answers=False).run()
         case _:
-            await join(near, await exits.dial(box, flow, await exits.route(box, asked)))
+            await join(near, await exits.enter(box, flow, asked, "TCP"))
 
 
 async def serve_tunnel(exits: Exits, box: str, flow: Flow, far: Wire, asked: Asked) -> None:

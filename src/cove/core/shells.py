@@ -8,7 +8,7 @@ shell whose caller waits for nothing does not keep its sandbox awake.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from cove.core.access import require
 from cove.core.commandnotes import CommandNotes
 from cove.core.directory import Directory
 from cove.core.sessions import SIGNALS
+from cove.core.shellsessions import ShellSession
 from cove.core.validation import (
     CONTEXT_PREFIX,
     KEEP_BYTES,
@@ -28,7 +29,7 @@ from cove.core.validation import (
 from cove.core.verdict import GONE, judged_command, judged_events, judged_exit
 from cove.engine.driver import Box
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest, Conflict, SandboxGone, Unsupported
+from cove.model.errors import BadRequest, Conflict, CoveError, SandboxGone, Unsupported
 from cove.model.execs import KEPT_OUTPUT_BYTES, Command, ExecEvent, ExecResult
 from cove.model.ids import new_core_id
 from cove.model.sandbox import Sandbox
@@ -159,6 +160,29 @@ class Shells:
             self._notes.watch(note, lambda: box.agent.wait(command_id, None))
             await note.kept()
             return judged_command(await box.agent.command(command_id), box)
+
+    @asynccontextmanager
+    async def session(self, who: Principal, ref: str, spec: ShellSpec) -> AsyncGenerator[ShellSession]:
+        """A shell of the caller's own, which is closed when the caller leaves; the sandbox is awake as long.
+
+        Raises: as `open`.
+        """
+        require(who, Scope.EXEC)
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            shell_id = (await self.open(who, ref, spec)).id
+            try:
+                yield ShellSession(
+                    shell_id,
+                    box,
+                    run=lambda command: self.stream(who, ref, shell_id, command),
+                    signal=lambda number: self.signal(who, ref, shell_id, number),
+                )
+            finally:
+                # By this box: a sandbox that went to rest meanwhile is not woken for it.
+                with suppress(CoveError):
+                    await box.agent.close_shell(shell_id)
+                    await self._note("shell.closed", who, supervisor.sandbox, shell_id)
 
     async def signal(self, who: Principal, ref: str, shell_id: str, signal: int) -> None:
         """Signal what runs, as from a terminal: SIGINT (2) is Ctrl-C. Raises: NotFound, Conflict (nothing runs)."""

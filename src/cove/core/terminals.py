@@ -7,8 +7,8 @@ its callers and the server.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import asynccontextmanager, suppress
+from typing import Final, NamedTuple
 
 from cove.agentlink.client import TerminalStream
 from cove.core.access import require
@@ -27,15 +27,22 @@ from cove.core.validation import (
 )
 from cove.core.verdict import judged_command, judged_events
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest
+from cove.model.errors import BadRequest, CoveError
 from cove.model.execs import KEPT_OUTPUT_BYTES, ExecEvent, ExecSpec
 from cove.model.ids import new_core_id
 from cove.model.sandbox import Sandbox
 from cove.model.terminals import Terminal, TerminalSize
 
-__all__ = ["TerminalStream", "Terminals"]
+__all__ = ["TerminalSession", "TerminalStream", "Terminals"]
 
 _CURSOR: Final = (0, 2**63 - 1)
+
+
+class TerminalSession(NamedTuple):
+    """A terminal of one caller who stays."""
+
+    id: str
+    stream: TerminalStream
 
 
 class Terminals:
@@ -163,6 +170,27 @@ class Terminals:
                 yield stream.judged(judged_events(stream, box, 0))
             finally:
                 self._note("terminal.detached", who, supervisor.sandbox, terminal_id)
+
+    @asynccontextmanager
+    async def session(
+        self, who: Principal, ref: str, spec: ExecSpec, *, size: TerminalSize
+    ) -> AsyncGenerator[TerminalSession]:
+        """A terminal of the caller's own, attached; it is hung up and forgotten when the caller leaves.
+
+        Raises: as `open`.
+        """
+        require(who, Scope.EXEC)
+        supervisor = self._directory.live(who, ref)
+        async with supervisor.lease() as box:
+            terminal_id = (await self.open(who, ref, spec, size=size)).id
+            try:
+                async with self.attach(who, ref, terminal_id) as stream:
+                    yield TerminalSession(terminal_id, stream)
+            finally:
+                # By this box: a sandbox that went to rest meanwhile is not woken for it.
+                with suppress(CoveError):
+                    await box.agent.forget(terminal_id)
+                    await self._notes.audit.kept(self._note("terminal.closed", who, supervisor.sandbox, terminal_id))
 
     def _note(
         self, event: str, who: Principal, sandbox: Sandbox, terminal_id: str, spec: ExecSpec | None = None

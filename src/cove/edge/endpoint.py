@@ -67,6 +67,10 @@ class Reporter:
         """The body that reports `error`."""
         return self._table.render(self.failure(error, request_id))
 
+    def frame(self, failure: Failure) -> bytes:
+        """`failure` as a text message of a WebSocket."""
+        return self._table.frame(failure)
+
     async def report(self, error: CoveError, exchange: Exchange) -> None:
         """Answer with `error`; if an answer is under way already, leave it incomplete, which closes the connection."""
         if isinstance(error, ClientGone) or exchange.gone:

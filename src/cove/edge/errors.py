@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from cove.model.errors import (
@@ -23,6 +24,8 @@ from cove.model.errors import (
     Unauthorized,
     Unsupported,
 )
+
+_ENCODE: Final = msgspec.json.Encoder().encode
 
 
 class Where(StrEnum):
@@ -134,6 +137,20 @@ class Failure(Struct, frozen=True, kw_only=True):
     request_id: str
 
 
+def error_frame(failure: Failure) -> bytes:
+    """A failure as a text message of a WebSocket, where a dialect has no form of its own."""
+    error = failure.error
+    said: dict[str, Any] = {
+        "type": "error",
+        "code": failure.code,
+        "detail": error.public,
+        "request_id": failure.request_id,
+    }
+    if error.field is not None:
+        said["field"] = error.field
+    return _ENCODE(said)
+
+
 CLOSING: Final = (BodyTooLarge, BodyStalled)
 """After these the rest of the request is unread, so the connection cannot be used again."""
 
@@ -143,13 +160,14 @@ class ErrorTable(Struct, frozen=True, kw_only=True):
 
     `rows` is keyed by kind, by `kind:field` where the field at fault decides, or by `kind/reason` where the reason of a
     FileError does. It must have a row for `engine-failure`. `render` makes the body, `media_type` says what it is;
-    `texts` are the codes whose body is plain text.
+    `texts` are the codes whose body is plain text. `frame` makes the last text message of a WebSocket that fails.
     """
 
     rows: Mapping[str, Row]
     render: Callable[[Failure], bytes]
     media_type: bytes = b"application/json"
     texts: frozenset[str] = frozenset()
+    frame: Callable[[Failure], bytes] = error_frame
 
     def media_type_of(self, error: CoveError) -> bytes:
         """What `render` makes of `error`."""

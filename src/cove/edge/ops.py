@@ -136,6 +136,10 @@ class ErrorWriter(Protocol):
         """`error` in the dialect's words, for an answer that has a form of its own."""
         ...
 
+    def frame(self, failure: Failure) -> bytes:
+        """`failure` as a text message of a WebSocket."""
+        ...
+
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 

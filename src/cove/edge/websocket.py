@@ -1,8 +1,8 @@
 """WebSockets as answers of operations: everything until the 101 is plain HTTP, so a refusal is a status like any other.
 
 A handler of an `Op` with `websocket=True` returns `WebSocket(source, session)`. The end is always said: 1000 (done),
-1012 (the server stops; come back), or a text frame `{"type":"error",...}` and 1008 (a message that cannot be), 1013 (no
-room) or 1011 (whatever else failed).
+1012 (the server stops; come back), or a text message that says what failed (`ErrorTable.frame`) and 1008 (a message
+that cannot be), 1013 (no room) or 1011 (whatever else failed).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import binascii
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
-import msgspec
 from msgspec.structs import replace
 from websockets.frames import CloseCode
 from websockets.utils import accept_key
@@ -32,7 +31,6 @@ T = TypeVar("T")
 
 VERSION: Final = b"13"
 _KEY_BYTES: Final = 16
-_ENCODE: Final = msgspec.json.Encoder().encode
 
 
 def check_handshake(exchange: Exchange) -> None:
@@ -80,7 +78,7 @@ class WebSocket(Generic[T]):
             elif isinstance(error, ServerStopping):
                 await peer.close(CloseCode.SERVICE_RESTART, error.public, wait_s=exchange.limits.stop_grace_s / 2)
             else:
-                await _report(peer, table.failure(error, exchange.request_id))
+                await _report(peer, table, table.failure(error, exchange.request_id))
         except BaseException:
             peer.abort()
             raise
@@ -110,21 +108,12 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     return [(b"upgrade", b"websocket"), (b"sec-websocket-accept", accept_key(key).encode())]
 
 
-async def _report(peer: Peer, failure: Failure) -> None:
-    error = failure.error
-    said: dict[str, Any] = {
-        "type": "error",
-        "code": failure.code,
-        "detail": error.public,
-        "request_id": failure.request_id,
-    }
-    if error.field is not None:
-        said["field"] = error.field
+async def _report(peer: Peer, table: ErrorWriter, failure: Failure) -> None:
     try:
-        await peer.send_text(_ENCODE(said).decode())
+        await peer.send_text(table.frame(failure).decode())
     except ClientGone:
         return
-    await peer.close(_close_code(error), failure.code)
+    await peer.close(_close_code(failure.error), failure.code)
 
 
 def _close_code(error: CoveError) -> int:

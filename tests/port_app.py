@@ -1,6 +1,7 @@
 """A server for tests of the port proxy, run inside sandboxes: Python's library alone. Its paths say what it does.
 
-`python3 port_app.py PORT`. Every connection is served until one of both sides closes it.
+`python3 port_app.py PORT`; 0 is any, and the first line of output says which. Every connection is served until one of
+both sides closes it.
 """
 
 from __future__ import annotations
@@ -192,6 +193,8 @@ async def main(port: int) -> None:
         await Served(reader, writer).run()
 
     server = await asyncio.start_server(serve, "127.0.0.1", port, limit=1 << 20, backlog=1024)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
     await server.serve_forever()
 
 

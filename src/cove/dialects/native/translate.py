@@ -6,7 +6,6 @@ import base64
 import binascii
 import codecs
 import re
-import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +19,7 @@ from cove.dialects.native.times import optional_timestamp, timestamp
 from cove.dialects.native.translate_credentials import wishes_of
 from cove.dialects.native.translate_images import image_view
 from cove.dialects.native.translate_networks import request_from
+from cove.dialects.signals import signal_number
 from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Json, ServerFacts
 from cove.edge.sse import event
@@ -136,11 +136,10 @@ def signal_of(body: wire.Signal) -> int:
     """A signal's number. Raises: Malformed."""
     if isinstance(body.signal, int):
         return body.signal
-    name = body.signal.upper().removeprefix("SIG")
-    number = getattr(signal, f"SIG{name}", None) if name.isalnum() else None
-    if not isinstance(number, signal.Signals):
+    number = signal_number(body.signal)
+    if number is None:
         raise Malformed(f"no signal {body.signal[:40]!r}", where=Where.BODY, field="signal")
-    return int(number)
+    return number
 
 
 def mode_of(text: str | None, *, field: str = "mode", where: Where = Where.QUERY) -> int:

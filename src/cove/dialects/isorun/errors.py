@@ -88,4 +88,9 @@ def render(failure: Failure) -> bytes:
     return _ENCODE(wire.Failed(sentence(failure.error)))
 
 
-TABLE: Final = ErrorTable(rows=ROWS, render=render)
+def frame(failure: Failure) -> bytes:
+    """The same as the last text message of a WebSocket."""
+    return _ENCODE({"type": "error", "error": sentence(failure.error)})
+
+
+TABLE: Final = ErrorTable(rows=ROWS, render=render, frame=frame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cove.dialects.isorun import callers, commands, errors, keyform, runs, server
+from cove.dialects.isorun import callers, commands, errors, keyform, ports, runs, server, shells, terminals
 from cove.dialects.isorun.translate import NAME
 from cove.edge.dialect import Dialect
 
@@ -13,9 +13,10 @@ def dialect() -> Dialect:
         name=NAME,
         prefix="/isorun",
         roots=("",),
-        ops=(*server.OPS, *runs.OPS, *commands.OPS),
+        ops=(*server.OPS, *runs.OPS, *commands.OPS, *terminals.OPS, *shells.OPS),
         errors=errors.TABLE,
         key_prefixes=("isorun_",),
+        ports=ports.FORM,
         key_of=callers.key_of,
         new_key=keyform.FORM,
     )

@@ -57,7 +57,7 @@ class Shell:
         return texts["stdout"], texts["stderr"], frame["exit_code"]
 
     def rest(self) -> list[dict[str, Any]]:
-        found = []
+        found: list[dict[str, Any]] = []
         with suppress(ConnectionClosed):
             while True:
                 found.append(self.next())

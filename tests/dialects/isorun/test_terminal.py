@@ -38,7 +38,7 @@ def until(socket: ClientConnection, want: Callable[[str], Any]) -> str:
 
 def rest(socket: ClientConnection) -> list[Any]:
     """The text messages up to the end."""
-    found = []
+    found: list[Any] = []
     with suppress(ConnectionClosed):
         while True:
             message = socket.recv(timeout=LIMIT_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -68,15 +68,12 @@ class _Socket:
                 await _say(peer, wire.ErrorFrame(error.public))
 
     async def _take(self, message: bytes | str, session: TerminalSession) -> None:
-        match frame_of(message):
-            case bytes() as typed:
-                await session.stream.write(typed)
-            case wire.InputFrame(data):
-                await session.stream.write(data.encode())
-            case wire.ResizeFrame(cols, rows):
-                await self._terminals.resize(self._who, self._ref, session.id, TerminalSize(cols, rows))
-            case other:
-                assert_never(other)
+        frame = frame_of(message)
+        if isinstance(frame, wire.ResizeFrame):
+            size = TerminalSize(frame.cols, frame.rows)
+            await self._terminals.resize(self._who, self._ref, session.id, size)
+        else:
+            await session.stream.write(frame.data.encode() if isinstance(frame, wire.InputFrame) else frame)
 
 
 def frame_of(message: bytes | str) -> bytes | wire.ClientFrame:

@@ -87,25 +87,31 @@ class KernelContext:
             return self._link, False
         self.let_go()
         self._box = box
-        fresh = False
         command = await self._command(box)
         record = None if command is None else record_of(command)
-        if command is None or record is None or not command.running:
-            fresh = True
-            if command is None and not self._may_make:
-                raise NotFound("no such context")
-            if command is not None:
-                with suppress(NotFound):
-                    await box.agent.forget(command.id)
-            self.spec = self.spec if record is None else record.spec
-            try:
-                await self.make(box)
-            except Conflict:  # somebody was first
-                fresh, record = False, await self._record_now(box)
-        if not fresh and record is not None:
-            await self._connect(box, record)
+        fresh = False
+        if command is None or record is None or not command.running or not await self._connect(box, record):
+            fresh = await self._begin_anew(box, command, record)
         assert self._link is not None  # noqa: S101 - one of the two has made it
         return self._link, fresh
+
+    async def _begin_anew(self, box: Box, command: Command | None, record: KernelRecord | None) -> bool:
+        """A fresh kernel in place of one that has ended, or of none; False: another was first, whose kernel serves."""
+        if command is None and not self._may_make:
+            raise NotFound("no such context")
+        if command is not None:
+            with suppress(NotFound):
+                await box.agent.forget(command.id)
+        self.spec = self.spec if record is None else record.spec
+        try:
+            await self.make(box)
+        except Conflict:
+            now = await self._command(box)
+            record = None if now is None else record_of(now)
+            if record is None or not await self._connect(box, record):
+                raise
+            return False
+        return True
 
     def run(self, box: Box, spec: CodeSpec, share: Share) -> KernelRun:
         """A run to be. Raises: TooLarge."""
@@ -198,21 +204,37 @@ class KernelContext:
             started_at=command.started_at,
         )
 
-    async def _connect(self, box: Box, record: KernelRecord) -> None:
-        """To a kernel that runs. One that was started before the sandbox was anybody's learns now whose it is."""
-        self._link, self._ready = await link_kernel(box, record)
+    async def _connect(self, box: Box, record: KernelRecord) -> bool:
+        """To a kernel that runs; False: it has ended meanwhile.
+
+        One that was started before the sandbox was anybody's learns now whose it is.
+        """
+        try:
+            self._link, self._ready = await link_kernel(box, record)
+        except SandboxError:
+            if (await self._ended(box)).running:
+                raise
+            return False
         self._record, self.spec, self._ooms = record, record.spec, box.oom_kills()
         if record.ahead and self._ready.runs == 0:
-            own = await box.agent.environment()
-            try:
-                await self._link.send({"op": "setup", "env": own.env, "cwd": own.workdir})
-                ready = await self._link.answer("ready", ANSWER_TIMEOUT_S)
-            except TimeoutError:
-                ready = None
-            if ready is None:
-                self.let_go()
-                raise SandboxError("the kernel of this context does not answer: restart the context")
-            self._ready = ready
+            await self._set_up(box, self._link)
+        return True
+
+    async def _set_up(self, box: Box, link: KernelLink) -> None:
+        own = await box.agent.environment()
+        try:
+            await link.send({"op": "setup", "env": own.env, "cwd": own.workdir})
+            ready = await link.answer("ready", ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            ready = None
+        if ready is None:
+            self.let_go()
+            raise SandboxError("the kernel of this context does not answer: restart the context")
+        self._ready = ready
+
+    async def _ended(self, box: Box) -> Command:
+        """Its command, after a moment in which its end may become known. Raises: NotFound."""
+        return await box.agent.wait(PREFIX + self.id, ENDED_WAIT_S)
 
     async def _command(self, box: Box) -> Command | None:
         try:
@@ -220,29 +242,28 @@ class KernelContext:
         except NotFound:
             return None
 
-    async def _record_now(self, box: Box) -> KernelRecord:
-        command = await self._command(box)
-        record = None if command is None else record_of(command)
-        if record is None:
-            raise Conflict("this context was removed while it was made")
-        return record
-
     async def _death(self, box: Box, link: KernelLink) -> str:
         """Why a connection ended under a run. Raises: SandboxError (the kernel lives), SandboxGone."""
         record = self._record
         if link is self._link:
             self.let_go()
         try:
-            command = await box.agent.wait(PREFIX + self.id, ENDED_WAIT_S)
+            if not self._is_of(await box.agent.command(PREFIX + self.id), record):
+                return RESTARTED
+            command = await self._ended(box)
         except NotFound:
             return RESTARTED
-        now = record_of(command)
-        if now is None or record is None or now.name != record.name:
+        if not self._is_of(command, record):
             return RESTARTED
         if command.running or command.exit is None:
             await box.agent.signal(command.id, SIGKILL)
             raise SandboxError("the kernel of this context broke its protocol: it closed its connection under a run")
         return end_of(judged_exit(command.exit, box, self._ooms))
+
+    @staticmethod
+    def _is_of(command: Command, record: KernelRecord | None) -> bool:
+        now = record_of(command)
+        return now is not None and record is not None and now.name == record.name
 
     async def _kill(self, box: Box, link: KernelLink) -> None:
         if link is self._link:
@@ -251,5 +272,6 @@ class KernelContext:
             link.close()
         try:
             await box.agent.signal(PREFIX + self.id, SIGKILL)
+            await self._ended(box)
         except (NotFound, Conflict):
             return  # it has ended by itself

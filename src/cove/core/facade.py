@@ -174,7 +174,7 @@ async def open_core(  # noqa: PLR0913 - what the core stands on, all by name
 
     async with (
         asyncio.TaskGroup() as tasks,
-        open_pool(drivers, images, sized_pool(settings.pool, drivers, admission), clock=clock) as pool,
+        open_pool(drivers, images, sized_pool(settings.pool, drivers, admission, images), clock=clock) as pool,
         open_supervisors(journal, pool, clock, ended, **_surroundings(lambda: parts, checkpoints)) as supervisors,
     ):
         pool.has_room = admission.has_room

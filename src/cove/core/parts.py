@@ -144,13 +144,24 @@ def image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
     )
 
 
-def sized_pool(pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission) -> PoolConfig:
+def sized_pool(
+    pool: PoolConfig, drivers: Mapping[str, Driver], admission: Admission, images: ImageSource
+) -> PoolConfig:
     """The pool that this machine can keep: only drivers that work, and no more boxes than fit into its memory."""
     free = max(admission.memory().available - admission.keep_free_bytes(), 0)
     targets = tuple(
-        replace(target, size=pool_size(target.size, free)) for target in pool.targets if target.driver in drivers
+        replace(target, size=pool_size(target.size, free, _kernels(images, target.image)))
+        for target in pool.targets
+        if target.driver in drivers
     )
     return replace(pool, targets=targets, agent_build=pool.agent_build or _agent_build())
+
+
+def _kernels(images: ImageSource, name: str) -> int:
+    try:
+        return len(images.get(name).kernels)
+    except CoveError:
+        return 0  # no such image: nothing is made of it
 
 
 def _agent_build() -> str:

@@ -8,6 +8,7 @@ has a word of its own for each start, because a program that the last kernel lef
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import signal
@@ -17,10 +18,12 @@ from typing import Final
 from msgspec import Struct
 
 from cove.agentlink.kernels import KernelLine, KernelLink
-from cove.engine.driver import Box
+from cove.engine.driver import Box, BoxImage
 from cove.model.code import ContextSpec
 from cove.model.errors import BadRequest, CoveError, SandboxError, Unsupported
 from cove.model.execs import Chunk, Command, Ended, ExecExit, ExecSpec, Gap, Stream
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "k-"
 """Of the commands and shells that are contexts; `core/validation.py` keeps other operations from them."""
@@ -28,6 +31,7 @@ PREFIX: Final = "k-"
 START_TIMEOUT_S: Final = 60.0
 """A kernel listens after 0.1-0.5 s; in a sandbox with little of a processor it takes its time."""
 
+AHEAD_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 30.0
 KEPT_BYTES: Final = 64 * 1024
 """Of what a kernel itself writes: why it could not be started, for one."""
@@ -118,6 +122,23 @@ async def start_kernel(
             await box.agent.forget(PREFIX + context)
         raise
     return record, link, ready
+
+
+async def start_ahead(box: Box, image: BoxImage) -> None:
+    """While a box waits in the pool: start the kernels that its image asks for. What fails is logged, and not there.
+
+    Who claims the box tells each of them, before its first run, whose it is.
+    """
+    for language in image.kernels:
+        spec = ContextSpec(language=language, cwd=image.workdir, user=image.user)
+        try:
+            async with asyncio.timeout(AHEAD_TIMEOUT_S):
+                _, link, _ = await start_kernel(box, language, spec, env=image.env, ahead=True)
+                link.close()
+        except (CoveError, TimeoutError) as error:
+            log.warning("no kernel for %s in a %s box of the pool: %s", language, image.name, error)
+            with suppress(CoveError):
+                await box.agent.forget(PREFIX + language)
 
 
 async def link_kernel(box: Box, record: KernelRecord, *, is_new: bool = False) -> tuple[KernelLink, KernelLine]:

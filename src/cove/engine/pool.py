@@ -22,6 +22,7 @@ from msgspec import Struct, field
 from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock, sleep
 from cove.engine.driver import Box, BoxImage, BoxSpec, Driver
+from cove.engine.kernels import start_ahead
 from cove.engine.ports import ImageSource
 from cove.model.errors import CoveError, EngineFailure, SandboxGone
 from cove.model.ids import new_core_id
@@ -39,6 +40,9 @@ RETRY_S: Final = (1.0, 60.0)
 NO_ROOM_WAIT_S: Final = 1.0
 MEMBER_MEMORY_BYTES: Final = 16 * MIB
 """What sizing reserves per member. One costs 1-5 MiB idle (docs/benchmarks.md), and a create in progress more."""
+
+KERNEL_MEMORY_BYTES: Final = 64 * MIB
+"""What sizing reserves for a kernel that runs in a member: with IPython one has about 40 MiB of its own."""
 
 POOL_HOSTNAME: Final = "sandbox"
 
@@ -134,9 +138,9 @@ class _Shelf:
         self.retry_s = min(self.retry_s * 2, RETRY_S[1])
 
 
-def pool_size(wanted: int, free_bytes: int) -> int:
-    """`wanted`, or what fits into a quarter of the free memory if that is less."""
-    return max(0, min(wanted, free_bytes // 4 // MEMBER_MEMORY_BYTES))
+def pool_size(wanted: int, free_bytes: int, kernels: int = 0) -> int:
+    """`wanted`, or what fits into a quarter of the free memory if that is less; `kernels`: how many run in each."""
+    return max(0, min(wanted, free_bytes // 4 // (MEMBER_MEMORY_BYTES + kernels * KERNEL_MEMORY_BYTES)))
 
 
 class Pool:
@@ -334,6 +338,8 @@ class Pool:
             )
             async with asyncio.timeout(CREATE_TIMEOUT_S):
                 box = await self._drivers[shelf.target.driver].create(spec)
+            if spec.origin is None and image.kernels:
+                await start_ahead(box, image)
         except (CoveError, TimeoutError) as error:
             shelf.postpone(self._clock.monotonic())
             detail = error.internal if isinstance(error, CoveError) else ""

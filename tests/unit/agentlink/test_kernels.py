@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -40,7 +40,7 @@ class Kernel:
             writer.transport.abort()
             self.is_left.set()
 
-    async def say(self, data: bytes | dict[str, object]) -> None:
+    async def say(self, data: bytes | Mapping[str, object]) -> None:
         assert self.writer is not None
         self.writer.write(data if isinstance(data, bytes) else json.dumps(data).encode() + b"\n")
         await self.writer.drain()

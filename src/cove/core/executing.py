@@ -7,6 +7,7 @@ import asyncio
 from cove.core.assembly import Parts
 from cove.core.execs import Execs
 from cove.core.executionboxes import ExecutionBoxes
+from cove.core.executionnotes import ExecutionNotes
 from cove.core.executions import Executions
 from cove.core.executionsessions import ExecutionSessions
 from cove.core.remotecode import RemoteCode
@@ -32,4 +33,6 @@ def make_executions(
         directory=parts.directory,
         policy=policy,
         fetch=RemoteCode(policy.remote, parts.getter).fetch,
+        notes=ExecutionNotes(parts.audit),
+        visits=parts.networks.visits_of,
     )

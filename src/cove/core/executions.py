@@ -22,6 +22,7 @@ from cove.core.access import require
 from cove.core.directory import Directory
 from cove.core.execs import Execs
 from cove.core.executionboxes import ExecutionBoxes, write_file
+from cove.core.executionnotes import ExecutionNotes
 from cove.core.executionpolicy import ExecutionPolicy, Turns, bounded
 from cove.core.executionsessions import KEPT, ExecutionSessions
 from cove.core.masking import Clipped, Masker
@@ -54,6 +55,7 @@ from cove.model.execution import (
     StageEnded,
     StageFailure,
 )
+from cove.model.network import Visit
 from cove.model.sandbox import Sandbox, Usage
 
 COLLECT_BYTES: Final = 64 * 1024 * 1024
@@ -87,6 +89,8 @@ class _Work:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     sandbox: str = ""
     stage: Stage = Stage.CODE
+    code: str = ""
+    result: ExecutionResult | None = None
 
     @property
     def timeout_s(self) -> float:
@@ -113,6 +117,8 @@ class Executions:
         directory: Directory,
         policy: ExecutionPolicy,
         fetch: Fetch,
+        notes: ExecutionNotes,
+        visits: Callable[[str], list[Visit]],
     ) -> None:
         self._sessions = sessions
         self._boxes = boxes
@@ -121,6 +127,8 @@ class Executions:
         self._directory = directory
         self._policy = policy
         self._fetch = fetch
+        self._notes = notes
+        self._visits = visits
         self._turns = Turns(policy.at_once)
         self._running: set[str] = set()
 
@@ -171,7 +179,14 @@ class Executions:
             else:
                 place = self._in_session(who, runtime, spec.session, settings, dialect)
             async with place as (settings, get):
-                yield _Work(who=who, spec=spec, runtime=runtime, settings=settings, place=get, is_buffered=is_buffered)
+                work = _Work(who=who, spec=spec, runtime=runtime, settings=settings, place=get, is_buffered=is_buffered)
+                try:
+                    yield work
+                finally:
+                    if work.sandbox:
+                        self._notes.ended(
+                            who, spec, execution=work.id, sandbox=work.sandbox, code=work.code, result=work.result
+                        )
 
     @asynccontextmanager
     async def _alone(
@@ -224,6 +239,7 @@ class Executions:
         code = spec.code or ""
         if spec.remote is not None:
             code = await self._fetch(spec.remote)
+        work.code = code
         work.sandbox = await work.place()
         path = None if _is_inline(work, code) else _program_path(work)
         try:
@@ -341,13 +357,14 @@ class Executions:
             return replace(result, sandbox=None, files=None if work.spec.collect is None else {})
         files = None if work.spec.collect is None else await self._collect(work, work.spec.collect)
         usage = (await self._sandboxes.measure(work.who, work.sandbox)).usage if work.is_buffered else Usage()
-        return replace(result, files=files, usage=usage)
+        visits = tuple(self._visits(work.sandbox)) if work.settings.log_network else ()
+        return replace(result, files=files, usage=usage, visits=visits)
 
     def _result(
         self, work: _Work, *, exit_: ExecExit | None = None, failure: StageFailure | None = None
     ) -> ExecutionResult:
         exit_ = exit_ or ExecExit(code=0, why=Why.EXITED)
-        return ExecutionResult(
+        work.result = ExecutionResult(
             id=work.id,
             runtime=work.runtime.name,
             ended_at=time.time(),
@@ -358,6 +375,7 @@ class Executions:
             cpu_ms=exit_.cpu_ms,
             sandbox=work.sandbox,
         )
+        return work.result
 
     async def _collect(self, work: _Work, paths: tuple[str, ...]) -> dict[str, bytes]:
         """What lies at these paths; what cannot be read is left out. Raises: TooLarge."""

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from cove.model.errors import BadRequest, Conflict
 from cove.model.execs import Stream, Why
-from cove.model.network import NetworkRequest
+from cove.model.network import NetworkRequest, Visit
 from cove.model.sandbox import MIB, Usage
 
 HOME: Final = "/sandbox"
@@ -201,6 +201,7 @@ class ExecutionResult(Struct, frozen=True, tag="done", kw_only=True):
     sandbox: str | None = None
     usage: Usage = field(default_factory=Usage)
     files: dict[str, bytes] | None = None
+    visits: tuple[Visit, ...] = ()
 
 
 ExecutionEvent = ExecutionOutput | StageEnded | ExecutionResult

@@ -16,7 +16,7 @@ from cove.edge.errors import Malformed, Where
 from cove.edge.ops import Answer, Call, Json, Nothing, Op
 from cove.model.access import Scope
 from cove.model.errors import FileError, NotFound
-from cove.model.execution import HOME
+from cove.model.execution import EXECUTION_GID, EXECUTION_UID, HOME
 
 TAG: Final = "Files"
 BODY_BYTES: Final = 128 * 1024 * 1024
@@ -28,7 +28,9 @@ async def put_file(call: Call[wire.FilePut, Nothing]) -> Json:
     body = call.body
     sandbox = await call.core.execution_sessions.use(call.who, body.session_id)
     content = await asyncio.to_thread(decoded, body.content)
-    await call.core.files.write(call.who, sandbox, join(HOME, body.path), _pieces(content))
+    await call.core.files.write(
+        call.who, sandbox, join(HOME, body.path), _pieces(content), uid=EXECUTION_UID, gid=EXECUTION_GID
+    )
     return Json(wire.Ok())
 
 

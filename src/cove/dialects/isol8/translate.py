@@ -28,7 +28,7 @@ from cove.model.execution import (
     StageEnded,
     StageFailure,
 )
-from cove.model.network import NetworkMode, NetworkRequest
+from cove.model.network import NetworkMode, NetworkRequest, Visit
 from cove.model.sandbox import MIB
 
 SETUP_PATH: Final = f"{HOME}/.isol8-setup.sh"
@@ -151,6 +151,7 @@ def result_of(result: ExecutionResult) -> wire.Result:
         timestamp=_instant(result.ended_at),
         container_id=None if result.sandbox is None else container_of(result.sandbox),
         resource_usage=_usage(result),
+        network_logs=[_network_log(visit) for visit in result.visits] or None,
         files=None
         if result.files is None
         else {path: base64.b64encode(data).decode() for path, data in result.files.items()},
@@ -211,7 +212,7 @@ def _check_agent(request: wire.Request, options: wire.Options) -> None:
 def _network(options: wire.Options) -> NetworkRequest | None:
     if options.network == FILTERED:
         wanted = options.network_filter or wire.NetworkFilter()
-        return from_isol8(wanted.whitelist, wanted.blacklist)
+        return from_isol8(wanted.whitelist, wanted.blacklist, record=bool(options.log_network))
     return NetworkRequest(mode=NetworkMode.OPEN if options.network == "host" else NetworkMode.NONE)
 
 
@@ -248,6 +249,17 @@ def _limited(text: str, total: int, limit: int, *, is_cut: bool) -> str:
 
 def _instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _network_log(visit: Visit) -> dict[str, Any]:
+    return {
+        "timestamp": datetime.fromtimestamp(visit.at, UTC).isoformat(timespec="seconds"),
+        "method": visit.method,
+        "host": visit.host,
+        "path": visit.path,
+        "action": "ALLOW" if visit.is_allowed else "BLOCK",
+        "durationMs": round(visit.duration_ms),
+    }
 
 
 def _usage(result: ExecutionResult) -> wire.ResourceUsage:

@@ -1,16 +1,74 @@
-"""Clients of isol8: the operator's, a project's own, and what an execution is sent as."""
+"""A server with real sandboxes, in which executions are ready."""
 
-# ruff: noqa: ANN001, ANN201 - fixtures and stand-ins are typed where they are defined
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202 - fixtures are typed where they are defined
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import pytest
+
+from isol8_support import RemoteIsol8
+from tests_support import RunningServer, make_server
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory) -> Iterator[RunningServer]:
+    running = make_server(
+        tmp_path_factory.mktemp("isol8"),
+        COVE_POOL_SIZE="0",
+        COVE_EXECUTION_READY="4",
+        COVE_EXECUTION_OUTPUT_MIB="2",
+        COVE_REMOTE_CODE_HOSTS="*",
+    )
+    running.start()
+    yield running
+    running.down()
+
+
+@pytest.fixture(scope="session")
+def client(machine) -> Iterator[httpx2.Client]:
+    headers = {"Authorization": f"Bearer {machine.key}"}
+    with httpx2.Client(base_url=f"{machine.url}/isol8", headers=headers, timeout=120) as one:
+        yield one
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def run(client) -> Run:
+    """Run code: its result, or `{"status", "error"}` of a refusal."""
+
+    def run_it(code: str | None = None, runtime: str = "bash", *, options: object = None, **request: object):
+        body: dict[str, object] = {"runtime": runtime, **request}
+        if code is not None:
+            body["code"] = code
+        answer = client.post("/execute", json={"request": body, "options": options or {}})
+        found: dict[str, Any] = answer.json()
+        return found if answer.status_code == 200 else {"status": answer.status_code, **found}
+
+    return run_it
+
+
+@pytest.fixture
+def remote(machine) -> Iterator[Callable[..., RemoteIsol8]]:
+    """A client as the original's."""
+    made: list[RemoteIsol8] = []
+
+    def make(session: str | None = None, *, ws: bool = True, **options: object) -> RemoteIsol8:
+        made.append(RemoteIsol8(f"{machine.url}/isol8/", machine.key, session, options or None, ws=ws))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+        one.close()
+
 
 SCOPES = ("read", "create", "exec", "files", "destroy", "keys")
 
@@ -41,6 +99,23 @@ class Caller:
 
     def sessions(self) -> dict[str, dict[str, Any]]:
         return {one["id"]: one for one in self.http.get("/sessions").json()["sessions"]}
+
+
+@dataclass
+class Native:
+    """The same server's native API, with all rights."""
+
+    url: str
+    key: str
+    client: httpx2.Client
+
+
+@pytest.fixture
+def server(machine) -> Iterator[Native]:
+    """In place of the server that tests of other dialects have: executions need real sandboxes."""
+    head = {"Authorization": f"Bearer {machine.key}"}
+    with httpx2.Client(base_url=f"{machine.url}/api/v1", headers=head, timeout=60) as client:
+        yield Native(machine.url, machine.key, client)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytestmark = pytest.mark.real
+
 NOTHING = {"removed": 0, "failed": 0, "errors": []}
 
 

@@ -11,6 +11,8 @@ import os
 import httpx2
 import pytest
 
+pytestmark = pytest.mark.real
+
 MIB = 1024 * 1024
 
 

@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
+pytestmark = pytest.mark.real
+
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 LIMIT_S = 30.0
 

@@ -72,5 +72,16 @@ def results_of(place: Path, script: str, client: Client, *names: str, limit_s: f
     return found
 
 
+def load_of(place: Path, client: Client, *, clients: int, seconds: float, memory_mib: int) -> dict[str, Any]:
+    """What `load.mjs` reports: `operations` with count, p50 and p99 (ms), `createMs`, `declared` refusals, `failed`."""
+    argv = [node(), "load.mjs", str(clients), str(seconds), str(memory_mib)]
+    done = subprocess.run(
+        argv, cwd=place, env=client.env(), capture_output=True, text=True, timeout=seconds + 300, check=False
+    )
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-4000:])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def _lines(text: str) -> Iterator[str]:
     return (line for line in text.splitlines() if line.startswith("{"))

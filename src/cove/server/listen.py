@@ -26,13 +26,26 @@ from cove.server.config import Settings
 BACKLOG = 2048
 
 
+ACCEPTED_AT_ONCE = 32
+"""The event loop takes one connection per turn and listening descriptor (libuv). Behind a loop that is busy with other
+requests, a client with 32 connections waited for seconds; so each socket is listened on through so many descriptors."""
+
+
 class Listener(uvicorn.Server):
-    """uvicorn without its own signal handling."""
+    """uvicorn without its own signal handling, which accepts newcomers as fast as they come."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until `should_exit`; the sockets are closed then."""
+        await super().serve([one for sock in sockets or () for one in (sock, *_again(sock))])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         """Leave signals alone."""
         yield
+
+
+def _again(sock: socket.socket) -> list[socket.socket]:
+    return [sock.dup() for _ in range(ACCEPTED_AT_ONCE - 1)]
 
 
 class LocalOperator:

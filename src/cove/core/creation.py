@@ -82,7 +82,7 @@ class Heritage:
 class Order:
     """One request for a sandbox. `asked_at` is its monotonic moment, `network` what came of `spec.network`.
 
-    `id`: the one that it is to get; None: any.
+    `id`: the one that it is to get; None: any. `purpose`: of the boxes that wait, those for it are taken first.
     """
 
     who: Principal
@@ -93,6 +93,7 @@ class Order:
     network: NetworkPolicy = NO_NETWORK
     heritage: Heritage | None = None
     id: str | None = None
+    purpose: str = ""
 
 
 class Creation:
@@ -240,7 +241,12 @@ class Creation:
         limits, connected = order.spec.limits, _network(order).is_connected
         heritage = order.heritage
         if heritage is None:
-            return self._pool.take(image, driver.name, limits, order.spec.hostname, connected=connected)
+            hostname = order.spec.hostname
+            for purpose in dict.fromkeys((order.purpose, "")):
+                box = self._pool.take(image, driver.name, limits, hostname, connected=connected, origin=purpose)
+                if box is not None:
+                    return box
+            return None
         if not heritage.lineage.kept.memory:
             return None
         origin = heritage.checkpoint.id

@@ -6,13 +6,14 @@ import asyncio
 
 from cove.core.assembly import Parts
 from cove.core.execs import Execs
-from cove.core.executionboxes import ExecutionBoxes
+from cove.core.executionboxes import PURPOSE, USUAL, ExecutionBoxes, furnish
 from cove.core.executionnotes import ExecutionNotes
 from cove.core.executions import Executions
 from cove.core.executionsessions import ExecutionSessions
 from cove.core.remotecode import RemoteCode
 from cove.core.sandboxes import Sandboxes
-from cove.engine.pool import PoolTarget
+from cove.engine.pool import PoolTarget, pool_size
+from cove.model.sandbox import Limits
 
 
 def make_executions(
@@ -21,9 +22,17 @@ def make_executions(
     """The executions of this server."""
     pool, driver, policy = parts.pool, parts.settings.default_driver, parts.settings.executions
 
+    limits = Limits(cpus=USUAL.cpus, memory_bytes=USUAL.memory_bytes, pids=USUAL.pids)
+    kept: set[str] = set()
+
     def keep_ready(image: str) -> None:
-        if all((shelf.image, shelf.driver, shelf.origin) != (image, driver, "") for shelf in pool.stats()):
-            pool.keep(PoolTarget(image=image, driver=driver, size=policy.ready))
+        if image not in kept and policy.ready and driver in parts.drivers:
+            kept.add(image)
+            free = max(parts.admission.memory().available - parts.admission.keep_free_bytes(), 0)
+            size = pool_size(policy.ready, free)
+            pool.keep(
+                PoolTarget(image=image, driver=driver, size=size, purpose=PURPOSE, limits=limits, furnish=furnish)
+            )
 
     return Executions(
         boxes=ExecutionBoxes(sandboxes, parts.images, parts.directory, tasks, keep_ready),

@@ -26,6 +26,11 @@ from cove.model.sandbox import IdleAction, Limits, Sandbox, SandboxSpec
 
 log = logging.getLogger(__name__)
 
+PURPOSE: Final = "execution"
+"""Of the boxes that wait for them, furnished as most executions want theirs."""
+
+USUAL: Final = ExecutionSettings()
+
 _PASSWD: Final = b"sandbox:x:%d:%d:sandbox:/sandbox:/bin/bash\n" % (EXECUTION_UID, EXECUTION_GID)
 _GROUP: Final = b"sandbox:x:%d:\n" % EXECUTION_GID
 _USER_FILE_BYTES: Final = 256 * 1024
@@ -70,10 +75,10 @@ class ExecutionBoxes:
             idle_action=IdleAction.NONE if idle_timeout_s is None else IdleAction.TERMINATE,
             network=settings.network,
         )
-        made = await self._sandboxes.create(who, spec, dialect=dialect)
+        made = await self._sandboxes.create(who, spec, dialect=dialect, purpose=PURPOSE)
         try:
             async with self._directory.live(who, made.id).lease() as box:
-                await _furnish(box, settings)
+                await furnish(box, settings)
         except BaseException:
             self.end_soon(who, made.id)
             raise
@@ -110,11 +115,13 @@ class ExecutionBoxes:
         )
 
 
-async def _furnish(box: Box, settings: ExecutionSettings) -> None:
+async def furnish(box: Box, settings: ExecutionSettings = USUAL) -> None:
+    """Give a box the user of executions and where it may write. Raises: CoveError."""
     agent = box.agent
-    await asyncio.gather(
-        _add_line(agent, "/etc/passwd", _PASSWD), _add_line(agent, "/etc/group", _GROUP), _make_home(agent)
-    )
+    if not box.facts.scratch:
+        await asyncio.gather(
+            _add_line(agent, "/etc/passwd", _PASSWD), _add_line(agent, "/etc/group", _GROUP), _make_home(agent)
+        )
     scratch = (
         Scratch(path=HOME, size_bytes=settings.scratch_bytes, uid=EXECUTION_UID, gid=EXECUTION_GID, programs=True),
         Scratch(path=_TMP, size_bytes=settings.tmp_bytes, mode=0o1777),

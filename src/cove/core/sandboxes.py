@@ -60,9 +60,15 @@ class Sandboxes:
         self._clock = clock
 
     async def create(
-        self, who: Principal, spec: SandboxSpec, *, dialect: str = "native", idempotency: Idempotency | None = None
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        *,
+        dialect: str = "native",
+        idempotency: Idempotency | None = None,
+        purpose: str = "",
     ) -> Sandbox:
-        """A running sandbox, its image pulled first where it is not here.
+        """A running sandbox, its image pulled first where it is not here. `purpose`: boxes that wait for it go first.
 
         Cancelling ends it, unless an idempotency key lets the caller come back for it. Raises: Forbidden, BadRequest,
         NotFound (image), RegistryError, Conflict (name), IdempotencyConflict, QuotaExceeded, CapacityExceeded,
@@ -70,7 +76,8 @@ class Sandboxes:
         """
         require(who, Scope.CREATE)
         idempotency = self._creation.blinded(spec.credentials, idempotency)
-        order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=self._clock.monotonic())
+        now = self._clock.monotonic()
+        order = Order(who=who, spec=spec, dialect=dialect, idempotency=idempotency, asked_at=now, purpose=purpose)
         supervisor = self._creation.find_earlier(order)
         if supervisor is None:
             unasked = OPEN_NETWORK if spec.open_network else NO_NETWORK

@@ -128,7 +128,8 @@ class Box(ABC):
     async def add_scratch(self, scratch: Sequence[Scratch], *, read_only: bool) -> None:
         """Give it file systems in memory, over directories that are there; `read_only`: nothing else can be written.
 
-        Once, before anything of a caller runs in it; what it holds can then not be kept on the disk.
+        Before anything of a caller runs in it; repeated with the same paths, their sizes change. What it holds can
+        then not be kept on the disk.
         Raises: EngineFailure, Unsupported.
         """
         del scratch, read_only

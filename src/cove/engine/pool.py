@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -55,7 +55,8 @@ _ROUNDING: Final = 0.49
 class PoolTarget(Struct, frozen=True, kw_only=True):
     """How many boxes of one kind to keep ready: fresh ones of an image, or with `origin` copies of a checkpoint.
 
-    Copies have the checkpoint's own limits and image (`base`), and stand still until they are claimed.
+    Copies have the checkpoint's own limits and image (`base`), and stand still until they are claimed. With a `purpose`
+    they are for those who name it, have `limits`, and are made ready by `furnish`; no restart takes them back.
     """
 
     image: str
@@ -63,11 +64,14 @@ class PoolTarget(Struct, frozen=True, kw_only=True):
     size: int
     origin: Checkpoint | None = None
     base: BoxImage | None = None
+    purpose: str = ""
+    limits: Limits | None = None
+    furnish: Callable[[Box], Awaitable[None]] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
         """What a claim asks for."""
-        return (self.image, self.driver, "" if self.origin is None else self.origin.id)
+        return (self.image, self.driver, self.purpose if self.origin is None else self.origin.id)
 
 
 class PoolConfig(Struct, frozen=True, kw_only=True):
@@ -182,7 +186,8 @@ class Pool:
         """A ready box, which is then the caller's; None is a counted miss. Never waits.
 
         `limits` and `hostname` are those that it will be given: not every driver can change all of them. `connected`:
-        it will have a network, so one that has its interface already is preferred. `origin`: a copy of that checkpoint.
+        it will have a network, so one that has its interface already is preferred. `origin`: a copy of that checkpoint,
+        or one for that purpose.
         """
         self._last_demand = self._clock.monotonic()
         shelf = self._shelves.get((image.name, driver, origin))
@@ -211,7 +216,7 @@ class Pool:
 
     def _limits(self, shelf: _Shelf) -> Limits:
         origin = shelf.target.origin
-        return self._config.limits if origin is None else origin.facts.limits
+        return shelf.target.limits or self._config.limits if origin is None else origin.facts.limits
 
     def keep(self, target: PoolTarget) -> None:
         """Keep boxes of one more kind ready from now on, or another number of them."""
@@ -337,9 +342,12 @@ class Pool:
                 with_memory=shelf.target.origin is not None,
             )
             async with asyncio.timeout(CREATE_TIMEOUT_S):
-                box = await self._drivers[shelf.target.driver].create(spec)
-            if spec.origin is None and image.kernels:
-                await start_ahead(box, image)
+                made = await self._drivers[shelf.target.driver].create(spec)
+            if shelf.target.furnish is not None:
+                await self._furnish(shelf.target.furnish, made)
+            elif spec.origin is None and image.kernels:
+                await start_ahead(made, image)
+            box = made
         except (CoveError, TimeoutError) as error:
             shelf.postpone(self._clock.monotonic())
             detail = error.internal if isinstance(error, CoveError) else ""
@@ -356,6 +364,14 @@ class Pool:
             self._put(shelf, box)
         else:  # nobody wants it any more
             await self._discard(box)
+
+    async def _furnish(self, furnish: Callable[[Box], Awaitable[None]], box: Box) -> None:
+        try:
+            async with asyncio.timeout(CREATE_TIMEOUT_S):
+                await furnish(box)
+        except BaseException:
+            self._tasks.create_task(self._discard(box))
+            raise
 
     def _put(self, shelf: _Shelf, box: Box) -> None:
         self._isolation[shelf.target.driver] = box.isolation
@@ -416,8 +432,8 @@ class Pool:
 
     def _is_current(self, box: Box) -> bool:
         """Whether a box is as one that is made now would be, and can be claimed at once."""
-        if box.facts.origin:
-            return False  # it has somebody's files in it
+        if box.facts.origin or box.facts.scratch:
+            return False  # it has somebody's files in it, or was made ready for something else
         try:
             image = self._images.get(box.facts.image)
         except CoveError:

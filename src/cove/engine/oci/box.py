@@ -24,7 +24,7 @@ from cove.engine.network.service import SandboxNetwork
 from cove.engine.oci import bundle, quiet
 from cove.engine.oci.ground import Ground, processes_of, wait_readable
 from cove.engine.oci.saving import CopyLayer, Saved, StopClock, surely
-from cove.engine.oci.scratch import mount_scratch
+from cove.engine.oci.scratch import Mounted, Place, mount_scratch
 from cove.model.errors import CapacityExceeded, Conflict, CoveError, EngineFailure, SandboxGone, Unsupported
 from cove.model.network import NO_NETWORK, NetworkPolicy, NetworkUse
 from cove.model.sandbox import Isolation, Limits, Usage
@@ -54,6 +54,7 @@ class OciBox(Box):
         self._keeping = asyncio.Lock()
         self.was_quiet = False
         self._last_usage = Usage()
+        self._scratch: Mounted | None = None
         self._freed = asyncio.Lock()
         self._is_freed = False
 
@@ -92,16 +93,20 @@ class OciBox(Box):
 
     async def add_scratch(self, scratch: Sequence[Scratch], *, read_only: bool) -> None:
         facts = self.facts
+        wanted, before = (tuple(scratch), read_only), self._scratch
         if self._own_kernel:
             await super().add_scratch(scratch, read_only=read_only)
-        self.facts = msgspec.structs.replace(facts, scratch=True)
-        self._ground.write_facts(self.facts)
+        if wanted == before:
+            return
+        if not facts.scratch:
+            self.facts = msgspec.structs.replace(facts, scratch=True)
+            self._ground.write_facts(self.facts)
+        place = Place(facts.init_pid, facts.init_start, facts.uid_base)
         try:
-            await self._ground.quickly(
-                lambda: mount_scratch(facts.init_pid, facts.init_start, facts.uid_base, scratch, read_only=read_only)
-            )
+            await self._ground.quickly(lambda: mount_scratch(place, wanted, before))
         except OSError as error:
             raise EngineFailure("the sandbox could not be given its file systems", internal=repr(error)) from error
+        self._scratch = wanted
 
     async def rest(self) -> None:
         self._is_spare = True

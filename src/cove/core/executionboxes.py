@@ -117,6 +117,8 @@ class ExecutionBoxes:
 
 async def furnish(box: Box, settings: ExecutionSettings = USUAL) -> None:
     """Give a box the user of executions and where it may write. Raises: CoveError."""
+    if not box.has_own_files:
+        raise Unsupported(f"the driver {box.facts.driver} keeps no files apart: it runs no executions")
     agent = box.agent
     if not box.facts.scratch:
         await asyncio.gather(

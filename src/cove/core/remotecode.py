@@ -69,12 +69,14 @@ class RemoteCode:
             host, _ = parts.hostname, parts.port
         except ValueError as error:
             raise RemoteRefused(RemoteFault.INVALID) from error
-        if not host or len(url) > _URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
+        if not parts.scheme or len(url) > _URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
             raise RemoteRefused(RemoteFault.INVALID)
         if parts.scheme == "http" and not source.plain:
             raise RemoteRefused(RemoteFault.INSECURE)
         if parts.scheme != "https" and not (parts.scheme == "http" and self._policy.plain):
             raise RemoteRefused(RemoteFault.SCHEME, parts.scheme)
+        if not host:
+            raise RemoteRefused(RemoteFault.INVALID)
         if not any(fnmatch.fnmatchcase(host.lower(), pattern.lower()) for pattern in self._policy.hosts):
             raise RemoteRefused(RemoteFault.HOST, host)
 

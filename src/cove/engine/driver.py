@@ -98,9 +98,10 @@ class BoxFacts(Struct, frozen=True, kw_only=True):
 
 
 class Box(ABC):
-    """A running box. Made only by a driver."""
+    """A running box. Made only by a driver. `has_own_files`: what is written in it is not the machine's."""
 
     facts: BoxFacts
+    has_own_files = True
 
     @property
     @abstractmethod

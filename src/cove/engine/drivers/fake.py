@@ -104,6 +104,8 @@ class FakeBox(Box):
     `is_paused` is of this server's own doing: an adopted box was let go on.
     """
 
+    has_own_files = False
+
     def __init__(self, facts: BoxFacts, agent: _NamelessAgent, home: Path) -> None:
         self.facts = facts
         self._agent = agent

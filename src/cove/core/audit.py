@@ -114,6 +114,10 @@ class Audit:
         self._schedule()
         await future
 
+    async def caught_up(self) -> None:
+        """Until what was noted before this call is committed, or it is known that it cannot be at the moment."""
+        await self.kept(self._ticket)
+
     def check(self) -> None:
         """Refuse what would go unrecorded. Raises: CapacityExceeded."""
         if self._failure is not None:

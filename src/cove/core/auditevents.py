@@ -55,6 +55,7 @@ def _moved(before: Sandbox, after: Sandbox) -> LifecycleEvent | None:
         {} if after.kept is None else {"memory": after.kept.memory, "reason": after.kept.reason}
     )
     if after.state is State.HIBERNATED:
+        kept["size_bytes"] = after.kept_bytes
         return "sandbox.hibernated", kept if after.state_note is None else {**kept, "note": after.state_note}
     if after.state is State.PAUSED:
         return "sandbox.paused", {} if after.state_note is None else {"note": after.state_note}
@@ -62,13 +63,17 @@ def _moved(before: Sandbox, after: Sandbox) -> LifecycleEvent | None:
         return None
     if after.rolled_back_at != before.rolled_back_at:
         return "sandbox.rolled_back", {"snapshot": after.rolled_back_to, **kept}
-    return "sandbox.resumed", {} if before.state is State.PAUSED else {"was": "hibernated", **kept}
+    if before.state is State.PAUSED:
+        return "sandbox.resumed", {}
+    took_ms = None if after.resume_ms is None else round(after.resume_ms, 1)
+    return "sandbox.resumed", {"was": "hibernated", "took_ms": took_ms, **kept}
 
 
 def _made(sandbox: Sandbox) -> dict[str, AuditValue]:
     return {
         "name": sandbox.name,
         "image": sandbox.image_used or sandbox.image,
+        "image_asked": sandbox.image,
         "image_digest": sandbox.image_digest,
         "driver": sandbox.driver,
         "vcpus": sandbox.limits.cpus,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from cove.agentlink.client import FileReader
 from cove.core.access import require
@@ -12,10 +13,12 @@ from cove.core.directory import Directory
 from cove.core.filenotes import FileNotes
 from cove.core.validation import check_count, check_mode, check_owner, check_page, check_path, check_principal
 from cove.model.access import Principal, Scope
-from cove.model.errors import BadRequest
+from cove.model.errors import BadRequest, TooLarge
 from cove.model.files import Attributes, FileInfo, FilePage
 
 OFFSETS = (0, 2**63 - 1)
+MOST_NAMES: Final = 100_000
+"""Entries of a directory that is listed without pages."""
 
 
 class Files:
@@ -44,6 +47,18 @@ class Files:
         async with self._directory.live(who, ref).lease() as box:
             entries, has_more = await box.agent.list(path, limit=limit, after=cursor)
             return FilePage(entries=tuple(entries), cursor=entries[-1].name if has_more and entries else None)
+
+    async def names(self, who: Principal, ref: str, path: str) -> list[str]:
+        """All names in a directory, in byte order, without pages. Raises: TooLarge beyond MOST_NAMES."""
+        found: list[str] = []
+        cursor: str | None = None
+        while len(found) <= MOST_NAMES:
+            page = await self.list_page(who, ref, path, cursor=cursor)
+            found += [entry.name for entry in page.entries]
+            cursor = page.cursor
+            if cursor is None:
+                return found
+        raise TooLarge(f"this directory has more than {MOST_NAMES} entries", field="path")
 
     @asynccontextmanager
     async def read(

@@ -9,6 +9,7 @@ lies on the disk, and how it gets there, is `engine/images/`.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cove.core.access import require
 from cove.core.pulls import ImageNote, Pulls, PullStats
@@ -55,12 +57,14 @@ class ImageUse(Struct, frozen=True, kw_only=True):
     """What runs on images now, asked at the moment of a decision.
 
     `sandboxes` are those that have not ended; `digests` of all trees under boxes, ready or in the making, and of those
-    that snapshots need; `snapshots`: the names of a project's that need a digest.
+    that snapshots need; `snapshots`: the names of a project's that need a digest. `names`: what sandboxes of a project
+    were made with, as it was asked for, ended ones included.
     """
 
     sandboxes: Callable[[], list[Sandbox]]
     digests: Callable[[], AbstractSet[str]]
     snapshots: Callable[[str, str], list[str]] = lambda _project, _digest: []
+    names: Callable[[str], list[str]] = lambda _project: []
 
 
 class Images:
@@ -103,6 +107,40 @@ class Images:
         require(who, Scope.READ)
         builtin = self._builtin(name)
         return self._stored(who, name).info if builtin is None else builtin
+
+    def tried(self, who: Principal) -> builtins.list[ImageInfo]:
+        """What a sandbox can be made of, under the names that callers use; then what failed to come, and why.
+
+        Names that were used are there too where something stands in for them. Raises: Forbidden.
+        """
+        found = {self._familiar(one.name): one for one in self.list(who)}
+        tries = () if self._pulls is None else tuple(self._pulls.failures(who.project))
+        asked = (*self._use.names(who.project), *(one.name for one in tries))
+        names = dict.fromkeys(map(self._familiar, asked))
+        for name in names:
+            usable = None if name in found else self._usable(who.project, name)
+            if usable is not None:
+                found[name] = usable
+        for one in tries:
+            found.setdefault(self._familiar(one.name), one)
+        return [replace(one, name=name) for name, one in found.items()]
+
+    async def begin(self, who: Principal, name: str) -> ImageInfo:
+        """See to it that an image is here, without waiting for it: it is ready, or on its way, and `tried` tells more.
+
+        Raises: Forbidden, BadRequest, NotFound (one that no registry has), Unsupported.
+        """
+        require(who, Scope.CREATE)
+        _, pulls = self._needed()
+        usable = self._builtin(name) or self._usable(who.project, self._familiar(name))
+        if usable is not None:
+            return usable
+        reference = self._parsed(name)
+        if reference.is_local:
+            raise _no_image(name)
+        RegistryRules(self._settings.registries, self._settings.insecure_registries).check(reference.registry)
+        pulls.begin(who.project, reference)
+        return next(one for one in pulls.in_progress(who.project) if one.name == str(reference))
 
     async def pull(
         self, who: Principal, reference: str, *, credentials: Credentials | None = None
@@ -297,6 +335,28 @@ class Images:
 
     def _builtin(self, name: str) -> ImageInfo | None:
         return next((info for info in self._source.list() if info.name == name), None)
+
+    def _familiar(self, name: str) -> str:
+        """As callers write it; a name that is none stays as it is."""
+        if self._builtin(name) is not None:
+            return name
+        try:
+            return self._parsed(name).familiar(self._settings.default_registry)
+        except BadRequest:
+            return name
+
+    def _usable(self, project: str, name: str) -> ImageInfo | None:
+        """What a create would get of this name at once."""
+        try:
+            image, reference = self._find(project, name), self._parsed(name)
+        except BadRequest:
+            return None
+        if image is not None:
+            return image.info
+        alias = find_alias(reference, self._settings.aliases)
+        if alias is None or self._pulls is None or not self._pulls.is_unreachable(reference.registry):
+            return None
+        return self._builtin(alias)
 
     def _stored(self, who: Principal, name: str) -> StoredImage:
         image = self._find(who.project, name)

@@ -236,6 +236,17 @@ class Metering:
         row = None if ended is not None else self._store.usage.meter(sandbox_id)
         return ended.usage if ended is not None else None if row is None else row.usage
 
+    def live(self, project: str) -> list[SandboxUsage]:
+        """All of a project's sandboxes that have not ended, until now."""
+        meters = [meter for meter in self._meters.values() if meter.facts.project == project]
+        for meter in meters:
+            self._read(meter)
+        return [meter.usage for meter in meters]
+
+    def now(self) -> float:
+        """The moment up to which meters are read, Unix seconds."""
+        return self._clock.now()
+
     async def flush(self) -> None:
         """Write all that is not written, up to now. Raises: CoveError; nothing is lost then."""
         await self.advance()

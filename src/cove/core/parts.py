@@ -141,6 +141,7 @@ def image_use(supervisors: Supervisors, pool: Pool, store: Store) -> ImageUse:
         sandboxes=lambda: [one.sandbox for one in supervisors.all()],
         digests=digests,
         snapshots=store.snapshots.names_on,
+        names=store.sandboxes.images,
     )
 
 

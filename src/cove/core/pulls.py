@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
@@ -26,6 +28,9 @@ from cove.model.image import Credentials, ImageEvent, ImageInfo, ImageOrigin, Im
 from cove.model.reference import Reference
 
 log = logging.getLogger(__name__)
+
+MOST_FAILURES: Final = 256
+"""Failed pulls that are remembered, of all projects."""
 
 _FINAL = (ImageStage.DONE, ImageStage.FAILED)
 
@@ -95,6 +100,7 @@ class Pulls:
         self._jobs: dict[_Key, Job] = {}
         self._slots = asyncio.Semaphore(settings.pulls)
         self._unreachable: dict[str, float] = {}
+        self._failures: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._done = self._failed = self._bytes = 0
         self.aliased = 0
 
@@ -105,6 +111,24 @@ class Pulls:
         job = self._job(_Key(project, str(reference), credentials), reference)
         async for event in self._watched(job):
             yield event
+
+    def begin(self, project: str, reference: Reference) -> None:
+        """Start the pull, or let one go on that runs, for nobody who waits. `failures` tells if it fails."""
+        self._job(_Key(project, str(reference), None), reference)
+
+    def failures(self, project: str) -> Iterable[ImageInfo]:
+        """The project's last pulls that failed, unless there was another try since."""
+        for (owner, reference), failure in self._failures.items():
+            if owner == project:
+                yield ImageInfo(
+                    name=reference,
+                    digest="",
+                    size_bytes=0,
+                    status="failed",
+                    origin=ImageOrigin.PULLED,
+                    project=project,
+                    failure=failure,
+                )
 
     async def wait(self, project: str, reference: Reference) -> None:
         """Pull, and return when it is there. Raises: what the pull failed with."""
@@ -152,6 +176,7 @@ class Pulls:
         job = self._jobs.get(key)
         if job is None:
             job = self._jobs[key] = Job(key)
+            self._failures.pop((key.project, key.reference), None)
             job.task = self._tasks.create_task(self._live(job, reference), name=f"pull {key.reference}")
         return job
 
@@ -189,6 +214,9 @@ class Pulls:
     def _fail(self, job: Job, error: CoveError) -> None:
         self._failed += 1
         job.failure = error
+        self._failures[job.key.project, job.key.reference] = error.public
+        while len(self._failures) > MOST_FAILURES:
+            self._failures.popitem(last=False)
         job.say(ImageEvent(stage=ImageStage.FAILED, text=error.public, error=error.kind))
 
     async def _pulled(self, job: Job, reference: Reference) -> StoredImage:

@@ -8,6 +8,7 @@ when its caller goes away. What a restore decides is in `restoring.py`, forks ar
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 from typing import Final
 
@@ -24,7 +25,7 @@ from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, Conflict, CoveError
 from cove.model.ids import is_core_id, new_core_id
-from cove.model.request import Idempotency
+from cove.model.request import PAGE_LIMIT, Idempotency
 from cove.model.sandbox import Sandbox
 from cove.model.snapshot import (
     RestoreSpec,
@@ -38,6 +39,9 @@ from cove.model.snapshot import (
 from cove.model.state import State
 
 log = logging.getLogger(__name__)
+
+MOST_LISTED: Final = 10_000
+"""Snapshots of one list that has no pages."""
 
 MOST_ANCESTORS: Final = 1000
 """Sandboxes and snapshots that were made of each other; more are not looked at."""
@@ -195,6 +199,21 @@ class Snapshots:
             wanted = replace(wanted, sandbox=self._directory.known(who, wanted.sandbox).id)
         check_metadata(wanted.tags, "tags")
         return self._store.snapshots.page(who.project, wanted, limit=limit, cursor=cursor)
+
+    def every(self, who: Principal, wanted: SnapshotFilter, *, most: int = MOST_LISTED) -> builtins.list[Snapshot]:
+        """The project's, newest first, without pages; older ones than the `most` newest are left out.
+
+        Raises: BadRequest, NotFound (no sandbox of that name).
+        """
+        found: builtins.list[Snapshot] = []
+        cursor: str | None = None
+        while len(found) < most:
+            page = self.list(who, wanted, limit=min(PAGE_LIMIT, most - len(found)), cursor=cursor)
+            found += page.snapshots
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return found
 
     async def update(self, who: Principal, ref: str, change: SnapshotChange) -> Snapshot:
         """Another name, other tags. Raises: BadRequest, NotFound, Conflict (name; being made or deleted)."""

@@ -7,8 +7,9 @@ and a filter may match none of them.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -21,7 +22,7 @@ from cove.core.validation import check_page
 from cove.engine.clock import Clock, sleep
 from cove.model.access import Principal, Scope
 from cove.model.audit import SERVER_PROJECT, AuditEntry, AuditFilter, AuditLink, AuditPage
-from cove.model.auditchain import head_line, line_of, rendered
+from cove.model.auditchain import head_line, is_as_sealed, line_of, rendered
 from cove.model.errors import BadRequest, CoveError, EngineFailure, NotFound
 from cove.model.ids import is_core_id
 from cove.store.audit import CUT_BATCH
@@ -155,6 +156,42 @@ class Trail:
             count=due - chain.first_seq,
             at=self._clock.now(),
         )
+
+    @asynccontextmanager
+    async def retold(
+        self, who: Principal, sandbox: str, telling: Callable[[Callable[[str], str]], Callable[[AuditEntry], bytes]]
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """A sandbox's lines in the form of another protocol, in which they can be verified too.
+
+        `telling` gets what signs a text: HMAC-SHA256 in hex, by the key of `key` as the text that it shows. It gives
+        what makes a line of an entry, or nothing. Every entry is verified before. Raises, also while iterating:
+        EngineFailure (one is not as it was written).
+        """
+        require(who, Scope.READ)
+        project, wanted = self._found(who, AuditFilter(sandbox=sandbox), None)
+        await self._audit.caught_up()
+        secret = self._audit.key_of(project).hex().encode()
+        tell = telling(lambda text: hmac.new(secret, text.encode("utf-8", "surrogatepass"), "sha256").hexdigest())
+        lines = self._retold(project, wanted, tell)
+        try:
+            yield lines
+        finally:
+            await lines.aclose()
+
+    async def _retold(
+        self, project: str, wanted: AuditFilter, tell: Callable[[AuditEntry], bytes]
+    ) -> AsyncGenerator[bytes]:
+        key, before = self._audit.key_of(project), ""
+        due = self._rows.chain(project, wanted.sandbox).first_seq
+        is_first = due > 0  # older ones are not there any more, so what came before this one is not known
+        async for entry in self._between(project, wanted, 0, self._rows.chain(project, None).link.seq):
+            if entry.sandbox_seq is None or entry.sandbox_seq < due:
+                continue  # older than the key: it cannot be verified with this one
+            if not is_first and not is_as_sealed(key, entry, before):
+                raise EngineFailure("a line of this audit trail is not as it was written", internal=f"line {entry.seq}")
+            is_first, before = False, entry.sandbox_hmac or ""
+            if line := tell(entry):
+                yield line
 
     async def _between(self, chain: str, wanted: AuditFilter, start: int, end: int) -> AsyncGenerator[AuditEntry]:
         """Lines with numbers from `start` on and below `end`."""

@@ -19,8 +19,9 @@ from cove.engine.supervisor import Supervisor
 from cove.model.access import Principal, Scope
 from cove.model.errors import BadRequest, CoveError, NotFound
 from cove.model.ids import is_core_id
+from cove.model.sandbox import Sandbox
 from cove.model.state import FINAL, State
-from cove.model.usage import DAY_S, HOUR_S, SandboxUsage, UsageQuery, UsageRow
+from cove.model.usage import DAY_S, HOUR_S, Amounts, SandboxUsage, UsageQuery, UsageRow
 from cove.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,16 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     rows: tuple[UsageRow, ...]
     cursor: str | None
     bills: dict[str, SandboxUsage]
+
+
+class UsageTotals(Struct, frozen=True, kw_only=True):
+    """What a project's sandboxes used: those that live, and those that have ended and are not past their time."""
+
+    at: float
+    active: Amounts
+    active_count: int
+    ended: Amounts
+    ended_count: int
 
 
 class Usages:
@@ -106,6 +117,26 @@ class Usages:
                 ended_at=sandbox.ended_at,
             )
         return bill
+
+    def bills(self, who: Principal, sandboxes: Iterable[Sandbox]) -> dict[str, SandboxUsage]:
+        """The bills of sandboxes that the caller was shown, up to now, by id; of one that never ran there is none.
+
+        Raises: Forbidden.
+        """
+        require(who, Scope.READ)
+        found = (self._metering.bill(one.id) for one in sandboxes if may_see(who, one.project))
+        return {bill.sandbox: bill for bill in found if bill is not None}
+
+    async def totals(self, who: Principal) -> UsageTotals:
+        """What the sandboxes of the caller's own project used up to now. Raises: Forbidden."""
+        require(who, Scope.READ)
+        await self._flush()
+        count, ended = await self._store.usage.ended(who.project)
+        live = self._metering.live(who.project)
+        active = sum((one.amounts for one in live), Amounts())
+        return UsageTotals(
+            at=self._metering.now(), active=active, active_count=len(live), ended=ended, ended_count=count
+        )
 
     async def _measure(self, who: Principal, sandbox_id: str) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cove.model.errors import BadRequest
-from cove.model.network import NetworkMode, NetworkRequest, NetworkRule, Protocol, ProxyWords, Verdict
+from cove.model.network import NetworkMode, NetworkProfile, NetworkRequest, NetworkRule, Protocol, ProxyWords, Verdict
 from cove.model.policy import ALL, PATTERN, canonical_target
 
 _ISOL8_WORDS: Final = ProxyWords(
@@ -39,6 +39,24 @@ def from_isorun(allow: Sequence[str], deny: Sequence[str]) -> NetworkRequest:
         ),
         default=Verdict.DENY if is_list else Verdict.ALLOW,
     )
+
+
+def to_isorun(profile: NetworkProfile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a profile allows and denies, in isorun's lists. Ports and protocols of rules are not told there."""
+    if profile.mode is NetworkMode.OPEN:
+        return (), ()
+    lists = {
+        verdict: tuple(dict.fromkeys(_shown(one) for one in profile.rules if one.verdict is verdict))
+        for verdict in Verdict
+    }
+    denied = lists[Verdict.DENY]
+    if profile.default is Verdict.DENY and _EVERYTHING.isdisjoint(denied):
+        denied = (*denied, "0.0.0.0/0")
+    return lists[Verdict.ALLOW], denied
+
+
+def _shown(rule: NetworkRule) -> str:
+    return "0.0.0.0/0" if rule.target == ALL else rule.target
 
 
 def from_isol8(whitelist: Sequence[str], blacklist: Sequence[str], *, record: bool = False) -> NetworkRequest:

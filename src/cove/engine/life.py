@@ -275,7 +275,8 @@ class Life:
         async with self._in_time():
             box, _ = await give_birth(self.sandbox, birth, self._ports)
         try:
-            awake = self._moved(State.RUNNING, isolation=box.isolation, kept=kept, kept_bytes=0)
+            took_ms = (self._ports.clock.monotonic() - birth.asked_at) * 1000
+            awake = self._moved(State.RUNNING, isolation=box.isolation, kept=kept, kept_bytes=0, resume_ms=took_ms)
             if is_rollback:
                 awake = replace(awake, rolled_back_to=origin.id, rolled_back_at=self._ports.clock.now())
             await self._ports.journal.write(awake)

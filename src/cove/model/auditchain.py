@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 
-from cove.model.audit import AuditDraft, AuditEntry, AuditLink, AuditValue
+from cove.model.audit import AuditDraft, AuditEntry, AuditLink
 
 PREFIX: Final = "sb_"
 """How the trail spells a sandbox's id: as the native API does."""
@@ -97,6 +97,12 @@ def seal(key: bytes, draft: AuditDraft, link: AuditLink, sandbox_link: AuditLink
         sandbox_seq=sandbox_seq,
         sandbox_hmac=sandbox_hmac,
     )
+
+
+def is_as_sealed(key: bytes, entry: AuditEntry, before: str) -> bool:
+    """Whether a line of a sandbox's chain is as it was written, after the one with the HMAC `before`."""
+    content = _ENCODE(content_of(entry, entry.seq, entry.sandbox_seq))
+    return _equal(entry.sandbox_hmac, _signed(key, "sandbox", before, content))
 
 
 def line_of(entry: AuditEntry, *, of_sandbox: bool = False) -> dict[str, object]:
@@ -327,54 +333,3 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 def _equal(found: object, wanted: str) -> bool:
     return isinstance(found, str) and found.isascii() and hmac.compare_digest(found, wanted)
-
-
-_ISORUN_EVENTS: Final = {
-    "sandbox.created": ("image", "vcpus", "mem_mib", "disk_mib"),
-    "exec.start": ("command",),
-    "exec.exit": ("command", "exit_code", "duration_ms"),
-    "sandbox.forked": ("parent", "image"),
-    "sandbox.hibernated": ("snapshot_size_bytes",),
-    "sandbox.resumed": ("restore_ms",),
-    "sandbox.destroyed": ("cpu_ms", "mem_peak_bytes", "uptime_ms"),
-    "network.blocked": ("host", "ip", "port", "rule"),
-    "file.uploaded": ("path", "size_bytes"),
-    "file.downloaded": ("path", "size_bytes"),
-    "credential.proxied": ("service", "method", "path", "status"),
-    "sandbox.snapshotted": ("snapshot_id", "size_bytes"),
-    "sandbox.restored": ("snapshot_id",),
-}
-
-
-def isorun_lines(entries: Iterable[AuditEntry], team_secret: str, *, prefix: str = "run") -> list[dict[str, object]]:
-    """One sandbox's lines, verified before, in the form and with the chain of the isorun API.
-
-    Its HMAC covers the one before, the number, the event and the data: not the time and not the sandbox, as that API
-    has it. Events that it does not know are left out, and numbers start at 0.
-    """
-    key = team_secret.encode()
-    lines: list[dict[str, object]] = []
-    commands: dict[AuditValue, AuditValue] = {}
-    previous = ""
-    for entry in entries:
-        if entry.sandbox is None or entry.event not in _ISORUN_EVENTS:
-            continue
-        known = dict(entry.data)
-        if "exec" in known:
-            known.setdefault("command", commands.get(known["exec"], ""))
-            commands[known["exec"]] = known["command"]
-        data = {name: known[name] for name in _ISORUN_EVENTS[entry.event] if name in known}
-        seq = len(lines)
-        message = f"{previous}{seq}{entry.event}{_ENCODE(data)}"
-        previous = "sha256:" + hmac.digest(key, message.encode(), _HASH).hex()
-        lines.append(
-            {
-                "seq": seq,
-                "ts": moment(entry.at),
-                "sandbox_id": prefix + entry.sandbox,
-                "event": entry.event,
-                "data": data,
-                "hmac": previous,
-            }
-        )
-    return lines

@@ -34,7 +34,8 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     """One image. `status` is `ready`, `pulling`, `building` or `failed`.
 
     `digest` names the content of its tree, empty until it is ready; `manifest_digest` is the registry's name for what
-    was pulled (`sha256:...`), empty for what never was in one. `project` None: everybody's.
+    was pulled (`sha256:...`), empty for what never was in one. `project` None: everybody's. `failure`: why it is
+    `failed`, one sentence.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ImageInfo(Struct, frozen=True, kw_only=True):
     project: str | None = None
     created_at: float = 0.0
     config: ImageConfig = field(default_factory=ImageConfig)
+    failure: str = ""
 
 
 class Credentials(Struct, frozen=True, kw_only=True):

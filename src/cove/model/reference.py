@@ -59,6 +59,14 @@ class Reference(Struct, frozen=True, kw_only=True):
         """Without tag and digest."""
         return f"{self.registry}/{self.path}"
 
+    def familiar(self, default_registry: str) -> str:
+        """The shortest form that means the same where `default_registry` is the one that names leave out."""
+        text = str(self)
+        if self.registry != default_registry:
+            return text
+        text = text.removeprefix(f"{self.registry}/")
+        return text.removeprefix("library/") if self.registry == DEFAULT_REGISTRY else text
+
     def __str__(self) -> str:
         """The canonical form; parsing it again gives the same."""
         tag = "" if self.tag is None else f":{self.tag}"

@@ -143,7 +143,8 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     `image_note` why it is another (an alias in place of an unreachable registry). `key`: the id of its
     maker's key. `came_from`: of one made from a snapshot or by a fork. `kept`: of a hibernated one what will be there
     again when it is resumed, afterwards what was; None: it never was hibernated.
-    `kept_bytes`: what the memory of a hibernated one takes on the disk.
+    `kept_bytes`: what the memory of a hibernated one takes on the disk. `resume_ms`: how long its last way back from
+    there took.
     `rolled_back_to`, `rolled_back_at`: the snapshot that it was made again last, and when.
     `time_left_s`: while its time to live stands still, what is left of it (`expires_at` is None then).
     `state_note`: where its state is another than was asked for, or not what one would think: why, in one sentence.
@@ -185,3 +186,4 @@ class Sandbox(Struct, frozen=True, kw_only=True):
     timeout_counts: TimeoutCounts = TimeoutCounts.ALWAYS
     time_left_s: float | None = None
     state_note: str | None = None
+    resume_ms: float | None = None

@@ -22,6 +22,9 @@ ON CONFLICT (id) DO UPDATE SET
 """
 _ONE: Final = "SELECT record FROM sandboxes WHERE id = ?"
 _UNENDED: Final = "SELECT record FROM sandboxes WHERE ended_at IS NULL ORDER BY seq"
+_IMAGES: Final = """
+SELECT DISTINCT image FROM (SELECT image FROM sandboxes WHERE project = ? ORDER BY seq DESC LIMIT 10000) LIMIT 1000
+"""
 _EXISTS: Final = "SELECT 1 FROM sandboxes WHERE id = ? AND project = ?"
 _FORGET_METADATA: Final = "DELETE FROM sandbox_metadata WHERE sandbox = ?"
 _FORGET_CREDENTIALS: Final = "DELETE FROM credentials WHERE sandbox = ?"
@@ -62,6 +65,10 @@ class SandboxRows:
     def unended(self) -> list[Sandbox]:
         """All that have not ended, oldest first: what a restart must account for."""
         return [_decode(row[0]) for row in self._reader.all(_UNENDED, ())]
+
+    def images(self, project: str) -> list[str]:
+        """The names of images that its sandboxes were asked for with, of the last 10 000."""
+        return [row[0] for row in self._reader.all(_IMAGES, (project,))]
 
     def page(self, project: str, wanted: SandboxFilter, *, limit: int, cursor: str | None) -> SandboxPage:
         """One page, newest first. A cursor is the last id of the page before it. Raises: BadRequest (its cursor)."""

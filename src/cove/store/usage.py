@@ -36,6 +36,10 @@ VALUES (?, ?, ?, ?, ?, {", ".join("?" * len(AMOUNTS))})
 ON CONFLICT (start, span, project, key, sandbox) DO UPDATE SET
     {", ".join(f"{name} = usage_spans.{name} + excluded.{name}" for name in AMOUNTS)}
 """  # noqa: S608
+_ENDED: Final = f"""
+SELECT count(*), {", ".join(f"sum({name})" for name in AMOUNTS)} FROM usage_sandboxes
+WHERE project = ? AND ended_at IS NOT NULL
+"""  # noqa: S608
 _ADD_SPENT: Final = """
 INSERT INTO usage_spent (project, key, cost_nano) VALUES (?, ?, ?)
 ON CONFLICT (project, key) DO UPDATE SET cost_nano = usage_spent.cost_nano + excluded.cost_nano
@@ -137,6 +141,14 @@ class UsageRows:
         async with self._reporting:
             rows = await asyncio.to_thread(self._reports.all, sql, values)
         return [_row(query.groups, row) for row in rows]
+
+    async def ended(self, project: str) -> tuple[int, Amounts]:
+        """How many sandboxes of a project have ended, and what they used together."""
+        async with self._reporting:
+            rows = await asyncio.to_thread(self._reports.all, _ENDED, (project,))
+        count, *sums = rows[0]
+        amounts = {name: value or 0 for name, value in zip(AMOUNTS, sums, strict=True)}
+        return int(count or 0), msgspec.convert(amounts, Amounts)
 
     async def roll_up(self, *, before: int) -> int:
         """Merge hours that began before that time into days; returns how many, BATCH at most."""

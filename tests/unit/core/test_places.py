@@ -171,7 +171,7 @@ async def test_links_to_it_follow(core, driver, eventually) -> None:
 
 async def test_the_trail_tells_what_was_kept(core, driver) -> None:
     made = await core.sandboxes.create(LOCAL, SPEC)
-    await core.sandboxes.hibernate(LOCAL, made.id)
+    made_bytes = (await core.sandboxes.hibernate(LOCAL, made.id)).kept_bytes
     await core.sandboxes.resume(LOCAL, made.id)
     driver.boxes[made.id].has_memory = False
     with pytest.raises(Unsupported):
@@ -182,9 +182,9 @@ async def test_the_trail_tells_what_was_kept(core, driver) -> None:
     told = [(one.event, dict(one.data)) for one in lines if one.event != "sandbox.created"]
     assert sorted(told, key=str) == sorted(
         [
-            ("sandbox.hibernated", {"memory": True, "reason": None}),
-            ("sandbox.resumed", {"was": "hibernated", "memory": True, "reason": None}),
-            ("sandbox.hibernated", {"memory": False, "reason": "this stub keeps no memory"}),
+            ("sandbox.hibernated", {"memory": True, "reason": None, "size_bytes": made_bytes}),
+            ("sandbox.resumed", {"was": "hibernated", "took_ms": 0.0, "memory": True, "reason": None}),
+            ("sandbox.hibernated", {"memory": False, "reason": "this stub keeps no memory", "size_bytes": 0}),
         ],
         key=str,
     )

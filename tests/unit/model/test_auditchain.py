@@ -15,7 +15,6 @@ from cove.model.audit import AuditActor, AuditDraft, AuditEntry, AuditLink
 from cove.model.auditchain import (
     anchor_line,
     head_line,
-    isorun_lines,
     line_of,
     project_key,
     rendered,
@@ -249,40 +248,3 @@ def test_junk_is_a_bad_line_and_never_a_crash(junk: bytes) -> None:
     assert verify([*lines[:2], junk, *lines[2:]], KEY).line == 3
     assert verify([junk], KEY).line == 1
     assert not verify([], KEY).is_good
-
-
-def test_isorun_lines_have_the_words_numbers_and_hmacs_of_that_api() -> None:
-    def one(event: str, sandbox: str | None = BOX, **data: object) -> AuditEntry:
-        return AuditEntry(
-            seq=7,
-            at=1e9,
-            project="p",
-            sandbox=sandbox,
-            event=event,
-            actor=ACTOR,
-            data=data,
-            hmac="x",  # type: ignore[arg-type]
-        )
-
-    told = isorun_lines(
-        [
-            one("sandbox.created", image="python", vcpus=1.0, mem_mib=512, disk_mib=1024, name="otter"),
-            one("exec.start", exec="e1", command="echo é"),
-            one("port.exposed", port=80),
-            one("exec.exit", exec="e1", exit_code=0, duration_ms=1.5, why="exited"),
-            one("sandbox.destroyed", cpu_ms=1, mem_peak_bytes=2, uptime_ms=3, reason="requested"),
-        ],
-        "team secret é",
-    )
-    assert [line["event"] for line in told] == ["sandbox.created", "exec.start", "exec.exit", "sandbox.destroyed"]
-    assert [line["seq"] for line in told] == [0, 1, 2, 3]
-    assert told[0]["data"] == {"image": "python", "vcpus": 1.0, "mem_mib": 512, "disk_mib": 1024}
-    assert told[2]["data"] == {"command": "echo é", "exit_code": 0, "duration_ms": 1.5}
-    assert told[0]["sandbox_id"] == "run" + BOX
-    assert told[0]["ts"] == "2001-09-09T01:46:40.000Z"
-    previous = ""
-    for line in told:
-        text = json.dumps(line["data"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        message = f"{previous}{line['seq']}{line['event']}{text}".encode()
-        previous = "sha256:" + hmac.new("team secret é".encode(), message, hashlib.sha256).hexdigest()
-        assert line["hmac"] == previous

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from cove.cli.tree import noun, verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import BinaryIO
 
     from cove.model.auditchain import AuditVerdict
     from cove.sdk.audit_calls import AuditLine
@@ -30,6 +32,7 @@ WHY_NOT_WHOLE: Final = {
 _EVENT = click.option("--event", metavar="PREFIX", help="Only events that begin so: exec. sandbox. file.")
 _PROJECT = click.option("--project", metavar="PROJECT", help="Of another project (admins). _server: the server's own.")
 _KEY_LIMIT: Final = 4096
+_LINE_LIMIT: Final = 128 * 1024
 
 
 @verb("show", fields=FIELDS)
@@ -129,6 +132,8 @@ def verify_command(session: Session, *, file: str, key_file: str, after: str | N
 
     cove audit verify audit.ndjson --key audit.key --after last-month.ndjson
 
+    Also what GET /v1/runs/ID/audit of the isorun API gave, which has a chain of its own.
+
     Exit code 0: it is whole. 1: it is not, and the first bad line is named.
     """
     key = _read(key_file)[:_KEY_LIMIT].strip()
@@ -141,30 +146,49 @@ def verify_command(session: Session, *, file: str, key_file: str, after: str | N
 
 
 def _checked(file: str, key: str, earlier: AuditVerdict | None) -> AuditVerdict:
-    from cove.sdk import audit_calls
-
     try:
         if file == "-":
-            return audit_calls.verify(sys.stdin.buffer, key, earlier=earlier)
+            return _verdict(sys.stdin.buffer, key, earlier)
         with open(file, "rb") as stream:  # noqa: PTH123 - pathlib costs 4 ms
-            return audit_calls.verify(stream, key, earlier=earlier)
+            return _verdict(stream, key, earlier)
     except OSError as error:
         raise usage(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise usage("the key file holds no key", "cove audit key >KEYFILE") from error
 
 
+def _verdict(stream: BinaryIO, key: str, earlier: AuditVerdict | None) -> AuditVerdict:
+    """By the form that the first line has: ours, or the isorun API's."""
+    from cove.model import eventchain
+    from cove.sdk import audit_calls
+
+    first = b"\n"
+    while first == b"\n":  # the heartbeat of the stream that it was
+        first = stream.readline(_LINE_LIMIT)
+    lines = itertools.chain([first], stream)
+    if not eventchain.looks_like(first):
+        return audit_calls.verify(lines, key, earlier=earlier)
+    if earlier is not None:
+        raise usage("the trail of one run has no earlier export", "leave --after out")
+    return eventchain.verify(lines, key)
+
+
 def _tell(session: Session, file: str, verdict: AuditVerdict) -> int:
     fields: dict[str, Any] = {name: getattr(verdict, name, None) for name in VERDICT}
     fields["good"] = verdict.is_good
-    whose = f"project {clean(verdict.project)}" + (f", sandbox {clean(verdict.sandbox)}" if verdict.sandbox else "")
+    names = {"project": verdict.project, "sandbox": verdict.sandbox}
+    whose = ", ".join(f"{noun} {clean(name)}" for noun, name in names.items() if name)
     if not verdict.is_good:
         session.emit(fields, f"{clean(file)}: BAD: line {verdict.line} {clean(verdict.wrong)}")
         return 1
-    session.emit(fields, f"{clean(file)}: good: {verdict.count} lines of {whose}, signed at {clean(verdict.at)}")
+    session.emit(fields, f"{clean(file)}: good: {verdict.count} lines of {whose}, {_until(verdict)}")
     if verdict.reason in WHY_NOT_WHOLE:
         session.talk(f"It begins with line {verdict.first_seq}: {WHY_NOT_WHOLE[verdict.reason]}.")
     return 0
+
+
+def _until(verdict: AuditVerdict) -> str:
+    return f"signed at {clean(verdict.at)}" if verdict.project else f"the last of {clean(verdict.at)}"
 
 
 def _read(file: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from cove.dialects.isorun import wire
 from cove.edge.errors import ErrorTable, Failure, Row
-from cove.model.errors import BadRequest, CoveError
+from cove.model.errors import BadRequest, CoveError, NotFound
 
 ROWS: Final = MappingProxyType(
     {
@@ -21,7 +21,7 @@ ROWS: Final = MappingProxyType(
         "not-found": Row(404, "not-found"),
         # What a body names and is not there: the body is wrong, not the path.
         "not-found:image": Row(400, "bad-request"),
-        "not-found:credentials": Row(400, "bad-request"),
+        "not-found:service": Row(400, "bad-request"),
         "conflict": Row(409, "conflict"),
         "idempotency-conflict": Row(409, "conflict"),
         "gone": Row(404, "not-found"),
@@ -63,9 +63,13 @@ _WORDS: Final = MappingProxyType(
         "disk_bytes": "disk_mib",
         "timeout_s": "timeout",
         "idle_timeout_s": "timeout",
+        "service": "credentials",
     },
 )
 """The core's name of a field -> the protocol's, where they differ."""
+
+_SERVICE: Final = "service"
+"""A noun in sentences, too."""
 
 _AT_REST: Final = re.compile(r"the (sandbox is \w+)")
 _ENCODE: Final = msgspec.json.Encoder().encode
@@ -76,10 +80,10 @@ def sentence(error: CoveError) -> str:
     text, field = error.public, error.field
     if field == "state" and (at_rest := _AT_REST.match(text)):
         return at_rest[1]
-    if field is None or not isinstance(error, BadRequest):
+    if field is None or not isinstance(error, BadRequest | NotFound):
         return text
     word = _WORDS.get(field, field)
-    text = text.replace(field, word)
+    text = text if field == _SERVICE else text.replace(field, word)
     return text if word in text else f"{word}: {text}"
 
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from cove.dialects.isorun import callers, commands, errors, keyform, ports, runs, server, shells, terminals
+from cove.dialects.isorun import (
+    accounts,
+    audit,
+    callers,
+    commands,
+    errors,
+    files,
+    images,
+    keyform,
+    networks,
+    ports,
+    runs,
+    server,
+    shells,
+    snapshots,
+    terminals,
+)
 from cove.dialects.isorun.translate import NAME
 from cove.edge.dialect import Dialect
 
@@ -13,7 +29,19 @@ def dialect() -> Dialect:
         name=NAME,
         prefix="/isorun",
         roots=("",),
-        ops=(*server.OPS, *runs.OPS, *commands.OPS, *terminals.OPS, *shells.OPS),
+        ops=(
+            *server.OPS,
+            *accounts.OPS,
+            *snapshots.OPS,
+            *runs.OPS,
+            *commands.OPS,
+            *files.OPS,
+            *audit.OPS,
+            *networks.OPS,
+            *images.OPS,
+            *terminals.OPS,
+            *shells.OPS,
+        ),
         errors=errors.TABLE,
         key_prefixes=("isorun_",),
         ports=ports.FORM,

@@ -39,7 +39,9 @@ TIMED_OUT: Final = 124
 MEMORY_MIB: Final = 1024
 DISK_MIB: Final = 4096
 
+SNAPSHOT_PREFIX: Final = "snap"
 _ID: Final = re.compile(PREFIX + "[0-9a-f]{16}")
+_SNAPSHOT_ID: Final = re.compile(SNAPSHOT_PREFIX + "[0-9a-f]{16}")
 _CENT: Final = float(10 ** (DECIMALS - 2))
 _ENCODE: Final = msgspec.json.Encoder().encode
 _STATUS: Final = MappingProxyType(
@@ -68,6 +70,18 @@ def run_ref(text: str) -> str:
 def run_id(core_id: str) -> str:
     """How isorun spells a core id."""
     return PREFIX + core_id
+
+
+def snapshot_ref(text: str) -> str:
+    """The core's reference for `snap…`. Raises: NotFound."""
+    if _SNAPSHOT_ID.fullmatch(text):
+        return text.removeprefix(SNAPSHOT_PREFIX)
+    raise NotFound(f"no snapshot {text[:80]!r}")
+
+
+def snapshot_id(core_id: str) -> str:
+    """How isorun spells a snapshot's core id."""
+    return SNAPSHOT_PREFIX + core_id
 
 
 def active(sandbox: Sandbox) -> Sandbox:

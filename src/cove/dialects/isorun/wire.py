@@ -141,3 +141,151 @@ class State(Struct, frozen=True):
 
     id: str
     status: str
+
+
+class Path(Struct, frozen=True):
+    """Which file or directory."""
+
+    path: str
+
+
+class Uploaded(Struct, frozen=True):
+    """A file that was written."""
+
+    path: str
+    size_bytes: int
+
+
+class Entries(Struct, frozen=True):
+    """The names in a directory."""
+
+    entries: tuple[str, ...]
+
+
+class MadeSnapshot(Struct, frozen=True, kw_only=True):
+    """A snapshot that was made."""
+
+    snapshot_id: str
+    run_id: str
+    size_bytes: int
+    created_at: str
+
+
+class Restore(Struct, frozen=True):
+    """What to make a run of."""
+
+    snapshot_id: str
+
+
+class Fork(Struct, frozen=True):
+    """How many."""
+
+    count: Count | None = None
+
+
+class ForkList(Struct, frozen=True):
+    """The children."""
+
+    forks: tuple[Run, ...]
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """A snapshot in the list."""
+
+    id: str
+    size_bytes: int
+    created_at: str
+    run_id: str
+
+
+class SnapshotList(Struct, frozen=True):
+    """All of them."""
+
+    snapshots: tuple[Snapshot, ...]
+
+
+class Deleted(Struct, frozen=True):
+    """What is there no more."""
+
+    id: str
+    status: str = "deleted"
+
+
+class PastRun(Struct, frozen=True, kw_only=True):
+    """A run that has ended."""
+
+    id: str
+    image: str
+    vcpus: float
+    mem_mib: int
+    region: str
+    create_ms: int
+    created_at: str
+    destroyed_at: str
+    uptime_ms: int
+    cost_cents: float
+    cpu_ms: int
+    mem_peak_bytes: int
+
+
+class History(Struct, frozen=True):
+    """The runs that have ended, newest first."""
+
+    sandboxes: tuple[PastRun, ...]
+
+
+class HistoryQuery(Struct, frozen=True):
+    """How many of them."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What all runs cost."""
+
+    active_sandboxes: int
+    history_sandboxes: int
+    active_cost_cents: float
+    history_cost_cents: float
+    total_cost_cents: float
+    cpu_seconds: float
+    mem_seconds: float
+    as_of: str
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """A network policy with a name."""
+
+    name: str
+    description: str
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+
+
+class Image(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image that runs can have, now or soon, or why not."""
+
+    name: str
+    size_bytes: int
+    status: str
+    error: str = ""
+
+
+class ImageList(Struct, frozen=True):
+    """All of them."""
+
+    images: tuple[Image, ...]
+
+
+class Build(Struct, frozen=True):
+    """Which image to fetch."""
+
+    image: Annotated[str, Meta(min_length=1)]
+
+
+class Built(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far that is."""
+
+    image: str
+    status: str
+    error: str = ""

@@ -118,17 +118,17 @@ func TestAResizeIsSeenAndTold(t *testing.T) {
 }
 
 func TestTheLastOutputOfATerminalIsNotLost(t *testing.T) {
-	a := newTestAgent(t)
+	a, soonest := newTestAgent(t), time.Hour
 	for range 20 {
 		cmd := newTerminal(t, a, maxKeep, "seq", "20000")
-		started := time.Now()
 		cmd.ends(t)
 		if got := cmd.text(); !strings.HasSuffix(got, "\r\n20000\r\n") || strings.Count(got, "\n") != 20000 {
 			t.Fatalf("%d bytes, %q", len(got), got[len(got)-20:])
 		}
-		if took := clock.now() - cmd.proc.ended; took > grace/2 && time.Since(started) > grace {
-			t.Fatalf("the end was told %v late", took)
-		}
+		soonest = min(soonest, clock.now()-cmd.proc.ended)
+	}
+	if soonest > grace/2 { // each time: it waits, and not for the machine
+		t.Fatalf("the end was told %v late", soonest)
 	}
 }
 

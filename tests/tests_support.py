@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -33,11 +34,41 @@ DRIVER = os.environ.get("COVE_TEST_DRIVER", "")
 SOAK = os.environ.get("COVE_SOAK") == "1"
 
 
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_FIRST_PORT = 10_000
+
+
+def free_port(count: int = 1) -> int:
+    """A port, of TCP and of UDP, that is free until the caller's program takes it: the first of `count` in a row.
+
+    Nobody gets it by chance meanwhile: it lies outside of what the kernel gives to clients and to who asks for port 0.
+    Nor does another test: each is claimed, by a unix socket of its number, until this process ends.
+    """
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split())
+    ports = [port for port in range(_FIRST_PORT, 65536 - count) if port + count <= low or port > high]
+    random.shuffle(ports)
+    return next(port for port in ports if all(_is_free(port + n) and _claim(port + n) for n in range(count)))
+
+
+def _claim(port: int) -> bool:
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            claim.bind(f"\0cove-test-port-{port}")
+        except OSError:
+            return False
+        os.dup(claim.fileno())  # held until we end
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            stream.bind(("0.0.0.0", port))  # noqa: S104 - on every address
+            stream.listen()
+            datagrams.bind(("0.0.0.0", port))  # noqa: S104
+        except OSError:
+            return False
+    return True
 
 
 @dataclass

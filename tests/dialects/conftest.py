@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+
+from tests_support import free_port
 
 DRIVERS = os.environ.get("COVE_TEST_DRIVER", "fake,runc").split(",")
 SETUP_DIR = Path(os.environ.get("COVE_DATA_DIR", "/var/lib/cove"))
@@ -49,9 +50,7 @@ class DialectServer:
 
 
 def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVE_")}
     # A sandbox's root must reach its root file system below the run directory, and pytest's own are private.
     run_dir = data_dir.parent / "run" if driver == "fake" else Path("/run/cove")
@@ -63,7 +62,7 @@ def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
     process = subprocess.Popen([sys.executable, "-c", START], env=env, stdout=log, stderr=log)
     log.close()
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         assert process.poll() is None, (data_dir / "log").read_text()
         assert time.monotonic() < deadline, (data_dir / "log").read_text()

@@ -18,6 +18,8 @@ from tests.dialects.conftest import DialectServer
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests_support import free_port
+
 APP = Path(__file__).parents[2] / "port_app.py"
 
 
@@ -62,9 +64,7 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(server: DialectServer) -> Iterator[App]:
-    with socket.socket() as probe:  # the fake driver shares the machine's network
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()  # the fake driver shares the machine's network
     box = str(server.sandbox()["id"])
     path = f"/tmp/port_app_{port}.py"
     server.client.put(f"/sandboxes/{box}/files/content", params={"path": path}, content=APP.read_bytes())

@@ -15,6 +15,7 @@ from cove.engine.network.dns_server import AT_A_TIME, BURST, CONNECTIONS, serve_
 from cove.engine.network.listener import bound
 from cove.engine.network.port import Endpoint
 from cove.engine.network.shares import Shares
+from tests_support import free_port
 
 ENDPOINT = Endpoint(box="b1", address="127.0.0.1", index=1)
 
@@ -53,8 +54,8 @@ class Known:
 
 @asynccontextmanager
 async def serving(echo: Echo, known: Known) -> AsyncGenerator[int]:
-    datagrams = bound(_socket(socket.SOCK_DGRAM), "127.0.0.1", 0)
-    port = datagrams.getsockname()[1]
+    port = free_port()
+    datagrams = bound(_socket(socket.SOCK_DGRAM), "127.0.0.1", port)
     listener = bound(_socket(socket.SOCK_STREAM), "127.0.0.1", port)
     async with serve_dns(echo, known, datagrams, listener):  # type: ignore[arg-type]
         yield port

@@ -17,6 +17,7 @@ import pytest
 
 from cove.engine.network.dnswire import Answer, Kind, Rcode
 from cove.engine.network.upstream_dns import NameServer, NoAnswer, Upstream, name_servers
+from tests_support import free_port
 
 Say = Callable[[dns.message.Message], list[bytes]]
 
@@ -50,8 +51,8 @@ async def server(say: Say, by_tcp: Say | None = None) -> AsyncGenerator[NameServ
                 await writer.drain()
         writer.close()
 
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", 0))
-    port = transport.get_extra_info("sockname")[1]
+    port = free_port()
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", port))
     try:
         async with await asyncio.start_server(take, "127.0.0.1", port):
             yield NameServer("127.0.0.1", port)
@@ -141,11 +142,8 @@ async def test_a_server_that_fails_is_left_for_the_next() -> None:
 async def test_nobody_to_ask_is_no_answer() -> None:
     with pytest.raises(NoAnswer):
         await ask()
-    with socket.socket(type=socket.SOCK_DGRAM) as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
     with pytest.raises(NoAnswer):
-        await ask(NameServer("127.0.0.1", port))
+        await ask(NameServer("127.0.0.1", free_port()))
 
 
 @pytest.mark.parametrize(

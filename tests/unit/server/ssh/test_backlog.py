@@ -23,6 +23,7 @@ from cove.model.execs import Chunk, ExecEvent, Stream
 from cove.server import config
 from cove.server.ssh import backlog, listener
 from cove.server.ssh.listener import bind, open_ssh
+from tests_support import free_port
 
 WHO = Principal(key_id="ssh:1", name="n", project="p", scopes=frozenset({Scope.EXEC}))
 PIECE = bytes(64 * 1024)
@@ -91,8 +92,7 @@ class Core:
 
 @contextlib.asynccontextmanager
 async def inside(tmp_path: Path, core: Core) -> AsyncIterator[Any]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = replace(config.load({"COVE_DATA_DIR": str(tmp_path)}).settings, ssh_port=port)
     async with (
         open_ssh(settings, core),  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from cove.server import config
 from cove.server.config import Settings
 from cove.server.ssh import listener
 from cove.server.ssh.listener import open_ssh
+from tests_support import free_port
 
 WHO = Principal(key_id="ssh:1", name="n", project="p", scopes=frozenset({Scope.EXEC}))
 
@@ -62,10 +63,8 @@ def core(key: asyncssh.SSHKey) -> Any:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     loaded = config.load({"COVE_DATA_DIR": str(tmp_path)}).settings
-    return replace(loaded, ssh_port=port)
+    return replace(loaded, ssh_port=free_port())
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"syscall"
 	"time"
 )
 
@@ -73,12 +74,19 @@ func asRegexp(pattern string) string {
 	return "^" + replaced + "$"
 }
 
+// processorTime is what this process has worked so far: what a bound of work is measured with, on a busy machine too.
+func processorTime() time.Duration {
+	var usage syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
 func TestAHostileGlobCostsPatternTimesPath(t *testing.T) {
-	started := time.Now()
+	before := processorTime()
 	globs, _ := parseGlobs([]string{strings.Repeat("*a", 500), strings.Repeat("**/a/", 200) + "b"})
 	anyMatches(globs, strings.Repeat("a", 4000)+"b")
 	anyMatches(globs, strings.Repeat("a/", 2000)+"c")
-	if took := time.Since(started); took > 2*time.Second {
+	if took := processorTime() - before; took > 2*time.Second {
 		t.Fatal(took)
 	}
 	for _, bad := range []string{"", strings.Repeat("x", 1025), "a\x00", strings.Repeat("{a,b}", 10)} {
@@ -124,9 +132,9 @@ func TestAPatternIsBoundedBeforeItIsCompiled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	started := time.Now()
+	before := processorTime()
 	p.line.Match(bytes.Repeat([]byte("ab"), p.piece/2))
-	if took := time.Since(started); took > 10*time.Second {
+	if took := processorTime() - before; took > 10*time.Second {
 		t.Fatal(took)
 	}
 }

@@ -86,10 +86,10 @@ COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i > /root/n; sleep 0.01; do
 class Mortal:
     """A server that dies when it is told at which step, and a sandbox in it that counts."""
 
-    def __init__(self, server: RunningServer, wish: Path) -> None:
+    def __init__(self, server: RunningServer, caller: Caller, wish: Path) -> None:
         self._server = server
         self._wish = wish
-        self.caller = Caller(server)
+        self.caller = caller
         self.box = self.caller.create(idle_timeout_s=None)
         with server.client() as client:
             answer = client.post(f"/sandboxes/{self.box}/commands", json={"command": COUNT})
@@ -125,9 +125,9 @@ class Mortal:
 @pytest.fixture
 def mortal(new_server: NewServer, tmp_path: Path) -> Iterator[Mortal]:
     (tmp_path / "sitecustomize.py").write_text(_DYING.format(wish=str(tmp_path / "wish")))
-    one = Mortal(new_server(COVE_POOL_SIZE="0", PYTHONPATH=str(tmp_path)), tmp_path / "wish")
-    yield one
-    one.caller.client.close()
+    server = new_server(COVE_POOL_SIZE="0", PYTHONPATH=str(tmp_path))
+    with Caller(server) as caller:
+        yield Mortal(server, caller, tmp_path / "wish")
 
 
 @pytest.mark.timeout(600)

@@ -38,13 +38,14 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
     """A server of its own, empty afterwards."""
     server = make_server(tmp_path_factory.mktemp("server"), COVE_POOL_SIZE="0")
     server.start()
-    made = Caller(server)
-    yield made
-    delete_all(made)
-    assert_nothing_left(made)
-    server.down()
+    try:
+        with Caller(server) as made:
+            yield made
+            delete_all(made)
+            assert_nothing_left(made)
+    finally:
+        server.down()
     assert not server.run_dir.exists(), f"left behind: {sorted(server.run_dir.rglob('*'))[:20]}"
-    made.client.close()
     shutil.rmtree(server.data_dir, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from state_support import Caller, assert_in_step, assert_nothing_left, delete_all, lockstep, until
-from tests_support import SOAK, make_server
+from tests_support import SOAK, RunningServer, make_server
 
 pytestmark = pytest.mark.real
 PROMPT_S: Final = 90.0 if SOAK else 60.0
@@ -107,12 +107,13 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
     """A server of its own, which nothing of this may harm."""
     server = make_server(tmp_path_factory.mktemp("server"), COVE_POOL_SIZE="0")
     server.start()
-    made = Caller(server)
-    yield made
-    delete_all(made)
-    assert_nothing_left(made)
-    made.close()
-    server.down()
+    try:
+        with Caller(server) as made:
+            yield made
+            delete_all(made)
+            assert_nothing_left(made)
+    finally:
+        server.down()
     assert not server.run_dir.exists(), f"left behind: {sorted(server.run_dir.rglob('*'))[:20]}"
 
 
@@ -122,7 +123,7 @@ def test_sandboxes_in_trouble_are_kept_or_refused_in_words(caller: Caller, cases
     bystander = caller.create(idle_timeout_s=None)
     lockstep(caller, bystander, 1)
     with ThreadPoolExecutor(3) as threads:
-        found = dict(threads.map(lambda name: (name, trouble(caller, cases[name])), cases))
+        found = dict(threads.map(lambda name: (name, in_trouble(caller.server, cases[name])), cases))
     assert not any(found.values()), {name: what for name, what in found.items() if what}
     assert_in_step(caller, bystander, 1)
     copy = caller.fork(bystander)[0]
@@ -130,9 +131,13 @@ def test_sandboxes_in_trouble_are_kept_or_refused_in_words(caller: Caller, cases
     assert is_whole(caller), caller.server.log.read_text()[-2000:]
 
 
-def trouble(caller: Caller, case: Case) -> str:
+def in_trouble(server: RunningServer, case: Case) -> str:
+    with Caller(server) as mine:
+        return trouble(mine, case)
+
+
+def trouble(mine: Caller, case: Case) -> str:
     """Keep one such sandbox, and copy it. What was wrong; empty: nothing."""
-    mine = Caller(caller.server)
     box = mine.create(**{"idle_timeout_s": None, "memory_mib": 512, **case.wishes})
     command = mine.ask("POST", f"/sandboxes/{box}/commands", {"command": case.script})["id"]
     mine.client.post(f"/sandboxes/{box}/exec", json={"command": case.after, "timeout_s": 30})  # there may be no room
@@ -153,7 +158,6 @@ def trouble(caller: Caller, case: Case) -> str:
     for one in mine.ask("GET", "/sandboxes?limit=1000")["sandboxes"]:
         if one["id"] == box or (one["came_from"] or {}).get("sandbox") == box:
             mine.client.delete(f"/sandboxes/{one['id']}")
-    mine.close()
     return wrong
 
 

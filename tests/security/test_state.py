@@ -47,10 +47,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @pytest.fixture
 def caller(running: RunningServer) -> Iterator[Caller]:
-    made = Caller(running)
-    yield made
-    delete_all(made)
-    made.close()
+    with Caller(running) as made:
+        yield made
+        delete_all(made)
 
 
 def holding(caller: Caller, **wishes: object) -> str:
@@ -134,32 +133,29 @@ def test_70_another_projects_snapshot_does_not_exist(caller: Caller) -> None:
     caller.ask("POST", "/projects", {"id": "others"})
     scopes = ["read", "create", "destroy", "exec", "files"]
     key = caller.ask("POST", "/keys", {"name": "other", "project": "others", "scopes": scopes})["key"]
-    other = Caller(caller.server, key=key)
-    foreign = other.create()
-    assert other.ask("GET", "/snapshots")["snapshots"] == []
-    assert other.client.get("/snapshots", params={"sandbox": box}).json().get("snapshots", []) == []
-    for name in (snapshot, "mine"):
-        for method, path, body in (
-            ("GET", f"/snapshots/{name}", None),
-            ("PATCH", f"/snapshots/{name}", {"tags": {"a": "b"}}),
-            ("DELETE", f"/snapshots/{name}", None),
-            ("POST", f"/snapshots/{name}/restore", {}),
-            ("GET", f"/snapshots/{name}/export", None),
-            ("POST", f"/sandboxes/{foreign}/rollback", {"snapshot": name}),
-        ):
-            problem = other.refused(method, path, body)
-            assert (problem["status"], problem["code"]) == (404, "not-found"), (method, path, problem)
-    for verb in ("pause", "resume", "hibernate", "fork", "snapshots"):
-        assert (
-            other.refused("POST", f"/sandboxes/{box}/{verb}", {} if verb in {"fork", "snapshots"} else None)["status"]
-            == 404
-        )
-    # Nor is one's own sandbox rolled back to a snapshot of another of one's own.
-    elsewhere = caller.create()
-    problem = caller.refused("POST", f"/sandboxes/{elsewhere}/rollback", {"snapshot": snapshot})
-    assert problem["status"] in {400, 404, 409}, problem
-    other.end(foreign)
-    other.close()
+    with Caller(caller.server, key=key) as other:
+        foreign = other.create()
+        assert other.ask("GET", "/snapshots")["snapshots"] == []
+        assert other.client.get("/snapshots", params={"sandbox": box}).json().get("snapshots", []) == []
+        for name in (snapshot, "mine"):
+            for method, path, body in (
+                ("GET", f"/snapshots/{name}", None),
+                ("PATCH", f"/snapshots/{name}", {"tags": {"a": "b"}}),
+                ("DELETE", f"/snapshots/{name}", None),
+                ("POST", f"/snapshots/{name}/restore", {}),
+                ("GET", f"/snapshots/{name}/export", None),
+                ("POST", f"/sandboxes/{foreign}/rollback", {"snapshot": name}),
+            ):
+                problem = other.refused(method, path, body)
+                assert (problem["status"], problem["code"]) == (404, "not-found"), (method, path, problem)
+        for verb in ("pause", "resume", "hibernate", "fork", "snapshots"):
+            body = {} if verb in {"fork", "snapshots"} else None
+            assert other.refused("POST", f"/sandboxes/{box}/{verb}", body)["status"] == 404
+        # Nor is one's own sandbox rolled back to a snapshot of another of one's own.
+        elsewhere = caller.create()
+        problem = caller.refused("POST", f"/sandboxes/{elsewhere}/rollback", {"snapshot": snapshot})
+        assert problem["status"] in {400, 404, 409}, problem
+        other.end(foreign)
 
 
 @pytest.mark.timeout(120)

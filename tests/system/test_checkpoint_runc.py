@@ -17,9 +17,8 @@ RES: Final = "cd /tmp/res && grep -H . * 2>/dev/null; true"
 
 @pytest.fixture
 def caller(server: RunningServer) -> Iterator[Caller]:
-    made = Caller(server)
-    yield made
-    made.client.close()
+    with Caller(server) as made:
+        yield made
 
 
 def run_program(caller: Caller, box: str, name: str, text: str) -> str:

@@ -40,13 +40,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 @pytest.fixture
 def caller(running: RunningServer) -> Iterator[Caller]:
     """It; afterwards nothing of the test is left."""
-    made = Caller(running)
-    yield made
-    for box in made.ask("GET", "/sandboxes")["sandboxes"]:
-        made.end(box["id"])
-    for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
-        made.drop(snapshot["id"])
-    made.close()
+    with Caller(running) as made:
+        yield made
+        for box in made.ask("GET", "/sandboxes")["sandboxes"]:
+            made.end(box["id"])
+        for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
+            made.drop(snapshot["id"])
 
 
 @pytest.fixture(params=DRIVERS)
@@ -107,24 +106,23 @@ def test_hibernations_lose_nothing_over_restarts_of_the_server(scene: Scene, run
 def test_a_hibernated_sandbox_outlives_a_reboot(new_server: NewServer) -> None:
     # Case 78: no process, no mount, nothing of /run is there any more.
     server = new_server(COVE_POOL_SIZE="0")
-    caller = Caller(server)
-    box, other = caller.create(idle_timeout_s=None), caller.create(idle_timeout_s=None)
-    lockstep(caller, box, 1)
-    caller.act(box, "hibernate")
-    init = caller.facts(other)["init_pid"]
-    server.kill()
-    os.kill(init, 9)
-    machine = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    release(server.run_dir, machine)
-    os.close(machine)
-    assert not server.run_dir.exists()
-    assert not loop_devices(server.data_dir)
-    server.start()
-    assert caller.get(other)["end_reason"] == "lost"
-    assert caller.state(box) == "hibernated"
-    caller.act(box, "resume")
-    assert_in_step(caller, box, 1)
-    caller.close()
+    with Caller(server) as caller:
+        box, other = caller.create(idle_timeout_s=None), caller.create(idle_timeout_s=None)
+        lockstep(caller, box, 1)
+        caller.act(box, "hibernate")
+        init = caller.facts(other)["init_pid"]
+        server.kill()
+        os.kill(init, 9)
+        machine = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        release(server.run_dir, machine)
+        os.close(machine)
+        assert not server.run_dir.exists()
+        assert not loop_devices(server.data_dir)
+        server.start()
+        assert caller.get(other)["end_reason"] == "lost"
+        assert caller.state(box) == "hibernated"
+        caller.act(box, "resume")
+        assert_in_step(caller, box, 1)
 
 
 @pytest.mark.timeout(600)

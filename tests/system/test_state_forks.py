@@ -125,13 +125,12 @@ def keeper(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 @pytest.fixture
 def caller(keeper: RunningServer, world: World) -> Iterator[Caller]:
     world.forget()
-    made = Caller(keeper)
-    yield made
-    for box in made.ask("GET", "/sandboxes")["sandboxes"]:
-        made.end(box["id"])
-    for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
-        made.drop(snapshot["id"])
-    made.close()
+    with Caller(keeper) as made:
+        yield made
+        for box in made.ask("GET", "/sandboxes")["sandboxes"]:
+            made.end(box["id"])
+        for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
+            made.drop(snapshot["id"])
 
 
 def live(caller: Caller, **wishes: object) -> str:

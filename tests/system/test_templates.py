@@ -36,9 +36,8 @@ http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
     server: RunningServer = make_server(tmp_path_factory.mktemp("server"), COVE_POOL_SIZE="0")
     server.start()
-    made = Caller(server)
-    yield made
-    made.client.close()
+    with Caller(server) as made:
+        yield made
     server.down()
     shutil.rmtree(server.data_dir, ignore_errors=True)
 

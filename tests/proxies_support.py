@@ -80,7 +80,7 @@ class World:
         """All that comes back for `data`."""
         reader, writer = await self.client(data, original=original)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 return await reader.read()
         finally:
             writer.close()

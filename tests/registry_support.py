@@ -29,7 +29,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
-START_LIMIT_S = 20.0
+START_LIMIT_S = 60.0
 USER, PASSWORD = "tester", "s3cret-of-the-test"
 LOGIN_LINE = "tester:$2y$04$hjkAl0yaIf9vNmgJ9GzLMO4/lV0ijcwBouZmGtjRP9f0YeD0UNJs.\n"
 """Made by htpasswd(1) of that pair."""
@@ -150,7 +150,7 @@ class Registry:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
 
     def client(self) -> httpx2.Client:
         auth = (USER, PASSWORD) if self.needs_login else None
@@ -232,7 +232,7 @@ class Wire:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
@@ -240,7 +240,7 @@ class Wire:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(("127.0.0.1", self._to), timeout=10)
+            far = socket.create_connection(("127.0.0.1", self._to), timeout=60)
             far.settimeout(None)
             threading.Thread(target=self._up, args=(near, far), daemon=True).start()
             threading.Thread(target=self._down, args=(far, near), daemon=True).start()
@@ -283,7 +283,7 @@ class Redirector:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def _serve(self) -> None:
         while True:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
 import httpx2
 
 from tests_support import SOAK, Footprint, RunningServer
+from waiting_support import until
 
 MEMORY_MIB: Final = 256 if SOAK else 64
 PORT: Final = 8000
@@ -135,15 +134,6 @@ while True:
     os.read(back[0], 1)
 """
 """Appends: a disk that is ahead of the memory, or behind it, stays so and is seen at the next step."""
-
-
-def until(look: Callable[[], Any], what: str, limit_s: float = 20.0) -> Any:
-    """Ask until there is an answer that is true."""
-    deadline = time.monotonic() + limit_s
-    while not (answer := look()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-    return answer
 
 
 class Caller:

@@ -31,14 +31,14 @@ class Viewer:
 
     def __enter__(self) -> Self:
         self.peer: ClientConnection = self._stack.enter_context(connect(self._url, **self._options))
-        self.first = json.loads(self.peer.recv(timeout=10))
+        self.first = json.loads(self.peer.recv(timeout=60))
         self.cursor: int = self.first.get("cursor", 0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take(self, timeout: float = 10) -> None:
+    def take(self, timeout: float = 60) -> None:
         """One message."""
         message = self.peer.recv(timeout=timeout)
         if isinstance(message, bytes):
@@ -63,7 +63,7 @@ class Viewer:
         while self.last is None:
             self.take()
         with pytest.raises(ConnectionClosedOK):
-            self.peer.recv(timeout=10)
+            self.peer.recv(timeout=60)
         return self.last
 
     def say(self, **frame: object) -> None:

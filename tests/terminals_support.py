@@ -109,7 +109,7 @@ def whole(terminal: FakeTerminal, connection: ServerConnection, cursor: int) -> 
     connection.close(1000)
 
 
-def until(end: int, code: int) -> Handler:
+def up_to(end: int, code: int) -> Handler:
     """Output up to `end`, then a close with `code`; 0: the connection breaks."""
 
     def act(terminal: FakeTerminal, connection: ServerConnection, cursor: int) -> None:
@@ -194,4 +194,4 @@ def running(directory: Path, *, with_tls: bool = False) -> Iterator[FakeTerminal
             for each in servers:
                 each.shutdown()
             for thread in threads:
-                thread.join(10)
+                thread.join(60)

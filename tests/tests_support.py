@@ -150,7 +150,7 @@ class RunningServer:
         """The polite end: sandboxes go on."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(60)
 
     def down(self) -> None:
         """End the server and everything that it made."""

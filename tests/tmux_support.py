@@ -16,7 +16,7 @@ import pytest
 
 PROMPT: Final = "HERE> "
 TERM: Final = "screen-256color"
-LIMIT_S: Final = 30.0
+LIMIT_S: Final = 60.0
 
 
 class Tmux:

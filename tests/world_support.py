@@ -145,14 +145,14 @@ class World:
 
     def close(self) -> None:
         self._stop()
-        self._thread.join(10)
+        self._thread.join(60)
         self.outside.close()
         self.net.close()
 
     def start(self) -> None:
         """Serve; returns when everything listens."""
         self._thread.start()
-        self._ready.wait(10)
+        self._ready.wait(60)
         if self._failure is not None:
             raise self._failure
 

@@ -72,9 +72,9 @@ def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
         time.sleep(0.02)
     found = run_dir / instance / "api.sock"
     head = {"Authorization": f"Bearer {KEY}"}
-    client = httpx2.Client(base_url=f"{url}/api/v1", headers=head, timeout=30)
+    client = httpx2.Client(base_url=f"{url}/api/v1", headers=head, timeout=60)
     operator = httpx2.Client(
-        base_url="http://localhost/api/v1", transport=httpx2.HTTPTransport(uds=str(found)), timeout=30
+        base_url="http://localhost/api/v1", transport=httpx2.HTTPTransport(uds=str(found)), timeout=60
     )
     return DialectServer(url, found, data_dir, process, client, operator)
 
@@ -82,7 +82,7 @@ def start(data_dir: Path, driver: str, **more: str) -> DialectServer:
 def stop(server: DialectServer) -> None:
     if server.process.poll() is None:
         server.operator.post("/server/shutdown", json={"all": True})
-        server.process.wait(30)
+        server.process.wait(60)
     server.client.close()
     server.operator.close()
 

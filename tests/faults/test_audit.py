@@ -6,7 +6,6 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from cove.model.auditchain import AuditVerdict, project_key, verify
 from cove.sdk.webhook_calls import is_genuine
 from tests_support import SOAK, NewServer, RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -63,7 +63,7 @@ class Load:
 
     def wait(self) -> None:
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -76,7 +76,7 @@ def test_a_killed_server_breaks_no_chain_and_loses_nothing_that_was_answered(new
     earlier: AuditVerdict | None = None
     for number in range(KILLS):
         load = Load(server, box)
-        wait_until(lambda load=load: len(load.answered) > 2 * WRITERS)
+        until(lambda load=load: len(load.answered) > 2 * WRITERS)
         time.sleep(0.007 * number)
         server.kill()
         load.wait()
@@ -138,13 +138,6 @@ class Receiver:
         self._server.server_close()
 
 
-def wait_until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_events_outlive_a_receiver_that_is_down_and_a_server_that_is_killed(new_server: NewServer) -> None:
     receiver = Receiver()
     opened = f"127.0.0.1/32:{receiver.port}"
@@ -157,15 +150,15 @@ def test_events_outlive_a_receiver_that_is_down_and_a_server_that_is_killed(new_
         receiver.secret = made.json()["secret"]
         assert receiver.secret not in client.get("/webhooks").text
         box = client.post("/sandboxes", json={}).json()["id"]
-        wait_until(lambda: receiver.told)
+        until(lambda: receiver.told)
         receiver.down = True
         client.post(f"/sandboxes/{box}/pause")
-        wait_until(lambda: len(receiver.told) >= 2)
+        until(lambda: len(receiver.told) >= 2)
         client.delete(f"/sandboxes/{box}")
     server.kill()
     receiver.down = False
     server.start()
-    wait_until(lambda: receiver.told[-1][1] == "sandbox.destroyed")
+    until(lambda: receiver.told[-1][1] == "sandbox.destroyed")
     told = list(dict.fromkeys(receiver.told))
     assert [event for _, event in told] == ["sandbox.created", "sandbox.paused", "sandbox.destroyed"]
     assert receiver.secret not in (server.data_dir / "cove.db").read_bytes().decode("latin-1")

@@ -304,7 +304,7 @@ async def test_it_is_packed_in_the_background_and_stays_what_it_was(place: Place
     told: list[tuple[str, int]] = []
     place.store.on_packed = lambda name, size: told.append((name, size))
     made = await place.make(one)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (again := await place.store.get(one)).memory_bytes >= len(CONTENT):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

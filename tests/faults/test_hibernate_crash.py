@@ -102,7 +102,7 @@ class Mortal:
         with contextlib.suppress(httpx2.HTTPError, AssertionError):
             self.caller.act(self.box, verb, **wishes)
         assert self._server.process is not None
-        assert self._server.process.wait(30) == -9, f"{verb} has no step {step}"
+        assert self._server.process.wait(60) == -9, f"{verb} has no step {step}"
         self._server.start()
 
     def numbers(self) -> list[int]:

@@ -95,7 +95,7 @@ def assert_all_whole(caller: Caller, box: str) -> None:
         if snapshot["state"] == "failed":
             assert snapshot["failure"], snapshot
             caller.drop(snapshot["id"])
-    until(lambda: not strays(caller.server), f"processes are left: {strays(caller.server)}", 10)
+    until(lambda: not strays(caller.server), f"processes are left: {strays(caller.server)}")
 
 
 @pytest.mark.timeout(1200)
@@ -111,7 +111,7 @@ def test_a_killed_server_leaves_nothing_half_done(caller: Caller) -> None:
                 time.sleep(moment * (0.5 + random.random()) if SOAK else moment)  # noqa: S311 (any moment will do)
                 server.kill()
                 with contextlib.suppress(httpx2.HTTPError, AssertionError):
-                    begun.result(30)
+                    begun.result(60)
             server.start()
             try:
                 assert_all_whole(caller, box)
@@ -322,7 +322,8 @@ def test_storms_of_every_operation_end_in_typed_answers_and_leave_nothing(caller
         chance = random.Random(number)  # noqa: S311 (repeatable load)
         with Caller(caller.server) as mine:
             while not stop.is_set():
-                box = chance.choice(boxes)
+                place = chance.randrange(len(boxes))
+                box = boxes[place]
                 snapshots = mine.client.get("/snapshots").json()["snapshots"]
                 snapshot = chance.choice(snapshots)["id"] if snapshots else "sn_0123456789abcdef"
                 name, (method, path, body) = chance.choice(sorted(_requests(box, snapshot).items()))
@@ -332,8 +333,7 @@ def test_storms_of_every_operation_end_in_typed_answers_and_leave_nothing(caller
                     for one in answer.json().get("sandboxes", [answer.json()]):
                         mine.client.delete(f"/sandboxes/{one['id']}")
                 if name == "destroy":
-                    boxes[:] = [one for one in boxes if one != box]
-                    boxes.append(mine.create(idle_timeout_s=None, memory_mib=128))
+                    boxes[place] = mine.create(idle_timeout_s=None, memory_mib=128)
 
     threads = [threading.Thread(target=storm, args=(number,)) for number in range(6)]
     for thread in threads:

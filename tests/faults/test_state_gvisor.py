@@ -95,7 +95,7 @@ def settle(caller: Caller, box: str) -> None:
         if other["id"] != box:
             assert_in_step(caller, other["id"], 1)
             caller.end(other["id"])
-    until(lambda: not left(caller.server, box), f"processes are left: {left(caller.server, box)}", 10)
+    until(lambda: not left(caller.server, box), f"processes are left: {left(caller.server, box)}")
 
 
 def left(server: RunningServer, box: str) -> list[str]:
@@ -132,7 +132,7 @@ def test_a_killed_server_leaves_a_sandbox_that_goes_on(caller: Caller, box: str)
             time.sleep(moment * (0.5 + random.random()) if SOAK else moment)  # noqa: S311 (any moment will do)
             caller.server.kill()
             with contextlib.suppress(httpx2.HTTPError, AssertionError):
-                begun.result(30)
+                begun.result(60)
         caller.server.start()
         settle(caller, box)
     assert_in_step(caller, caller.restore(caller.snapshot(box, memory=True)["id"]), 1)

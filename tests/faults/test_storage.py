@@ -21,15 +21,9 @@ import pytest
 
 from cove.engine import kernel
 from tests_support import Footprint, NewServer, RunningServer, make_server
+from waiting_support import until
 
 pytestmark = pytest.mark.real
-
-
-def wait_until(is_so: Callable[[], object], what: str, limit_s: float = 15.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def create(client: httpx2.Client, **wishes: object) -> str:
@@ -126,7 +120,7 @@ def test_a_full_disk_under_the_database_refuses_what_it_could_not_record(cramped
 
         # Work that belongs in the audit trail is refused, once a line of it could not be written.
         upload = f"/sandboxes/{kept}/files/content?path=/root/g"
-        wait_until(lambda: client.put(upload, content=b"g" * 100_000).status_code == 503, "unrecorded work was done")
+        until(lambda: client.put(upload, content=b"g" * 100_000).status_code == 503, "unrecorded work was done")
         assert "audit trail" in client.post(f"/sandboxes/{kept}/exec", json={"command": "true"}).json()["detail"]
         assert client.get(f"/sandboxes/{kept}").json()["state"] == "running"
         gone = client.delete(f"/sandboxes/{doomed}")
@@ -135,13 +129,13 @@ def test_a_full_disk_under_the_database_refuses_what_it_could_not_record(cramped
         assert stored_state(server, doomed) != "terminated", "the disk is not full: this test shows nothing"
 
         cramped.free_space()
-        wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
+        until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
         assert said(client, "fresh", "echo yes") == "yes\n"
         before = said(client, kept, "cat /root/f /root/t")
         assert before.startswith("on\n"), "what ran in it was ended by a full disk of the server's"
-        wait_until(lambda: said(client, kept, "cat /root/f /root/t") != before, "what ran in it stands still")
+        until(lambda: said(client, kept, "cat /root/f /root/t") != before, "what ran in it stands still")
         # What could not be written then is written now, without anybody asking.
-        wait_until(lambda: stored_state(server, doomed) == "terminated", "the end was never written")
+        until(lambda: stored_state(server, doomed) == "terminated", "the end was never written")
     server.kill()
     server.start()
     with server.client() as client:
@@ -180,7 +174,7 @@ def test_a_crash_on_a_full_disk_loses_no_sandbox(cramped: Cramped) -> None:
         # Its end could not be written: the start found it gone, and that can be written no better.
         assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code in {410, 503}
         cramped.free_space()
-        wait_until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
+        until(lambda: client.post("/sandboxes", json={"name": "fresh"}).status_code == 201, "no room again")
         assert said(client, kept, "echo on") == "on\n"
         assert client.post(f"/sandboxes/{doomed}/exec", json={"command": "true"}).status_code == 410
         assert said(client, "fresh", "echo yes") == "yes\n"
@@ -215,7 +209,7 @@ def held_database(server: RunningServer) -> Iterator[Callable[[], None]]:
         def let_go() -> None:
             assert holder.stdin is not None
             holder.stdin.close()
-            holder.wait(10)
+            holder.wait(60)
 
         try:
             yield let_go
@@ -238,8 +232,8 @@ def test_what_must_be_written_waits_for_a_database_that_is_locked_for_a_moment(n
                 assert time.monotonic() - started < 1, "the lock stops more than writes"
                 assert not pending.done()
             let_go()
-            answer = pending.result(10)
-            assert recorded.result(10) == "fine\n"
+            answer = pending.result(60)
+            assert recorded.result(60) == "fine\n"
         assert answer.status_code == 201, answer.text
         for one in (box, answer.json()["id"]):
             assert client.delete(f"/sandboxes/{one}").status_code == 200
@@ -274,7 +268,7 @@ def start_refused(server: RunningServer) -> str:
     server.start(wait=False)
     assert server.process is not None
     try:
-        assert server.process.wait(30) == 125
+        assert server.process.wait(60) == 125
     except subprocess.TimeoutExpired:
         server.kill()
         raise
@@ -359,7 +353,7 @@ def test_a_pid_that_names_another_process_now_is_never_killed(
     facts = json.loads(record.read_bytes())
     if is_dead:
         os.kill(facts["init_pid"], 9)
-        wait_until(lambda: kernel.process_start(facts["init_pid"]) != facts["init_start"], "it does not die")
+        until(lambda: kernel.process_start(facts["init_pid"]) != facts["init_start"], "it does not die")
     start = kernel.process_start(bystander.pid)
     assert start is not None
     record.write_text(json.dumps(facts | {"init_pid": bystander.pid, "init_start": start - 1}))
@@ -398,7 +392,7 @@ def test_garbage_of_dead_boxes_is_swept_at_the_next_start(new_server: NewServer)
             (group / "cgroup.procs").write_text(str(orphan.pid))
 
         server.start()
-        assert orphan.wait(10) == -9
+        assert orphan.wait(60) == -9
     finally:
         orphan.kill()
         orphan.wait()

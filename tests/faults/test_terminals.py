@@ -7,7 +7,6 @@ import struct
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -15,6 +14,7 @@ import pytest
 
 from terminal_support import Viewer
 from tests_support import SOAK, NewServer, RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -57,14 +57,7 @@ def rounds(client: httpx2.Client, box: str) -> int:
     return int(answer.json()["stdout"].strip() or 0)
 
 
-def eventually(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def until(viewer: Viewer, after_s: float) -> None:
+def watch_for(viewer: Viewer, after_s: float) -> None:
     deadline = time.monotonic() + after_s
     while time.monotonic() < deadline:
         viewer.take()
@@ -108,23 +101,23 @@ def test_a_flood_with_stalled_and_slow_readers_costs_neither_the_server_nor_the_
         reader.start()
         # Who reads is not held up by who does not, and loses nothing once it is the furthest.
         with Viewer(server, at) as fast:
-            until(fast, 1.0)
+            watch_for(fast, 1.0)
             lost = fast.lost
             fast.seen.clear()
-            until(fast, 2.0)
+            watch_for(fast, 2.0)
             assert (fast.lost, len(fast.seen) > 2_000_000) == (lost, True)
             blocks = fast.seen.split(b"\n20000\n")
             assert set(map(bytes, blocks[1:-1])) == {b"\n".join(b"%d" % n for n in range(1, 20000))}
         # Alone with those who do not read, the program waits for them, but not for ever: 10 s, then it goes on.
         seen = rounds(client, box)
-        eventually(lambda: rounds(client, box) > seen + 20, "a stalled reader holds the program up", 15.0)
+        until(lambda: rounds(client, box) > seen + 20, "a stalled reader holds the program up")
         assert rss_kib(server) - before < FLAT_KIB
         dripping.set()
         reader.join()
         for peer in (*stalled, drip):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.close()
-        eventually(lambda: in_flight(client, server) == 0, "requests of vanished clients go on")
+        until(lambda: in_flight(client, server) == 0, "requests of vanished clients go on")
         assert client.delete(at).status_code == 204
 
 
@@ -147,7 +140,7 @@ def test_ten_thousand_resizes_and_a_thousand_signals(
             shown = client.get(at).json()
             return (shown["cols"], shown["rows"]) == (99, 33)
 
-        eventually(is_last, "the last size is not the one that is kept", 60.0)
+        until(is_last, "the last size is not the one that is kept", 60.0)
         viewer.peer.send(b"\r")
         viewer.until(b"33 99")
     assert rss_kib(server) - before < FLAT_KIB
@@ -162,7 +155,7 @@ def test_clients_that_vanish_leave_nothing(server: RunningServer, client: httpx2
             peer.sendall(b"\x82\xff" + struct.pack(">Q", 500_000) + bytes(4) + bytes(100_000))
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
-    eventually(lambda: in_flight(client, server) == 0, "requests of vanished clients go on")
+    until(lambda: in_flight(client, server) == 0, "requests of vanished clients go on")
     with Viewer(server, at) as viewer:
         viewer.until(b"on")
         assert client.delete(at).status_code == 204

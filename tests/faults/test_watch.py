@@ -83,7 +83,7 @@ def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer
     assert page["lost_events"] + len(page["events"]) == page["cursor"]
     assert len(page["events"]) <= 4096
     # Every event was told, or that there were more: nothing is lost without a word.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (told_of := client.get(watch).json()["cursor"]) < events:  # the sandbox may be behind still
         lost = client.get(f"{overflows}/events", params={"wait_s": 0.5}).json()["events"]
         if "overflow" in {one["kind"] for one in lost}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -13,6 +13,7 @@ import pytest
 
 import tcp_app
 from tests_support import NewServer, RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -37,9 +38,9 @@ def sandbox(server: RunningServer) -> Iterator[str]:
 
 def opened(server: RunningServer, box: str, first: bytes = b"") -> socket.socket:
     """A raw WebSocket to the sandbox's server; its head is read, and `first` is sent as a message."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
-        sock = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(HANDSHAKE.format(box=box, port=PORT, key=server.key).encode())
         head = b""
@@ -71,13 +72,6 @@ def state(client: httpx2.Client, box: str) -> str:
     return str(client.get(f"/sandboxes/{box}").json()["state"])
 
 
-def eventually(fact: Callable[[], bool], limit: float = 20.0) -> None:
-    deadline = time.monotonic() + limit
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
-
-
 def rss_kib(server: RunningServer) -> int:
     assert server.process is not None
     lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
@@ -97,7 +91,7 @@ def test_clients_that_vanish_or_never_close_keep_no_sandbox_awake(server: Runnin
             held.append(opened(server, sandbox, first))
             held[-1].sendall(message(struct.pack("!H", 1000), 8))
         assert state(client, sandbox) == "running"
-        eventually(lambda: state(client, sandbox) == "paused")
+        until(lambda: state(client, sandbox) == "paused")
         for sock in held:
             sock.close()
         # One that goes on keeps it awake.

@@ -90,7 +90,7 @@ def test_a_reader_that_stops_reading_blocks_only_its_command(
         next(iterator)
         time.sleep(2)
         assert run(client, box, "echo fine")["stdout"] == "fine\n"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "yes" in str(run(client, box, "cat /proc/[0-9]*/comm")["stdout"]).split():
         assert time.monotonic() < deadline, "the abandoned command still runs"
         time.sleep(0.1)

@@ -113,7 +113,7 @@ if __name__ == "__main__":
             assert pool.map(square, range(5)) == [0, 1, 4, 9, 16], how
     queue = multiprocessing.Queue()
     queue.put(7)
-    assert queue.get(timeout=10) == 7
+    assert queue.get(timeout=60) == 7
     assert subprocess.run("echo $((6 * 7))", shell=True, capture_output=True, text=True).stdout == "42\\n"
     with tempfile.TemporaryFile() as file:
         fcntl.flock(file, fcntl.LOCK_EX)

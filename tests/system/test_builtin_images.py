@@ -174,6 +174,6 @@ def test_a_server_does_not_start_with_certificates_that_it_cannot_read(tmp_path:
     running = make_server(tmp_path, COVE_EXTRA_CA=str(tmp_path / "none.pem"))
     running.start(wait=False)
     assert running.process is not None
-    assert running.process.wait(30) != 0
+    assert running.process.wait(60) != 0
     assert "COVE_EXTRA_CA: " in running.log.read_text()
     assert "cannot be read" in running.log.read_text()

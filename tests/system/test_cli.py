@@ -20,6 +20,7 @@ import pytest
 
 from cove.cli.launch import LOG
 from tests_support import RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -99,7 +100,7 @@ def test_exec_passes_live_input_as_it_comes(env: dict[str, str], box: str) -> No
             assert select.select([running.stdout], [], [], 10)[0]
             assert os.read(running.stdout.fileno(), 100) == b"got " + word + b"\n"
         running.stdin.close()
-        assert running.wait(10) == 3
+        assert running.wait(60) == 3
 
 
 def test_output_comes_while_the_command_runs(env: dict[str, str], box: str) -> None:
@@ -108,7 +109,7 @@ def test_output_comes_while_the_command_runs(env: dict[str, str], box: str) -> N
         assert running.stdout is not None
         assert running.stdout.readline() == b"first\n"
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 130
+        assert running.wait(60) == 130
 
 
 @pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])
@@ -118,10 +119,10 @@ def test_the_command_dies_with_us(
 ) -> None:
     number, code = end
     with subprocess.Popen([*COVE, "exec", box, "sleep", "7654"], env=env, stdin=stdin) as running:
-        wait_until(lambda: "sleep 7654" in processes(cove, box))
+        until(lambda: "sleep 7654" in processes(cove, box))
         running.send_signal(number)
-        assert running.wait(10) == code or code is None
-    wait_until(lambda: "sleep 7654" not in processes(cove, box))
+        assert running.wait(60) == code or code is None
+    until(lambda: "sleep 7654" not in processes(cove, box))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -132,7 +133,7 @@ def test_an_interrupted_run_leaves_no_sandbox(cove: Run, env: dict[str, str], nu
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
         running.send_signal(number)
-        assert running.wait(10) == 128 + number
+        assert running.wait(60) == 128 + number
     assert name not in cove("ls", "--json", "name").stdout.decode()
 
 
@@ -144,7 +145,7 @@ def test_a_reader_that_leaves_ends_us_quietly(env: dict[str, str], box: str) -> 
         assert running.stderr is not None
         running.stdout.readline()
         running.stdout.close()
-        assert running.wait(10) == 141
+        assert running.wait(60) == 141
         assert running.stderr.read() == b""
 
 
@@ -264,7 +265,7 @@ def test_a_terminal_gets_no_animation_within_300_ms(env: dict[str, str], box: st
     parent, child = pty.openpty()
     argv = [*COVE, "exec", box, "--", "sh", "-c", "printf x; printf y >&2"]
     with subprocess.Popen(argv, env=env, stdin=child, stdout=child, stderr=child) as running:
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     os.close(child)
     seen = b""
     with contextlib.suppress(OSError):  # EIO: the other side is closed
@@ -333,10 +334,3 @@ def test_a_server_that_cannot_start_says_why(fresh: dict[str, str]) -> None:
     )
     assert (done.returncode, done.stdout) == (125, b"")
     assert b"error: the server ended at its start: COVE_HOST is 192.0.2.1" in done.stderr
-
-
-def wait_until(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

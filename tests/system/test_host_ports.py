@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 import tcp_app
 from tests_support import NewServer, RunningServer, free_port, make_server
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -53,7 +54,7 @@ def sandbox(client: httpx2.Client, **settings: object) -> str:
     command = client.post(
         f"/sandboxes/{made}/commands", json={"command": ["python3", "-c", tcp_app.SOURCE, str(PORT)]}
     ).json()
-    eventually(lambda: "ready" in client.get(f"/sandboxes/{made}/commands/{command['id']}/output").text)
+    until(lambda: "ready" in client.get(f"/sandboxes/{made}/commands/{command['id']}/output").text)
     return str(made)
 
 
@@ -71,20 +72,13 @@ def is_open(port: int) -> bool:
 
 def asked(port: int, *words: bytes) -> bytes:
     """Send, half-close, and take all that comes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock, ThreadPoolExecutor(1) as pool:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock, ThreadPoolExecutor(1) as pool:
         sending = pool.submit(lambda: (sock.sendall(b"".join(words)), sock.shutdown(socket.SHUT_WR)))
         found = bytearray()
         while data := sock.recv(1 << 20):
             found += data
         sending.result()
     return bytes(found)
-
-
-def eventually(fact: Callable[[], bool], limit: float = 20.0) -> None:
-    deadline = time.monotonic() + limit
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
 
 
 def test_a_port_of_the_host_leads_inside_until_it_is_taken_back(client: httpx2.Client, first: int) -> None:
@@ -139,7 +133,7 @@ def test_what_cannot_be_had_changes_nothing(client: httpx2.Client, first: int) -
 def test_it_outlives_the_server_and_ends_with_the_sandbox(server: RunningServer, client: httpx2.Client) -> None:
     box = sandbox(client, idle_timeout_s=1)
     number = expose(client, box, True)["host_port"]
-    held = socket.create_connection(("127.0.0.1", number), timeout=20)
+    held = socket.create_connection(("127.0.0.1", number), timeout=60)
     held.sendall(b"echo\nx")
     assert held.recv(1) == b"x"
     time.sleep(2)
@@ -156,10 +150,10 @@ def test_it_outlives_the_server_and_ends_with_the_sandbox(server: RunningServer,
         server.start()
         assert client.get(f"/sandboxes/{box}/ports/{PORT}").json()["host_port"] == number
         assert f"port {number} of the host is in use" in server.log.read_text()
-    eventually(lambda: is_open(number) and asked(number, b"echo\nagain") == b"again")
-    eventually(lambda: client.get(f"/sandboxes/{box}").json()["state"] == "paused")
+    until(lambda: is_open(number) and asked(number, b"echo\nagain") == b"again")
+    until(lambda: client.get(f"/sandboxes/{box}").json()["state"] == "paused")
     assert asked(number, b"echo\nawake") == b"awake"
-    with socket.create_connection(("127.0.0.1", number), timeout=20) as open_one:
+    with socket.create_connection(("127.0.0.1", number), timeout=60) as open_one:
         open_one.sendall(b"echo\nx")
         assert open_one.recv(1) == b"x"
         client.delete(f"/sandboxes/{box}")
@@ -182,16 +176,16 @@ def test_two_servers_never_give_out_the_same(
         assert mine not in theirs
         assert expose(others, box, True, PORT + 2) == (503, "capacity", None)
     server.start()
-    eventually(lambda: is_open(mine))
+    until(lambda: is_open(mine))
 
 
 def test_connections_to_one_port_are_limited(client: httpx2.Client) -> None:
     number = expose(client, sandbox(client), True)["host_port"]
-    socks = [socket.create_connection(("127.0.0.1", number), timeout=20) for _ in range(256)]
+    socks = [socket.create_connection(("127.0.0.1", number), timeout=60) for _ in range(256)]
     for sock in socks:
         sock.sendall(b"echo\nx")
     assert all(sock.recv(1) == b"x" for sock in socks)
-    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", number), timeout=20) as one_more:
+    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", number), timeout=60) as one_more:
         assert one_more.recv(1) == b"never"
     for sock in socks:
         sock.close()
@@ -201,4 +195,4 @@ def test_connections_to_one_port_are_limited(client: httpx2.Client) -> None:
             return asked(number, b"echo\nx") == b"x"
         return False
 
-    eventually(has_room)
+    until(has_room)

@@ -36,7 +36,7 @@ def without(server: RunningServer, what: str, **env: str) -> RunningServer:
 def refusal(server: RunningServer) -> str:
     server.start(wait=False)
     assert server.process is not None
-    assert server.process.wait(30) == 125
+    assert server.process.wait(60) == 125
     return server.log.read_text()
 
 

@@ -6,7 +6,7 @@ What they may reach is in `tests/security/test_network_*.py`; here it is that th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from cove.engine.network.netns import NetNs
 from cove.engine.network.router import box_links
 from cove.engine.network.rtnetlink import End, RtNetlink, new_pair
 from tests_support import NewServer, RunningServer
+from waiting_support import until
 from world_namespace_support import Namespace
 from world_support import GOOD, World
 
@@ -96,13 +97,6 @@ def mortal(new_server: NewServer, world: World) -> Iterator[Boxes]:
     made = Boxes(new_server(COVE_POOL_SIZE="1", **world.settings))
     yield made
     made.client.close()
-
-
-def until(check: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @contextmanager

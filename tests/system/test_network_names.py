@@ -128,7 +128,7 @@ class Inside:
         return await self.run(work)
 
     async def until_refused(self) -> Refusal:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not self.refusals:
                 await asyncio.sleep(0.01)
         return self.refusals[-1]

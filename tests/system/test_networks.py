@@ -7,14 +7,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from cove.sdk.client import Client
 from cove.sdk.sandbox import Sandbox
 from tests_support import RunningServer
+from waiting_support import until
 from world_support import GOOD, World
 
 pytestmark = pytest.mark.real
@@ -43,13 +43,6 @@ def fetch(box: Sandbox, url: str) -> bool:
 
 def opens(box: Sandbox, host: str, port: int) -> bool:
     return box.run(["python3", "-c", CONNECT, host, str(port)]).out.startswith("open")
-
-
-def soon(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
-    until = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
 
 
 def newcomers(client: Client) -> Iterator[Sandbox]:
@@ -97,7 +90,7 @@ def test_a_link_is_one_way_and_follows_its_name(client: Client) -> None:
     app = client.create(name="app", network={"links": ["db"]})
     other = client.create(name="other", network="locked-down")
     url = "http://db.cove.internal:5432/"
-    soon(lambda: fetch(app, url), "the link leads to db")
+    until(lambda: fetch(app, url), "the link leads to db")
     address = app.network.get().links["db"]
     assert address
     assert fetch(app, f"http://{address}:5432/")
@@ -108,18 +101,18 @@ def test_a_link_is_one_way_and_follows_its_name(client: Client) -> None:
     assert back
     assert not fetch(db, f"http://{back}:5432/")
     db.destroy()
-    soon(lambda: app.network.get().links == {"db": None}, "the link leads nowhere")
+    until(lambda: app.network.get().links == {"db": None}, "the link leads nowhere")
     assert not fetch(app, f"http://{address}:5432/")
     again = client.create(name="db", network="locked-down")
     again.start("exec python3 -m http.server 5432")
-    soon(lambda: fetch(app, url), "the link leads to the next db")
+    until(lambda: fetch(app, url), "the link leads to the next db")
 
 
 def test_policies_and_links_outlive_the_server(client: Client, world_server: RunningServer) -> None:
     db = client.create(name="db", network="locked-down")
     db.start("exec python3 -m http.server 5432")
     app = client.create(name="app", network={"rules": ["allow good.example"], "links": ["db"]})
-    soon(lambda: fetch(app, "http://db.cove.internal:5432/"), "the link leads to db")
+    until(lambda: fetch(app, "http://db.cove.internal:5432/"), "the link leads to db")
     before = app.network.get()
     world_server.kill()
     world_server.start()
@@ -136,7 +129,7 @@ def test_a_link_to_one_that_died_while_no_server_ran_leads_to_nobody_who_gets_it
 ) -> None:
     db = client.create(name="db", network="locked-down")
     app = client.create(name="app", network={"links": ["db"]})
-    soon(lambda: bool(app.network.get().links["db"]), "the link leads to db")
+    until(lambda: bool(app.network.get().links["db"]), "the link leads to db")
     address = app.network.get().links["db"]
     world_server.kill()
     facts = json.loads((world_server.run_dir / "sb" / db.id.removeprefix("sb_") / "box.json").read_text())
@@ -145,7 +138,7 @@ def test_a_link_to_one_that_died_while_no_server_ran_leads_to_nobody_who_gets_it
     assert client.get("app").network.get().links == {"db": None}
     heir = next(one for one in newcomers(client) if one.network.get().address == address)
     heir.start("exec python3 -m http.server 5432")
-    soon(lambda: heir.run("curl -sS -f -m 2 -o /dev/null http://127.0.0.1:5432/").ok, "the heir serves")
+    until(lambda: heir.run("curl -sS -f -m 2 -o /dev/null http://127.0.0.1:5432/").ok, "the heir serves")
     assert not fetch(client.get("app"), f"http://{address}:5432/")
 
 
@@ -163,10 +156,10 @@ def test_refusals_of_every_layer_come_to_the_audit_trail(client: Client, world_s
     fetch(box, "http://evil.example/")
     fetch(box, "http://11.0.0.66/")
     fetch(box, "http://169.254.169.254/")
-    soon(lambda: {one.layer for one in box.network.refusals()} >= {"dns", "proxy", "packet"}, "all are told")
+    until(lambda: {one.layer for one in box.network.refusals()} >= {"dns", "proxy", "packet"}, "all are told")
     with world_server.client() as http:
         path = f"/sandboxes/{box.id}/audit"
-        soon(lambda: {"dns", "proxy", "packet"} <= layers(http.get(path).json()), "all are in the trail")
+        until(lambda: {"dns", "proxy", "packet"} <= layers(http.get(path).json()), "all are in the trail")
 
 
 def layers(page) -> set[str]:

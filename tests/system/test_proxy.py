@@ -57,7 +57,7 @@ class Inside:
         """Start a program, and wait until it answers on its port."""
         started = self.client.post(f"/sandboxes/{self.box}/commands", json={"command": command})
         assert started.status_code == 201, started.text
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (answer := self.client.get(self.path(port) + path)).status_code == 502:
             output = self.client.get(f"/sandboxes/{self.box}/commands/{started.json()['id']}/output").text
             assert time.monotonic() < deadline, (answer.text, output)
@@ -177,7 +177,7 @@ def test_clients_that_read_slowly_or_vanish_hold_nothing(inside: Make) -> None:
     before = rss_kib(box.server)
     socks: list[socket.socket] = []
     for _ in range(8):
-        sock = socket.create_connection(("127.0.0.1", box.server.port), timeout=20)
+        sock = socket.create_connection(("127.0.0.1", box.server.port), timeout=60)
         head = (f"GET /api/v1{box.path(9000)}/big?n={SIZE} HTTP/1.1", "Host: x", f"X-API-Key: {box.server.key}")
         sock.sendall("\r\n".join((*head, "", "")).encode())
         assert sock.recv(1)
@@ -188,7 +188,7 @@ def test_clients_that_read_slowly_or_vanish_hold_nothing(inside: Make) -> None:
     assert box.connected(9000) >= 8
     for sock in socks:
         sock.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while box.connected(9000) > 1:  # one may rest for the next request
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -224,7 +224,7 @@ def test_a_vite_dev_server_reloads_hot_through_its_host_name(inside: Make, vite:
     box.start("cd /app && node node_modules/vite/bin/vite.js --host 127.0.0.1 --port 5173 --strictPort", 5173)
     box.expose(5173, "public")
     host = box.host(5173)
-    with httpx2.Client(base_url=box.server.url, headers={"Host": host}, timeout=20) as browser:
+    with httpx2.Client(base_url=box.server.url, headers={"Host": host}, timeout=60) as browser:
         assert "/@vite/client" in browser.get("/", headers={"Accept": "text/html"}).text
         assert "word" in browser.get("/main.js").text
         assert "first" in browser.get("/word.js").text
@@ -282,7 +282,7 @@ def test_an_open_tunnel_keeps_a_sandbox_awake_and_a_request_wakes_it(inside: Mak
         assert box.client.get(f"/sandboxes/{box.box}").json()["state"] == "running"
         peer.send("still there")
         assert peer.recv() == "still there"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while box.client.get(f"/sandboxes/{box.box}").json()["state"] != "paused":
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -298,10 +298,10 @@ def test_more_connections_than_a_sandbox_takes_are_refused_and_the_rest_go_on(in
     socks: list[socket.socket] = []
     try:
         for _ in range(512):
-            sock = socket.create_connection(("127.0.0.1", box.server.port), timeout=20)
+            sock = socket.create_connection(("127.0.0.1", box.server.port), timeout=60)
             sock.sendall(f"{head}\r\n\r\n".encode())
             socks.append(sock)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (answer := box.client.get(box.path(9000) + "/")).status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -310,7 +310,7 @@ def test_more_connections_than_a_sandbox_takes_are_refused_and_the_rest_go_on(in
     finally:
         for sock in socks:
             sock.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while box.client.get(box.path(9000) + "/").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)

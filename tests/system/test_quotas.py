@@ -24,7 +24,7 @@ DEAR = {
 
 
 def until(client: httpx2.Client, sandbox: str, state: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         found: dict[str, Any] = client.get(f"/sandboxes/{sandbox}").json()
         if found["state"] == state:

@@ -38,6 +38,7 @@ from registry_support import (
     tool,
 )
 from tests_support import NewServer, free_port
+from waiting_support import comes_true, until
 
 pytestmark = pytest.mark.real
 
@@ -251,11 +252,7 @@ async def test_leaving_ends_the_pull_only_when_nobody_watches(registry: Registry
             assert bench.images.stats().running == 1
             assert [info.status for info in bench.images.list(LOCAL) if info.project] == ["pulling"]
             await watched[1].aclose()
-            for _ in range(100):
-                if not bench.images.stats().running:
-                    break
-                await asyncio.sleep(0.05)
-            assert bench.images.stats().running == 0
+            await comes_true(lambda: not bench.images.stats().running)
             assert not bench.leftovers()
     finally:
         wire.close()
@@ -529,23 +526,16 @@ asyncio.run(main())
         inside = children_of(process.pid)
         assert inside
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        deadline = time.monotonic() + 5
-        while [pid for pid in inside if Path(f"/proc/{pid}").exists()] and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not [pid for pid in inside if Path(f"/proc/{pid}").exists()]
+        process.wait(60)
+        until(lambda: not [pid for pid in inside if Path(f"/proc/{pid}").exists()])
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         wire.close()
 
     async def look() -> None:
         async with open_bench(tmp_path / "p", settings) as bench:
-            for _ in range(100):
-                if not bench.leftovers():
-                    break
-                await asyncio.sleep(0.05)
-            assert not bench.leftovers()
+            await comes_true(lambda: not bench.leftovers())
             assert [image.name for image in bench.store.list()] == [f"{registry.host}/crash/done:latest"]
 
     asyncio.run(look())

@@ -28,6 +28,7 @@ from cove.model.network import (
     Protocol,
     Verdict,
 )
+from waiting_support import comes_true
 from yard_support import (
     ADDRESSES,
     METADATA,
@@ -475,7 +476,7 @@ async def test_a_dry_run_records_and_lets_through_but_for_what_is_closed(here: Y
         assert await here.tcp(PUBLIC, 22) == "open"
         assert await here.tcp(OTHER, 22) == "open"
         assert await here.tcp(METADATA, 80) == "refused"
-        await until(lambda: len(here.refusals) == 2)
+        await comes_true(lambda: len(here.refusals) == 2)
     told = {(one.address, one.dry_run, one.rule) for one in here.refusals}
     assert told == {(PUBLIC, True, "default: deny"), (METADATA, False, f"closed: {METADATA} (metadata)")}
 
@@ -490,7 +491,7 @@ async def test_every_refusal_is_told_with_name_address_port_and_rule(here: Yard)
         await here.udp(OTHER, 443)
         await here.udp(PUBLIC, 53)
         await here.ping(OTHER)
-        await until(lambda: len(here.refusals) == 5)
+        await comes_true(lambda: len(here.refusals) == 5)
     told = {(one.name, one.address, one.port, one.protocol, one.rule, one.count) for one in here.refusals}
     assert told == {
         ("bad.example", PUBLIC, 22, "tcp", "rule 1: deny bad.example:22", 3),
@@ -567,12 +568,3 @@ def unreachables() -> int:
     """How many errors of ICMP have arrived here."""
     names, values = Path("/proc/thread-self/net/snmp").read_text().split("\nIcmp: ")[1:]
     return int(values.split()[names.split().index("InDestUnreachs")])
-
-
-async def until(holds: object) -> None:
-    assert callable(holds)
-    for _ in range(100):
-        if holds():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come about in time")

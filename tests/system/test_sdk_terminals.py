@@ -163,6 +163,6 @@ async def test_a_killed_server_is_attached_to_again(new_server: NewServer) -> No
                     await anyio.sleep(0.02)
                 server.kill()
                 await anyio.to_thread.run_sync(server.start)
-        follower.join(30)
+        follower.join(60)
     whole = "".join(f"line {number}\r\n" for number in range(300))
     assert seen == {"plain": whole, "awaited": whole}

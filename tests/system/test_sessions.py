@@ -148,17 +148,17 @@ async def test_a_copy_goes_on_without_its_callers(remote: aio.Client, driver: st
                 for one in (box, copy):
                     await one.files.write("/root/ask", "")
                     await one.files.write("/root/go", "")
-                ended = await jobs["while"].wait(10)
+                ended = await jobs["while"].wait(60)
                 assert ended is not None
                 assert ended.exit == 5
                 assert "".join([chunk.text for chunk in await jobs["while"].output()]) == "gone\n"
-                ended = await jobs["sleep"].wait(20)
+                ended = await jobs["sleep"].wait(60)
                 assert ended is not None
                 assert ended.why == "timeout"
                 assert 2500 < ended.ms < 5000, "neither at once nor late"
                 words = []
                 for one in (talker, jobs["/root/talker.py"]):
-                    await one.wait(10)
+                    await one.wait(60)
                     words.append("".join([chunk.text for chunk in await one.output()]).split())
                 assert words[1][0] == "told"
                 assert not set(words[0]) & set(words[1])
@@ -168,7 +168,7 @@ async def test_a_copy_goes_on_without_its_callers(remote: aio.Client, driver: st
                 changes = [one.kind for one in await (await copy.watches())[0].changes()]
                 assert "overflow" in changes
             assert (await attached).exit == 5
-            assert (await limited.wait(5)) is not None
+            assert (await limited.wait(60)) is not None
             assert not (await box.run("cat /run/cove/generation")).ok
             assert "overflow" not in [one.kind for one in await watch.changes()]
         finally:

@@ -128,7 +128,7 @@ def refused(server: RunningServer) -> str:
     server.start(wait=False)
     assert server.process is not None
     try:
-        assert server.process.wait(30) == 125
+        assert server.process.wait(60) == 125
     except subprocess.TimeoutExpired:
         server.kill()
         raise

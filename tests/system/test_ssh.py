@@ -18,6 +18,7 @@ import pytest
 
 from ssh_support import SshUser, need, ssh_server, ssh_user
 from tests_support import SOAK, RunningServer, free_port
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -50,13 +51,6 @@ def box(api: httpx2.Client) -> str:
     made = api.post("/sandboxes", json={"memory_mib": 1024, "pids": 2048})
     assert made.status_code == 201, made.text
     return f"{made.json()['name']}@cove"
-
-
-def until(condition: Callable[[], bool], what: str, limit_s: float = 15.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def name_of(box: str) -> str:
@@ -159,7 +153,7 @@ def test_a_login_shell_in_a_terminal_emulator(user: SshUser, box: str, tmp_path:
         subprocess.run([*tmux, "send-keys", *keys], check=True)
 
     command = " ".join(user.argv("ssh", box))
-    subprocess.run([*tmux, "new-session", "-d", "-x", "100", "-y", "30", command], check=True, timeout=20)
+    subprocess.run([*tmux, "new-session", "-d", "-x", "100", "-y", "30", command], check=True, timeout=60)
     try:
         until(lambda: "root@" in look() or "#" in look(), f"a prompt: {look()}")
         type_("stty size; shopt -q login_shell && echo login", "Enter")
@@ -295,7 +289,7 @@ def test_a_port_of_the_sandbox_is_forwarded_and_nothing_else(user: SshUser, box:
 
             def answers() -> bool:
                 with contextlib.suppress(httpx2.HTTPError):
-                    return httpx2.get(f"http://127.0.0.1:{port}/os-release", timeout=5).status_code == 200
+                    return httpx2.get(f"http://127.0.0.1:{port}/os-release", timeout=60).status_code == 200
                 return False
 
             until(answers, "the forwarded server answers")
@@ -325,7 +319,7 @@ def test_a_dynamic_forward_reaches_the_sandbox(user: SshUser, box: str) -> None:
 
 
 def _socks(port: int, target: int) -> bytes:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.sendall(b"\5\1\0")
         sock.recv(2)
         sock.sendall(b"\5\1\0\3\x09localhost" + target.to_bytes(2, "big"))
@@ -421,7 +415,7 @@ def test_a_key_that_was_taken_away_opens_nothing_and_ends_what_it_opened(
         assert open_one.stdout.readline() == b"on\n"
         assert api.delete(f"/ssh-keys/{mine['id']}").status_code == 204
         assert other.ssh(box, "echo in").returncode == 255
-        _, said = open_one.communicate(timeout=30)
+        _, said = open_one.communicate(timeout=60)
         assert (open_one.returncode, b"the key was removed" in said) == (255, True)
 
 
@@ -476,10 +470,10 @@ def test_a_sandbox_that_ends_ends_its_connections_with_a_word(user: SshUser, api
         assert command.stdout is not None
         assert command.stdout.read(3) == b"on\n"
         api.delete(f"/sandboxes/{made['id']}")
-        _, said = command.communicate(timeout=20)
+        _, said = command.communicate(timeout=60)
         assert command.returncode == 255
         assert b"the sandbox has ended" in said
-        idle.communicate(timeout=20)
+        idle.communicate(timeout=60)
         assert idle.returncode == 255
     assert user.ssh(there, "true").returncode == 255
 
@@ -501,7 +495,7 @@ def test_a_restart_keeps_the_host_key_and_ends_connections_cleanly(tmp_path: Pat
             before = time.monotonic()
             server.stop()
             assert time.monotonic() - before < 20
-            one.communicate(timeout=20)
+            one.communicate(timeout=60)
             assert one.returncode == 255
         server.start()
         assert user.ssh(box, "echo again").stdout == b"again\n", "the same host key, the same sandbox"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
-
 import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from terminal_support import Viewer
 from tests_support import NewServer, RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
 PROGRAM = (
     "import os, signal, threading; done = threading.Event(); "
     'tell = lambda *_: (os.write(1, b"now %d %d" % os.get_terminal_size()), done.set()); '
-    'signal.signal(signal.SIGWINCH, tell); print("rea" + "dy", flush=True); done.wait(10)'
+    'signal.signal(signal.SIGWINCH, tell); print("rea" + "dy", flush=True); done.wait(60)'
 )
 """A full-screen program in the foreground, which is told of a new size."""
 
@@ -33,9 +32,12 @@ def test_a_shell_is_one_as_if_sitting_at_it(server: RunningServer, client: httpx
     with Viewer(server, opened(client, box, cols=100, rows=30)) as viewer:
         viewer.peer.send(b"stty size; tty; echo $SHELL $((6*7)); sleep 100\r")
         viewer.until(b"30 100\r\n").until(b"/dev/pts/").until(b"/bin/bash 42\r\n")
-        time.sleep(0.2)
+        # A child of the shell that is not the program yet ignores Ctrl-C, as the shell does.
+        look = {"command": "grep -lx sleep /proc/[0-9]*/comm"}
+        until(lambda: client.post(f"/sandboxes/{box}/exec", json=look).json()["stdout"])
         viewer.peer.send(b"\x03")
-        viewer.peer.send(b"echo code $?; sh -c 'sleep 0.2; stty size'\r")
+        resized = "until [ \"$(stty size)\" = '43 132' ]; do sleep 0.1; done; stty size"
+        viewer.peer.send(f"echo code $?; {resized}\r".encode())
         viewer.say(type="resize", cols=132, rows=43)
         viewer.until(b"code 130\r\n").until(b"43 132\r\n")
         viewer.peer.send(f"python3 -c '{PROGRAM}'\r".encode())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -12,6 +10,7 @@ import pytest
 
 from cove.engine.agentbin import agent_build, agent_path
 from tests_support import Footprint, NewServer, RunningServer
+from waiting_support import until
 
 pytestmark = pytest.mark.real
 
@@ -22,13 +21,6 @@ from cove.engine import agentbin
 agentbin.agent_build = lambda: {build!r}
 agentbin.agent_path = lambda arch=None: Path({path!r})
 """
-
-
-def wait_until(is_so: Callable[[], object], what: str, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def create(client: httpx2.Client) -> str:
@@ -55,7 +47,7 @@ def wait_pool(client: httpx2.Client, server: RunningServer) -> None:
     def is_full() -> bool:
         return client.get("/server").json()["capacity"]["pool"]["base"] == size
 
-    wait_until(is_full, "the pool does not fill", 60)
+    until(is_full, "the pool does not fill", 60)
 
 
 def use_other_agent(server: RunningServer, directory: Path, build: str) -> None:
@@ -129,7 +121,7 @@ def test_going_back_to_the_older_version_keeps_the_newer_sandboxes(new_server: N
     with server.client() as client:
         box = create(client)
         assert said(client, box, "echo new") == "new\n"
-        wait_until(lambda: builds(server).get(box.removeprefix("sb_")) == "0123456789ab", "it has the older agent")
+        until(lambda: builds(server).get(box.removeprefix("sb_")) == "0123456789ab", "it has the older agent")
     server.stop()
     del server.env["PYTHONPATH"]
     server.start()

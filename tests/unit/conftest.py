@@ -35,6 +35,7 @@ from cove.model.sandbox import MIB, Isolation, Limits, Sandbox, Usage
 from cove.model.state import State
 from cove.model.terminals import Terminal
 from cove.store.store import open_store
+from waiting_support import comes_true
 
 ISOLATION = Isolation(
     driver="stub", driver_version="1", user_namespace=False, seccomp="none", quota="none", cgroup="none"
@@ -428,15 +429,6 @@ class StubJournal:
         self._keep(sandbox)
 
 
-async def eventually(fact: Callable[[], bool]) -> None:
-    """Let the loop turn until `fact` holds."""
-    for _ in range(500):
-        if fact():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not come true")
-
-
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -470,7 +462,7 @@ def stubs() -> Callable[[], tuple[StubDriver, StubImages, StubJournal]]:
 
 @pytest.fixture(name="eventually")
 def eventually_fixture():
-    return eventually
+    return comes_true
 
 
 MEMORY = Memory(total=16384 * MIB, available=12288 * MIB)
@@ -505,7 +497,7 @@ def opened(
             ) as core,
         ):
             if pool:
-                await eventually(lambda: core.stats().pool[0].ready == pool)
+                await comes_true(lambda: core.stats().pool[0].ready == pool)
             yield core
 
     return open_one

@@ -170,10 +170,10 @@ def test_the_live_tail_tells_what_happens(server):
 
     thread = threading.Thread(target=follow)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     box = server.sandbox()
     server.client.delete(f"/sandboxes/{box['id']}")
-    assert done.wait(10)
+    assert done.wait(60)
     thread.join()
     assert [one["event"] for one in found if one["sandbox"] == box["id"]] == ["sandbox.created", "sandbox.destroyed"]
     assert found[0] in lines_of(server)

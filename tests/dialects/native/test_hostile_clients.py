@@ -22,6 +22,7 @@ from cove.edge.ops import Json, Op, ServerFacts, Services
 from cove.edge.sse import Events, event
 from cove.edge.stopping import Stopping
 from cove.server.listen import _listener
+from waiting_support import comes_true
 
 LIMITS = EdgeLimits(
     json_body_bytes=1000,
@@ -148,10 +149,10 @@ async def serving():
     finally:
         listener.should_exit = True
         stopping.stop()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
-async def talk(port, *pieces, wait=5.0):
+async def talk(port, *pieces, wait=60.0):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for piece in pieces:
         writer.write(piece)
@@ -160,12 +161,6 @@ async def talk(port, *pieces, wait=5.0):
         return await asyncio.wait_for(reader.read(), wait)
     finally:
         writer.close()
-
-
-async def until(fact, limit=5.0):
-    async with asyncio.timeout(limit):
-        while not fact():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_head_that_never_ends_is_answered_408():
@@ -210,7 +205,7 @@ async def test_a_client_that_goes_away_cancels_a_watched_operation():
         writer.write(b"POST /t/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await asyncio.sleep(0.1)
         writer.close()
-        await until(lambda: server.tracks.cancelled == 1)
+        await comes_true(lambda: server.tracks.cancelled == 1)
 
 
 async def test_a_silent_stream_has_pings_and_its_source_is_closed_with_it():
@@ -219,10 +214,10 @@ async def test_a_silent_stream_has_pings_and_its_source_is_closed_with_it():
         writer.write(b"GET /t/stream HTTP/1.1\r\nHost: x\r\n\r\n")
         found = b""
         while found.count(b": ping") < 2:
-            found += await asyncio.wait_for(reader.read(1000), 2)
+            found += await asyncio.wait_for(reader.read(1000), 60)
         assert b"data: one" in found
         writer.close()
-        await until(lambda: server.tracks.closed == 1)
+        await comes_true(lambda: server.tracks.closed == 1)
 
 
 async def test_a_reader_that_never_reads_holds_one_buffer_and_is_cut():
@@ -230,7 +225,7 @@ async def test_a_reader_that_never_reads_holds_one_buffer_and_is_cut():
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.transport.pause_reading()
         writer.write(b"GET /t/flood HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: server.tracks.closed == 1)
+        await comes_true(lambda: server.tracks.closed == 1)
         assert server.tracks.taken < 32 * 1024 * 1024
         writer.close()
 
@@ -241,7 +236,7 @@ async def test_a_download_whose_client_went_away_is_read_no_further():
         writer.write(b"GET /t/download HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.read(1000)
         writer.transport.abort()
-        await until(lambda: server.tracks.closed == 1)
+        await comes_true(lambda: server.tracks.closed == 1)
 
 
 async def test_a_stopping_server_ends_long_requests_with_a_reason():

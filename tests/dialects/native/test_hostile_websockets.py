@@ -31,6 +31,7 @@ from cove.edge.websocket import WebSocket
 from cove.engine.clock import SystemClock
 from cove.model.errors import BadRequest, CapacityExceeded, Conflict, SandboxGone, Unauthorized
 from cove.server.listen import LocalOperator, _listener
+from waiting_support import comes_true
 
 LIMITS = EdgeLimits(
     json_body_bytes=1000,
@@ -194,22 +195,16 @@ async def serving(wrap=lambda front: front):
         yield SimpleNamespace(
             port=port, room=room, stopping=stopping, metrics=metrics, url=f"ws://127.0.0.1:{port}/t", state=listener
         )
-        await until(lambda: room.open == 0)
+        await comes_true(lambda: room.open == 0)
     finally:
         listener.should_exit = True
         stopping.stop()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
     assert not listener.server_state.connections
     assert metrics.in_flight._value.get() == 0
 
 
-async def until(fact, limit=5.0):
-    async with asyncio.timeout(limit):
-        while not fact():
-            await asyncio.sleep(0.01)
-
-
-async def talk(port, *pieces, wait=5.0):
+async def talk(port, *pieces, wait=60.0):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"".join(pieces))
     try:
@@ -222,7 +217,7 @@ async def opened(port, name, *first):
     """A raw WebSocket: the head of the answer is read and right."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /t/ws/%b HTTP/1.1\r\n%b\r\n" % (name.encode(), UPGRADE) + b"".join(first))
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert head.startswith(b"HTTP/1.1 101 "), head
     assert b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
     assert b"x-request-id: req_" in head
@@ -244,7 +239,7 @@ def frame(opcode, data=b"", *, fin=True, masked=True):
 
 async def closing(reader):
     """The code of the close frame, which ends the connection; what came before it is passed over."""
-    data = await asyncio.wait_for(reader.read(), 5)
+    data = await asyncio.wait_for(reader.read(), 60)
     while data:
         opcode, size = data[0] & 15, data[1]
         at = 2
@@ -267,7 +262,7 @@ async def test_messages_go_both_ways_as_they_were_sent():
         await client.send([b"in ", b"three ", b"pieces"])
         assert await client.recv() == b"in three pieces"
         pong = await client.ping()
-        await asyncio.wait_for(pong, 2)
+        await asyncio.wait_for(pong, 60)
 
 
 async def test_a_session_that_is_done_closes_with_1000_after_all_it_sent():
@@ -411,12 +406,12 @@ async def test_a_client_that_breaks_the_protocol_is_told_and_closed(sent, code):
 async def test_frames_that_come_with_the_head_or_byte_by_byte_are_one_stream():
     async with serving() as server:
         reader, writer = await opened(server.port, "echo", frame(2, b"early"))
-        assert await asyncio.wait_for(reader.readexactly(7), 2) == b"\x82\x05early"
+        assert await asyncio.wait_for(reader.readexactly(7), 60) == b"\x82\x05early"
         for byte in frame(2, b"slow", fin=False) + frame(9, b"?") + frame(0, b"ly"):
             writer.write(bytes([byte]))
             await writer.drain()
             await asyncio.sleep(0.001)
-        assert await asyncio.wait_for(reader.readexactly(11), 2) == b"\x8a\x01?\x82\x06slowly"
+        assert await asyncio.wait_for(reader.readexactly(11), 60) == b"\x8a\x01?\x82\x06slowly"
         writer.write(frame(8, struct.pack("!H", 1000)))
         assert await closing(reader) == 1000
         writer.close()
@@ -433,7 +428,7 @@ async def test_a_million_empty_pieces_cost_neither_memory_nor_the_loop():
             assert b"200" in await talk(server.port, b"GET /t/plain HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             worst = max(worst, time.perf_counter() - before)
         writer.write(frame(0, b"z"))
-        while (data := await asyncio.wait_for(reader.readexactly(2), 5))[0] & 15 in {9, 10}:
+        while (data := await asyncio.wait_for(reader.readexactly(2), 60))[0] & 15 in {9, 10}:
             await reader.readexactly(data[1])
         assert data == b"\x82\x02"
         assert worst < 0.5
@@ -444,7 +439,7 @@ async def test_a_flood_of_pings_without_reading_holds_one_pong():
     async with serving() as server:
         _, writer = await opened(server.port, "flood")
         writer.transport.pause_reading()
-        await until(lambda: server.room.sent > 65536)
+        await comes_true(lambda: server.room.sent > 65536)
         connection = next(iter(server.state.server_state.connections))
         before = connection.transport.get_write_buffer_size()
         for _ in range(50):
@@ -458,8 +453,8 @@ async def test_a_reader_that_never_reads_holds_one_buffer_and_is_cut():
     async with serving() as server:
         _, writer = await opened(server.port, "flood")
         writer.transport.pause_reading()
-        await until(lambda: server.room.opened == 1)
-        await until(lambda: server.room.open == 0)
+        await comes_true(lambda: server.room.opened == 1)
+        await comes_true(lambda: server.room.open == 0)
         assert server.room.sent < 32 * 1024 * 1024
         writer.close()
 
@@ -493,7 +488,7 @@ async def test_what_was_sent_before_the_end_is_received_before_it():
         _, writer = await opened(server.port, "echo")
         writer.write(frame(2, b"x" * 20_000) * 4)
         writer.write_eof()
-        await until(lambda: server.room.open == 0)
+        await comes_true(lambda: server.room.open == 0)
         assert server.room.received in {20_000, 80_000}  # its echo may fail after the first
         writer.close()
 
@@ -512,7 +507,7 @@ async def test_a_client_that_vanishes_frees_what_its_session_held(how):
             writer.transport.abort()
         else:
             writer.close()
-        await until(lambda: server.room.open == 0, 3)
+        await comes_true(lambda: server.room.open == 0)
         assert server.room.cancelled == 1
         writer.close()
 
@@ -520,9 +515,9 @@ async def test_a_client_that_vanishes_frees_what_its_session_held(how):
 async def test_a_client_that_answers_no_ping_is_gone():
     async with serving() as server:
         reader, writer = await opened(server.port, "echo")
-        await until(lambda: server.room.open == 0, 3)
+        await comes_true(lambda: server.room.open == 0)
         with contextlib.suppress(ConnectionResetError):
-            while await asyncio.wait_for(reader.read(100), 5):
+            while await asyncio.wait_for(reader.read(100), 60):
                 pass
         writer.close()
 
@@ -531,7 +526,7 @@ async def test_a_client_that_never_closes_is_cut_after_the_close_frame():
     async with serving() as server:
         reader, writer = await opened(server.port, "done")
         writer.write(frame(1, b"still here") * 100)
-        data = await asyncio.wait_for(reader.read(), 3)
+        data = await asyncio.wait_for(reader.read(), 60)
         assert data.endswith(b"\x88\x02\x03\xe8")
         writer.close()
 
@@ -544,9 +539,9 @@ async def test_a_stopping_server_closes_with_1012():
         before = time.perf_counter()
         server.stopping.stop()
         for client in clients:
-            await asyncio.wait_for(client.wait_closed(), 3)
+            await asyncio.wait_for(client.wait_closed(), 60)
             assert client.close_code == 1012
-        await until(lambda: server.room.open == 0)
+        await comes_true(lambda: server.room.open == 0)
         assert time.perf_counter() - before < LIMITS.stop_grace_s
         async with websockets.connect(f"{server.url}/ws/echo") as late:
             await late.wait_closed()
@@ -563,7 +558,7 @@ async def test_a_client_that_goes_while_the_source_is_opened_ends_that():
         writer.write(frame(2, b"x" * 1000) * 100)  # what comes early is held, and bounded
         await asyncio.sleep(0.1)
         writer.transport.abort()
-        await until(lambda: server.room.cancelled == 1)
+        await comes_true(lambda: server.room.cancelled == 1)
 
 
 async def test_websockets_count_as_connections():

@@ -37,7 +37,7 @@ class App:
 
     def connect(self) -> socket.socket:
         host, _, port = self.authority.partition(":")
-        return socket.create_connection((host, int(port)), timeout=20)
+        return socket.create_connection((host, int(port)), timeout=60)
 
     def send(self, head: str, body: bytes = b"", *, key: bool = True) -> bytes:
         """One request as these bytes, and all that comes back until the server closes."""
@@ -54,7 +54,7 @@ class App:
 
     def as_host(self, path: str, **more: Any) -> httpx2.Response:
         headers = {"Host": f"{self.host}:{self.authority.partition(':')[2]}", **more.pop("headers", {})}
-        return httpx2.get(f"{self.server.url}{path}", headers=headers, timeout=20, **more)
+        return httpx2.get(f"{self.server.url}{path}", headers=headers, timeout=60, **more)
 
     def expose(self, access: str) -> dict[str, Any]:
         answer = self.client.put(f"{self.ports}/{self.port}", json={"access": access})
@@ -71,7 +71,7 @@ def app(server: DialectServer) -> Iterator[App]:
     started = server.client.post(f"/sandboxes/{box}/commands", json={"command": ["python3", path, str(port)]})
     assert started.status_code == 201, started.text
     found = App(server, box, port)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while server.client.get(f"{found.base}/").status_code != 200:
         assert time.monotonic() < deadline, started.text
         time.sleep(0.05)

@@ -84,7 +84,7 @@ def test_pause_and_resume_are_idempotent(server):
 
 def test_a_timeout_ends_the_sandbox(server):
     path = f"/sandboxes/{server.sandbox(timeout_s=1)['id']}"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while server.client.get(path).json()["state"] != "terminated":
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -135,7 +135,7 @@ def test_sigterm_ends_streams_with_a_reason_and_leaves_sandboxes(new_server, dri
         text = "".join(pieces)
     assert "event: error" in text
     assert '"code":"server-stopping"' in text
-    assert new_server.process.wait(15) == 0
+    assert new_server.process.wait(60) == 0
     assert "1 sandbox goes on" in (new_server.data_dir / "log").read_text()
     if driver == "fake":  # elsewhere the pid is one inside
         os.kill(command["pid"], 0)

@@ -24,7 +24,7 @@ def port(server, box):
     body = {"command": ["python3", "-c", tcp_app.SOURCE, str(port)]}
     made = server.client.post(f"/sandboxes/{box}/commands", json=body).json()
     where = f"/sandboxes/{box}/commands/{made['id']}"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "ready" not in (out := server.client.get(f"{where}/output").text):
         assert time.monotonic() < deadline, out
         time.sleep(0.02)
@@ -42,7 +42,7 @@ def taken(peer):
     """All until the half-close."""
     found = bytearray()
     while True:
-        message = peer.recv(timeout=30)
+        message = peer.recv(timeout=60)
         if isinstance(message, str):
             assert json.loads(message) == {"type": "eof"}
             return bytes(found)
@@ -54,11 +54,11 @@ def test_bytes_go_both_ways_and_a_half_close_is_kept(server, box, port):
         peer.send(b"echo\n")
         for _ in range(3):
             peer.send(b"\0hello\xff")
-            assert peer.recv(timeout=5) == b"\0hello\xff"
+            assert peer.recv(timeout=60) == b"\0hello\xff"
         peer.send('{"type":"eof"}')
         assert taken(peer) == b""
         with pytest.raises(ConnectionClosed):
-            peer.recv(timeout=5)
+            peer.recv(timeout=60)
         assert peer.close_code == 1000
 
 
@@ -69,7 +69,7 @@ def test_the_sandbox_may_close_its_half_first(server, box, port):
         peer.send(b"after the end")
         peer.send('{"type":"eof"}')
         with pytest.raises(ConnectionClosed):
-            peer.recv(timeout=5)
+            peer.recv(timeout=60)
         assert peer.close_code == 1000
     with dial(server, box, port) as peer:
         peer.send(b"rest\n")
@@ -97,13 +97,13 @@ def test_many_connections_at_a_time(server, box, port):
         for number, peer in enumerate(peers):
             peer.send(b"echo\n%d" % number)
         for number, peer in enumerate(peers):
-            assert peer.recv(timeout=10) == b"%d" % number
+            assert peer.recv(timeout=60) == b"%d" % number
 
 
 def test_a_connection_that_breaks_inside_says_so(server, box, port):
     with dial(server, box, port) as peer:
         peer.send(b"reset\n")
-        message = peer.recv(timeout=5)
+        message = peer.recv(timeout=60)
         assert isinstance(message, str)
         assert json.loads(message)["type"] in {"error", "eof"}
 
@@ -131,10 +131,10 @@ def test_a_message_that_is_no_half_close_is_refused(server, box, port):
         with dial(server, box, port) as peer:
             peer.send(b"echo\n")
             peer.send(text)
-            said = json.loads(peer.recv(timeout=5))
+            said = json.loads(peer.recv(timeout=60))
             assert (said["type"], said["code"], said["field"]) == ("error", "bad-request", "message")
             with pytest.raises(ConnectionClosed):
-                peer.recv(timeout=5)
+                peer.recv(timeout=60)
             assert peer.close_code == 1008
 
 
@@ -156,7 +156,7 @@ def test_openapi_and_metrics_know_it(server, box, port):
     found = document["paths"]["/api/v1/sandboxes/{id}/ports/{port}/tcp"]["get"]
     assert found["x-websocket"] is True
     assert {"101", "426"} <= set(found["responses"])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while 'op="connect_tcp",status="101"' not in server.operator.get("http://localhost/metrics").text:
         assert time.monotonic() < deadline
         time.sleep(0.05)

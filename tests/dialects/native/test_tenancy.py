@@ -112,7 +112,7 @@ def request(client, op: Op, parameters: dict[str, str], **more) -> httpx2.Respon
             options["json"] = smallest(op.body)
     if op.websocket:
         options["headers"] = WEBSOCKET
-    with client.stream(op.method, path, timeout=20, **options) as answer:
+    with client.stream(op.method, path, timeout=60, **options) as answer:
         if answer.status_code >= 400:
             answer.read()
         return answer

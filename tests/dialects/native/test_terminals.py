@@ -45,7 +45,7 @@ def drained(server, at, cursor=0, wait_s=10):
 
 
 def says(server, at, want):
-    text, cursor, deadline = "", 0, time.monotonic() + 10
+    text, cursor, deadline = "", 0, time.monotonic() + 60
     while want not in text:
         assert time.monotonic() < deadline, text
         page = server.client.get(f"{at}/output", params={"cursor": cursor, "wait_s": 5}).json()
@@ -298,10 +298,10 @@ def test_a_text_message_that_is_none_ends_the_socket_with_its_reason(server, box
     at = opened(server, box, command="read a")
     with Viewer(server, at) as viewer:
         viewer.peer.send(text)
-        error = json.loads(viewer.peer.recv(timeout=10))
+        error = json.loads(viewer.peer.recv(timeout=60))
         assert (error["type"], error["code"]) == ("error", "bad-request")
         with pytest.raises(ConnectionClosedError):
-            viewer.peer.recv(timeout=10)
+            viewer.peer.recv(timeout=60)
     assert server.client.get(at).json()["running"]
     server.client.delete(at)
 

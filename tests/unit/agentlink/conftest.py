@@ -96,7 +96,7 @@ class RunningAgent:
         self.peer = agentsocket.Peer(pid=self.pid, uid=os.getuid())
 
     async def connect(self) -> AgentClient:
-        for _ in range(1000):
+        for _ in range(10_000):
             sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)
             try:
@@ -111,7 +111,7 @@ class RunningAgent:
     def stop(self) -> int:
         self._process.terminate()
         try:
-            return self._process.wait(5)
+            return self._process.wait(60)
         finally:
             self._process.kill()
             self._process.wait()

@@ -122,7 +122,7 @@ async def test_a_release_ends_what_has_an_owner_and_nothing_else(
     other = await agent.connect()
     try:
         assert (await other.revive(hostname=None, env=None, is_copy=False)).released == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await closed.wait()
         assert [one.id for one in await other.terminals()] == ["t1"]
         async with other.attach("t1", cursor=None) as looks:

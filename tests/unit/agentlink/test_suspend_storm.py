@@ -133,7 +133,7 @@ async def _changes_are_told(client: AgentClient, home: Path, dice: random.Random
     async with client.watch_events(name, follow=True) as events:
         for number in range(5):
             (place / str(number)).touch()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while True:
                     event = await anext(events)
                     if isinstance(event, Change) and (event.path.endswith(f"/{number}") or event.kind == "overflow"):

@@ -82,7 +82,7 @@ class Sftp:
 @asynccontextmanager
 async def sftp(client: AgentClient, home: Path) -> AsyncIterator[Sftp]:
     spec = ExecSpec(argv=("sftp",), tool=True, env={"HOME": str(home)})
-    async with client.exec_session(spec) as session, asyncio.timeout(20):
+    async with client.exec_session(spec) as session, asyncio.timeout(60):
         one = Sftp(session)
         await one.send(struct.pack(">IBI", 5, INIT, 3))
         kind, answer = await one.hear()
@@ -218,7 +218,7 @@ async def test_many_requests_in_one_piece_are_answered_in_their_order(client: Ag
 
 async def _scp(client: AgentClient, home: Path, *args: str, says: bytes) -> tuple[bytes, int]:
     spec = ExecSpec(argv=("scp", *args), tool=True, env={"HOME": str(home)}, cwd=str(home))
-    async with client.exec_session(spec) as session, asyncio.timeout(20):
+    async with client.exec_session(spec) as session, asyncio.timeout(60):
         await session.write(says)
         session.write_eof()
         out = b""

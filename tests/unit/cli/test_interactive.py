@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from terminals_support import FakeTerminal, echo, running, until
+from terminals_support import FakeTerminal, echo, running, up_to
 
 PROGRAM = """
 import sys
@@ -27,7 +27,7 @@ print("READY", flush=True)
 exit_ = sitting.run()
 print("LEFT", exit_.exit if exit_ else None, flush=True)
 """
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class Window:
@@ -104,7 +104,7 @@ def test_help_and_detach_are_ours(fake: FakeTerminal, window: Window) -> None:
     window.wait_for(b"~.   detach; the program goes on\r\n")
     window.type(b"~.")
     assert b"~.\r\n" in window.wait_for(b"LEFT None")
-    assert window.process.wait(10) == 0
+    assert window.process.wait(60) == 0
     assert fake.wait_typed(2) == b"a\r"
     assert termios.tcgetattr(window.theirs) == window.before
 
@@ -117,7 +117,7 @@ def test_a_signal_puts_the_terminal_right(fake: FakeTerminal, window: Window, nu
     window.process.send_signal(number)
     window.wait_for(b"\x1b[?1000l")
     assert b"\x1b[?25h" in window.seen
-    assert window.process.wait(10) == 128 + number
+    assert window.process.wait(60) == 128 + number
     assert termios.tcgetattr(window.theirs) == window.before
 
 
@@ -127,13 +127,13 @@ def test_a_closed_window_detaches(fake: FakeTerminal) -> None:
     window.type(b"a")
     fake.wait_typed(1)
     os.close(window.ours)
-    window.process.wait(10)
+    window.process.wait(60)
     os.close(window.theirs)
 
 
 def test_a_broken_connection_is_told_and_old_questions_stay_unasked(fake: FakeTerminal) -> None:
     fake.output = b"old\x1b[6n|new\x1b[5n|"
-    fake.acts = [until(len(fake.output), 1012), echo]
+    fake.acts = [up_to(len(fake.output), 1012), echo]
     fake.typed += fake.output
     window = Window(fake, replayed=8)
     window.wait_for(b"[cove: attached again]\r\n")

@@ -29,7 +29,7 @@ async def killed(opened, work=None, **settings):
             await asyncio.sleep(3600)
 
     server = asyncio.create_task(serve())
-    await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.wait_for(ready.wait(), 60)
     server.cancel()
     await asyncio.gather(server, return_exceptions=True)
     return result[0]

@@ -218,7 +218,7 @@ class Bench:
         length = [f"Content-Length: {len(body)}"] if body else []
         lines = [f"{method} {path} HTTP/1.1", "Host: 169.254.1.1:3130", *headers, *length, "Connection: close", "", ""]
         writer.write("\r\n".join(lines).encode("latin-1") + body)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             raw = await reader.read()
         head, _, rest = raw.partition(b"\r\n\r\n")
         if b"transfer-encoding: chunked" in head.lower():
@@ -424,13 +424,13 @@ async def test_a_changed_policy_cuts_what_it_refuses_and_no_resting_connection_g
     await bench.upstream(stream)
     bench.net.set(BOX, bench.box.id, OPEN_NETWORK)
     asking = asyncio.ensure_future(bench.ask())
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 60)
     bench.broker.recheck(bench.box.id)
     await asyncio.sleep(0.05)
     assert not asking.done(), "it is still allowed"
     bench.net.set(BOX, bench.box.id, rules("allow other.example"))
     bench.broker.recheck(bench.box.id)
-    await asyncio.wait_for(asking, 5)
+    await asyncio.wait_for(asking, 60)
     await bench.upstream(OK)
     bench.net.set(BOX, bench.box.id, OPEN_NETWORK)
     await bench.ask()
@@ -458,7 +458,7 @@ async def test_what_is_under_way_ends_with_its_credential(bench: Bench, what: st
         await credentials.set(LOCAL, bench.box.id, "service", key=None)
     reader, writer = await bench.dial()
     writer.write(b"GET /proxy/service/v1 HTTP/1.1\r\nHost: b\r\n\r\n")
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 60)
     await reader.readuntil(b"one\r\n")
     await credentials.set(LOCAL, bench.box.id, "service", key=None if what == "shared" else Secret("new"))
     await asyncio.sleep(0.05)
@@ -474,7 +474,7 @@ async def test_what_is_under_way_ends_with_its_credential(bench: Bench, what: st
             await bench.core.sandboxes.destroy(LOCAL, bench.box.id)
         case _:
             await credentials.remove_shared(LOCAL, "service")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await reader.read() == b"", "cut, without the last chunk"
         await ended.wait()
     if what == "remove":
@@ -496,7 +496,7 @@ async def test_events_pass_as_they_come(bench: Bench) -> None:
     await bench.upstream(stream)
     reader, writer = await bench.dial()
     writer.write(b"GET /proxy/service/v1 HTTP/1.1\r\nHost: b\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for number in range(3):
             await reader.readuntil(b"data: %d\n\n" % number)
             step.set()
@@ -526,7 +526,7 @@ async def test_bodies_of_any_size_pass_both_ways(bench: Bench) -> None:
             writer.write(body[place : place + 65536])
             await writer.drain()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         sending = asyncio.ensure_future(send())
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(size) == body
@@ -547,7 +547,7 @@ async def test_a_websocket_passes_and_is_cut_with_its_credential(bench: Bench) -
         b"GET /proxy/service/v1/realtime HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer evil\r\n\r\n"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
         assert await reader.readexactly(5) == b"hello"
         writer.write(b"ping")
@@ -647,7 +647,7 @@ async def test_smuggling_is_refused_before_anything_goes_out(bench: Bench) -> No
     ):
         reader, writer = await bench.dial()
         writer.write(head)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             answer = await reader.read(4096)
         assert answer.startswith(b"HTTP/1.1 400"), head
         writer.close()
@@ -666,7 +666,7 @@ async def test_requests_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatc
 
     await bench.upstream(slow)
     asking = [asyncio.ensure_future(bench.ask()) for _ in range(2)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(bench.requests) < 2:
             await asyncio.sleep(0.01)
         status, head, _ = await bench.ask()
@@ -718,7 +718,7 @@ async def test_connections_are_bounded_for_each_sandbox(bench: Bench) -> None:
     await bench.upstream(OK)
     for _ in range(CONNECTIONS):
         await bench.dial()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             reader, writer = await bench.dial()
             answer = await reader.read(100) if (await _says_full(reader)) else b""
@@ -746,7 +746,7 @@ async def test_an_upload_that_is_refused_early_gets_its_answer(bench: Bench) -> 
     await bench.upstream(refuse)
     reader, writer = await bench.dial()
     writer.write(b"POST /proxy/service HTTP/1.1\r\nHost: b\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 100000)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
         assert await reader.readexactly(3) == b"big"
 

@@ -132,7 +132,7 @@ async def test_a_client_that_does_not_read_stops_the_program_and_is_given_up() -
     tunnel.pause_writing()
     for _ in range(3):
         program.says.put_nowait(b"x")
-    await asyncio.wait_for(join(tunnel, program), 5)
+    await asyncio.wait_for(join(tunnel, program), 60)
     assert client.sent == [b"x"]
     assert client.is_aborted
 
@@ -170,10 +170,10 @@ async def test_whoever_vanishes_ends_it() -> None:
     joined = asyncio.ensure_future(join(tunnel, program))
     await turns()
     tunnel.connection_lost(ConnectionResetError())
-    await asyncio.wait_for(joined, 5)
+    await asyncio.wait_for(joined, 60)
     client, tunnel, program = ends()
     program.says.put_nowait(SandboxGone("died"))
-    await asyncio.wait_for(join(tunnel, program), 5)
+    await asyncio.wait_for(join(tunnel, program), 60)
     assert client.is_closed
 
 
@@ -181,6 +181,6 @@ async def test_a_client_that_does_not_close_after_the_program_has_is_closed(monk
     monkeypatch.setattr(module, "LINGER_S", 0.05)
     client, tunnel, program = ends()
     program.says.put_nowait(b"")
-    await asyncio.wait_for(join(tunnel, program), 5)
+    await asyncio.wait_for(join(tunnel, program), 60)
     assert client.has_eof
     assert client.is_closed

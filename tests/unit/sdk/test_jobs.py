@@ -68,7 +68,7 @@ def test_leaving_a_stream_early_closes_the_connection(box: cove.Sandbox, stub: A
     stub.events.append([wire.piece("stdout", b"x"), b"wait"])
     with box.stream("yes") as running:
         next(iter(running))
-    assert stub.left.wait(5)
+    assert stub.left.wait(60)
     assert running.result is None
 
 
@@ -76,7 +76,7 @@ def test_dropping_an_iteration_closes_the_connection(box: cove.Sandbox, stub: An
     stub.events.append([wire.piece("stdout", b"x"), b"wait"])
     for _ in box.stream("yes"):
         break
-    assert stub.left.wait(5)
+    assert stub.left.wait(60)
 
 
 def test_a_stream_that_breaks_is_not_taken_for_ended(box: cove.Sandbox, stub: Any, wire: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from cove.sdk.aio.terminals import Terminal as AioTerminal
 from cove.sdk.terminal_calls import INPUT_BYTES, Patience, TerminalReader, exit_of, open_body
 from cove.sdk.terminals import Terminal
 from cove.sdk.transport import Lost
-from terminals_support import FakeTerminal, begin, deaf, echo, refusal, running, say, until, whole
+from terminals_support import FakeTerminal, begin, deaf, echo, refusal, running, say, up_to, whole
+from waiting_support import until
 
 LINES = b"".join(b"line %06d\r\n" % number for number in range(20_000))
 
@@ -78,7 +79,7 @@ async def test_all_output_arrives_awaited_too(fake: FakeTerminal, kind: str) -> 
     assert fake.headers[0].get("authorization") == (None if kind == "unix" else "Bearer k-test")
 
 
-BREAKS = [until(4_000, 1012), until(4_000, 0), until(9_999, 1011), until(30_000, 1001)]
+BREAKS = [up_to(4_000, 1012), up_to(4_000, 0), up_to(9_999, 1011), up_to(30_000, 1001)]
 
 
 def test_a_broken_connection_is_made_again_where_it_was(fake: FakeTerminal, kind: str) -> None:
@@ -112,7 +113,7 @@ def test_what_is_no_longer_kept_is_counted(fake: FakeTerminal) -> None:
 
 
 def test_a_server_that_refuses_while_it_starts_is_asked_again(fake: FakeTerminal) -> None:
-    fake.output, fake.acts = LINES, [until(500, 1012), whole]
+    fake.output, fake.acts = LINES, [up_to(500, 1012), whole]
     terminal = terminal_of(fake)
     chunks = iter(terminal)
     assert len(next(chunks).data) == 500
@@ -161,7 +162,7 @@ async def test_what_speaks_no_websocket_is_a_bad_answer() -> None:
             list(Terminal("box", "t1", client=cove.Client(url, "k")))
         with pytest.raises(cove.BadAnswer):
             await aread(AioTerminal("box", "t1", client=aio.Client(url, "k")))
-        thread.join(10)
+        thread.join(60)
 
 
 def test_an_error_in_the_stream_is_raised(fake: FakeTerminal) -> None:
@@ -178,7 +179,7 @@ def test_an_error_in_the_stream_is_raised(fake: FakeTerminal) -> None:
 
 def test_attempts_end(fake: FakeTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patience, "LIMIT_S", 0.2)
-    fake.acts = [until(0, 0)]
+    fake.acts = [up_to(0, 0)]
     before = time.monotonic()
     with pytest.raises(cove.Unreachable):
         list(terminal_of(fake))
@@ -234,7 +235,7 @@ def test_one_thread_writes_while_another_reads(fake: FakeTerminal, kind: str) ->
     writer.start()
     while count < len(fake.output):
         count += len(next(chunks).data)
-    writer.join(30)
+    writer.join(60)
     assert fake.wait_typed(len(pasted)) == pasted
     terminal.detach()
 
@@ -295,7 +296,7 @@ class Proxy:
     def close(self) -> None:
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _serve(self) -> None:
         try:
@@ -318,7 +319,7 @@ class Proxy:
             back = threading.Thread(target=carry, args=[there, peer])
             back.start()
             carry(peer, there)
-            back.join(10)
+            back.join(60)
 
 
 def carry(source: socket.socket, sink: socket.socket) -> None:
@@ -364,10 +365,10 @@ async def test_a_proxy_that_refuses_is_told(fake: FakeTerminal, monkeypatch: pyt
 
 
 def test_a_connection_found_broken_is_made_again_before_typing(fake: FakeTerminal, kind: str) -> None:
-    fake.output, fake.acts = b"abc", [until(3, 1012), echo]
+    fake.output, fake.acts = b"abc", [up_to(3, 1012), echo]
     terminal = terminal_of(fake, kind)
     assert next(iter(terminal)).data == b"abc"
-    wait_until(lambda: fake.cursors == [0])
+    until(lambda: fake.cursors == [0])
     time.sleep(0.05)  # until the close has arrived; when it has not, the write fails as documented
     fake.typed += b"abc"
     terminal.write("x")
@@ -399,9 +400,9 @@ def test_detach_wakes_who_reads(fake: FakeTerminal, kind: str) -> None:
     reader.start()
     terminal.write("a")
     fake.wait_typed(1)
-    wait_until(lambda: terminal.cursor == 1)
+    until(lambda: terminal.cursor == 1)
     terminal.detach()
-    reader.join(10)
+    reader.join(60)
     assert got == [b"a"]
     assert terminal.exit is None
 
@@ -426,15 +427,15 @@ async def test_detach_wakes_who_reads_awaited_too(fake: FakeTerminal, kind: str)
 
 def test_detach_ends_the_waiting_for_a_server(fake: FakeTerminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patience, "_FIRST_S", 30.0)
-    fake.output, fake.acts = b"abc", [until(3, 1012)]
+    fake.output, fake.acts = b"abc", [up_to(3, 1012)]
     terminal = terminal_of(fake)
     reader = threading.Thread(target=lambda: read(terminal))
     lost = threading.Event()
     terminal.on_connection = lambda is_there: None if is_there else lost.set()
     reader.start()
-    assert lost.wait(10)
+    assert lost.wait(60)
     terminal.detach()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
 
@@ -466,7 +467,7 @@ def answering(*, closes: bool) -> Iterator[Terminal]:
         thread = threading.Thread(target=answer)
         thread.start()
         yield Terminal("box", "t1", client=cove.Client(f"http://127.0.0.1:{server.getsockname()[1]}", "k"))
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.parametrize("closes", [False, True])
@@ -515,10 +516,3 @@ def test_the_body_of_a_terminal_says_only_what_was_given() -> None:
     }  # fmt: skip
     with pytest.raises(cove.BadRequest):
         open_body([], cols=80, rows=24, **nothing)  # type: ignore[arg-type]
-
-
-def wait_until(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.005)

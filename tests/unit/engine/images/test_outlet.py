@@ -57,7 +57,7 @@ def outlet(insecure: tuple[str, ...] = (), registries: tuple[str, ...] = ("*",),
 async def ask(port: int, request: bytes) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    return await asyncio.wait_for(reader.readline(), 5), reader, writer
+    return await asyncio.wait_for(reader.readline(), 60), reader, writer
 
 
 async def test_a_tunnel_to_a_listed_host_carries_bytes_and_counts_them() -> None:

@@ -75,7 +75,7 @@ class Client(asyncio.DatagramProtocol):
         self.got.put_nowait(data)
 
     async def next(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await self.got.get()
 
 

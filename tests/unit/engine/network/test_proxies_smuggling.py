@@ -97,6 +97,6 @@ async def _say(world: World, data: bytes) -> None:
     reader, writer = await world.client(data)
     writer.write_eof()
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await reader.read()
     writer.close()

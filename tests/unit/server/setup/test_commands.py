@@ -61,7 +61,7 @@ def test_killing_all_ends_what_runs_and_refuses_the_next() -> None:
     thread.start()
     time.sleep(0.2)
     runner.kill_all()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert failures
     with pytest.raises(SetupFailed, match="was not started"):

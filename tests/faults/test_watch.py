@@ -79,7 +79,7 @@ def test_a_watch_storm_is_bounded_told_and_holds_nobody_up(server: RunningServer
         assert done["exit_code"] == 0, done
         started = time.monotonic()
         page = client.get(f"{watch}/events", params={"limit": 10000}).json()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
     assert page["lost_events"] + len(page["events"]) == page["cursor"]
     assert len(page["events"]) <= 4096
     # Every event was told, or that there were more: nothing is lost without a word.

@@ -101,7 +101,7 @@ def test_a_child_that_keeps_the_pipe_open_does_not_hold_the_answer(client: httpx
     started = time.monotonic()
     result = run(client, driven_sandbox, "sleep 300 & echo done")
     assert result["stdout"] == "done\n"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_ignored_signals_do_not_prolong_a_command(client: httpx2.Client, driven_sandbox: str) -> None:
@@ -109,7 +109,7 @@ def test_ignored_signals_do_not_prolong_a_command(client: httpx2.Client, driven_
     result = run(client, driven_sandbox, "trap '' TERM INT HUP; while :; do :; done", timeout_s=1)
     assert result["why"] == "timeout"
     assert result["exit_code"] == 124
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_stopped_process_is_killed_at_its_deadline(client: httpx2.Client, driven_sandbox: str) -> None:

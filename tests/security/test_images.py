@@ -272,7 +272,7 @@ async def test_a_bomb_is_stopped_while_it_unpacks(ground: Ground, limits: Unpack
     begin = time.monotonic()
     with pytest.raises(TooLarge, match=words):
         await ground.unpack(data, limits=limits)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     assert sum(path.stat().st_size for path in ground.target.rglob("*")) < 200 * 2**20
 
 

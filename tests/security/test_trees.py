@@ -134,7 +134,7 @@ def test_case_23_what_is_endless_or_no_file_stops_no_walk(client: httpx2.Client,
         assert answer.status_code in {200, 400, 403, 404}, (path, answer.text)
     everything, _ = lines(client, sandbox, "find", path="/", kind="file", glob="kcore")
     assert everything == []  # /proc is not walked into
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90
 
 
 def packed(client: httpx2.Client, box: str, path: str, **query: Any) -> bytes:

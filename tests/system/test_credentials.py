@@ -253,7 +253,7 @@ begin = time.monotonic()
 try:
     while line := r.readline():
         if line.strip(): print(line.decode().strip(), flush=True)
-        if b"data: 5" in line: print("early" if time.monotonic() - begin < 5 else "late", flush=True)
+        if b"data: 5" in line: print("early" if time.monotonic() - begin < 60 else "late", flush=True)
 except (http.client.HTTPException, OSError): pass
 print("over", flush=True)
 """

@@ -118,7 +118,7 @@ class Box:
     def hold(self, holder: Holder) -> subprocess.Popen[bytes]:
         return subprocess.Popen(holder(self), stdin=subprocess.PIPE)
 
-    def wait_paused(self, limit_s: float = 15.0) -> None:
+    def wait_paused(self, limit_s: float = 60.0) -> None:
         deadline = time.monotonic() + limit_s
         while (seen := self.view())["state"] != "paused":
             assert time.monotonic() < deadline, seen
@@ -143,7 +143,7 @@ def kept_awake(made: Callable[..., Box], what: str, holder: Holder) -> None:
     with box.hold(holder) as running:
         try:
             # The holder may take a moment to get going; then it is awake for longer than anything else could be.
-            deadline, since = time.monotonic() + 20, time.monotonic()
+            deadline, since = time.monotonic() + 60, time.monotonic()
             while time.monotonic() - since < HELD_S:
                 time.sleep(0.1)
                 seen = box.view()

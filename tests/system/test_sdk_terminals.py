@@ -112,7 +112,7 @@ def test_wait_has_a_limit_and_sees_the_end(box: cove.Sandbox) -> None:
     with box.terminal(["sh", "-c", "read x; exit 4"]) as terminal:
         before = time.monotonic()
         assert terminal.wait(0.3) is None
-        assert 0.2 < time.monotonic() - before < 10
+        assert 0.2 < time.monotonic() - before < 45
         typist = threading.Timer(0.3, terminal.write, ["\n"])
         typist.start()
         ended = terminal.wait("30s")

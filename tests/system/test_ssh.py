@@ -494,7 +494,7 @@ def test_a_restart_keeps_the_host_key_and_ends_connections_cleanly(tmp_path: Pat
             assert one.stdout.read(3) == b"on\n"
             before = time.monotonic()
             server.stop()
-            assert time.monotonic() - before < 20
+            assert time.monotonic() - before < 45
             one.communicate(timeout=60)
             assert one.returncode == 255
         server.start()

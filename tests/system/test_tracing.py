@@ -99,4 +99,4 @@ def test_a_collector_that_is_gone_costs_spans_and_no_request(tmp_path: Path) -> 
     with contextlib.ExitStack() as stack:
         stack.callback(server.down)
         server.stop()
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 45

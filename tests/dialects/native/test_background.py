@@ -36,12 +36,12 @@ def follow(server, path, cursor=0, **headers):
 def test_a_page_waits_for_the_first_byte(server, box):
     path = start(server, box, "sleep 0.4; echo late; sleep 60")
     before = time.monotonic()
-    page = server.client.get(f"{path}/output", params={"wait_s": 10}).json()
-    assert 0.2 < time.monotonic() - before < 5
+    page = server.client.get(f"{path}/output", params={"wait_s": 40}).json()
+    assert 0.2 < time.monotonic() - before < 30
     assert (page["chunks"], page["cursor"], page["ended"]) == ([{"stream": "stdout", "data": "late\n"}], 5, False)
     before = time.monotonic()
     empty = server.client.get(f"{path}/output", params={"cursor": 5, "wait_s": 0.3}).json()
-    assert 0.3 <= time.monotonic() - before < 3
+    assert 0.3 <= time.monotonic() - before < 30
     assert (empty["chunks"], empty["cursor"], empty["ended"]) == ([], 5, False)
     assert server.client.get(f"{path}/output", params={"wait_s": -1}).json()["field"] == "wait_s"
     server.client.delete(path)

@@ -233,7 +233,7 @@ def test_an_early_answer_ends_an_upload(app: App) -> None:
                  "Content-Length: 100000000", "", "")  # fmt: skip
         sock.sendall("\r\n".join(lines).encode() + b"x" * 1000)
         assert sock.recv(100).startswith(b"HTTP/1.1 413 ")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(("said", "status"), [("100", b"200"), ("417", b"417")])

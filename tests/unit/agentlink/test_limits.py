@@ -24,9 +24,9 @@ async def test_a_limit_stands_still_and_runs_out_afterwards() -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(pause())
         with pytest.raises(TimeoutError):
-            async with limits.of(0.1):
-                await asyncio.sleep(5)
-    assert 0.38 < loop.time() - began < 1
+            async with limits.of(1.0):
+                await asyncio.sleep(60)
+    assert 1.28 < loop.time() - began < 30
 
 
 async def test_one_that_begins_meanwhile_waits_no_longer_than_it_says() -> None:

@@ -141,9 +141,9 @@ def test_stars_match_what_trying_everything_finds(tail: str, path: str) -> None:
 
 def test_a_pattern_takes_time_linear_to_the_path() -> None:
     pattern, path = "/" + "**a" * 100, "/" + "a" * 8000 + "b"
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert not path_matches(pattern, path)
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0
 
 
 def test_rules_of_sandbox_and_project_must_both_allow() -> None:

@@ -12,11 +12,12 @@ import pytest
 import cove
 
 LIMIT_MS = 100.0
+"""Of processor time: what the machine does besides is not ours."""
 CODE = """
 import sys, time
-before = time.perf_counter()
+before = time.process_time()
 from cove import Sandbox
-print((time.perf_counter() - before) * 1000)
+print((time.process_time() - before) * 1000)
 print(*sys.modules)
 """
 

@@ -157,10 +157,10 @@ def test_64_kib_of_chained_compression_cost_nothing() -> None:
     record = b"\xc0\x0c" + struct.pack("!2HIH", Kind.CNAME, 1, 60, 4) + b"\x01b\xc0\x10"
     for count in (4000, 256):
         head = struct.pack("!6H", 7, 0x8180, 1, count, 0, 0) + labels + b"\0\1\0\1"
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(Malformed):
             read((head + record * count)[:65535], name=".".join("a" * 120))
-        assert time.perf_counter() - start < 0.1
+        assert time.process_time() - start < 0.3
 
 
 @settings(deadline=None)

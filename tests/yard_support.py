@@ -31,7 +31,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - of namespaces of the test
 TRANSIT = "169.254.64.2"
 TCP_PORTS = (22, 53, 80, 443, 853, 5432)
 UDP_PORTS = (53, 123, 443, 5000)
-WAIT_S = 0.5
+WAIT_S = 3.0
 """Longer than this nothing takes here: what is silent then is dropped."""
 REFUSED = errno.ECONNREFUSED
 UNREACHABLE = errno.EHOSTUNREACH

@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"testing"
 	"syscall"
+	"testing"
 	"time"
 )
 

@@ -10,6 +10,7 @@ from cove.core.executionboxes import PURPOSE, USUAL, ExecutionBoxes, furnish
 from cove.core.executionnotes import ExecutionNotes
 from cove.core.executions import Executions
 from cove.core.executionsessions import ExecutionSessions
+from cove.core.packageindexes import PackageIndexes
 from cove.core.remotecode import RemoteCode
 from cove.core.sandboxes import Sandboxes
 from cove.engine.pool import PoolTarget, pool_size
@@ -43,5 +44,6 @@ def make_executions(
         policy=policy,
         fetch=RemoteCode(policy.remote, parts.getter).fetch,
         notes=ExecutionNotes(parts.audit),
+        indexes=PackageIndexes(parts.clock, tasks),
         visits=parts.networks.visits_of,
     )

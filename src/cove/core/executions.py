@@ -26,6 +26,7 @@ from cove.core.executionnotes import ExecutionNotes
 from cove.core.executionpolicy import ExecutionPolicy, Turns, bounded
 from cove.core.executionsessions import KEPT, ExecutionSessions
 from cove.core.masking import Clipped, Masker
+from cove.core.packageindexes import PackageIndexes
 from cove.core.runtimes import (
     AGENT,
     AGENT_PROGRAM,
@@ -118,6 +119,7 @@ class Executions:
         policy: ExecutionPolicy,
         fetch: Fetch,
         notes: ExecutionNotes,
+        indexes: PackageIndexes,
         visits: Callable[[str], list[Visit]],
     ) -> None:
         self._sessions = sessions
@@ -128,6 +130,7 @@ class Executions:
         self._policy = policy
         self._fetch = fetch
         self._notes = notes
+        self._indexes = indexes
         self._visits = visits
         self._turns = Turns(policy.at_once)
         self._running: set[str] = set()
@@ -173,6 +176,8 @@ class Executions:
         settings = bounded(spec.settings, self._policy)
         if spec.timeout_s is not None:
             spec = replace(spec, timeout_s=min(spec.timeout_s, self._policy.most_timeout_s))
+        if spec.packages:
+            settings = replace(settings, network=await self._indexes.opened(settings.network))
         with self._turns.turn(who.project):
             if spec.session is None:
                 place = self._alone(who, runtime, spec, settings, dialect)
@@ -275,10 +280,10 @@ class Executions:
     async def _prepare(self, work: _Work) -> AsyncGenerator[Chunk | StageEnded | StageFailure]:
         """Packages, then the set-up script; a failure is the last."""
         spec, env = work.spec, {**ENVIRONMENT, **work.secrets}
-        steps = [
-            (Stage.INSTALL, command, {**INSTALL_ENVIRONMENT, **env}, _ROOT if work.runtime.as_root else EXECUTION_USER)
-            for command in installs_of(work.runtime, spec.packages)
-        ]
+        indexes = await self._indexes.env() if spec.packages else {}
+        install = {**INSTALL_ENVIRONMENT, **indexes, **env}
+        user = _ROOT if work.runtime.as_root else EXECUTION_USER
+        steps = [(Stage.INSTALL, one, install, user) for one in installs_of(work.runtime, spec.packages)]
         if spec.setup is not None:
             steps.append((Stage.SETUP, ("bash", spec.setup_path), env, EXECUTION_USER))
         for stage, command, variables, user in steps:

@@ -49,7 +49,14 @@ async def ask_registries() -> dict[str, tuple[NetworkRule, ...]]:
     """The rules that let a sandbox reach the registries of each client. At most 20 s; never raises."""
     async with asyncio.TaskGroup() as tasks:
         asked = {name: tasks.create_task(ask()) for name, ask in (("pip", _pip), ("npm", _npm), ("apt", _apt))}
-    return {name: tuple(_rules(task.result())) for name, task in asked.items()}
+    return {name: registry_rules(task.result()) for name, task in asked.items()}
+
+
+async def ask_indexes() -> dict[str, tuple[str, ...]]:
+    """The addresses that the machine's pip and npm are configured for, the main one first. As `ask_registries`."""
+    async with asyncio.TaskGroup() as tasks:
+        asked = {name: tasks.create_task(ask()) for name, ask in (("pip", _pip), ("npm", _npm))}
+    return {name: tuple(task.result()[:MOST]) for name, task in asked.items()}
 
 
 async def _pip() -> list[str]:
@@ -112,7 +119,8 @@ async def _all_of(stream: asyncio.StreamReader) -> bytes:
     raise TimeoutError
 
 
-def _rules(urls: Iterable[str]) -> list[NetworkRule]:
+def registry_rules(urls: Iterable[str]) -> tuple[NetworkRule, ...]:
+    """What a policy has to allow so that these can be reached."""
     found: dict[tuple[str, int], NetworkRule] = {}
     for url in list(dict.fromkeys(urls))[:MOST]:
         with suppress(ValueError):
@@ -123,4 +131,4 @@ def _rules(urls: Iterable[str]) -> list[NetworkRule]:
                 found[target, port] = NetworkRule(
                     verdict=Verdict.ALLOW, target=target, ports=(PortRange(port, port),), protocol=Protocol.TCP
                 )
-    return list(found.values())
+    return tuple(found.values())

@@ -44,7 +44,7 @@ def add_archives(runner: Runner, archives: Iterable[NpmArchive], work: Path, tar
     if not wanted:
         return
     work.mkdir(mode=0o700)
-    npm = _find_npm(runner, work)
+    npm = find_npm(runner, work)
     for number, archive in enumerate(wanted):
         folder = work / str(number)
         folder.mkdir()
@@ -107,7 +107,7 @@ def _fetch(runner: Runner, npm: list[str | Path], archive: NpmArchive, folder: P
     return found[0]
 
 
-def _find_npm(runner: Runner, work: Path) -> list[str | Path]:
+def find_npm(runner: Runner, work: Path) -> list[str | Path]:
     """How to run npm: the machine's, or one that is fetched into `work`."""
     installed = shutil.which("npm")
     if installed is not None:

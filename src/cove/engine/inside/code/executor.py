@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -184,12 +185,14 @@ class Executor:
         self._interrupts = Interrupts()
         self._channel = Channel(sock, page, self._interrupts)
         self._sink = Sink(self._channel, streams)
+        streams.nudge = functools.partial(self._channel.send, b"N", b"")
         self._count = 0
         self._engine: Engine
 
     def start(self, language: str, preload: list[str]) -> None:
         """Make the engine and say that it is there. Raises: CannotStart."""
         self._interrupts.install()
+        self._guard_system()
         arm_reseed()
         self._engine = engine_for(language, self._sink)
         os.register_at_fork(after_in_child=self._channel.close)
@@ -199,6 +202,19 @@ class Executor:
         info = self._engine.info
         said = {"kernel": info.kernel, "version": info.version, "rich": info.rich, "missing": info.missing}
         self._channel.send(b"U", wire.encode(said))
+
+    def _guard_system(self) -> None:
+        """Let an interrupt end a run that waits in os.system: system(3) takes no notice of it, only its command does."""
+        original = os.system
+
+        @functools.wraps(original)
+        def system(command: Any) -> int:
+            status = original(command)
+            if self._interrupts.is_armed and self._page.interrupted == self._count and self._channel.is_ours:
+                raise KeyboardInterrupt
+            return status
+
+        os.system = system
 
     def serve(self) -> None:
         """Work on requests until the relay is gone."""
@@ -273,7 +289,9 @@ class Executor:
         if failure is not None:
             self._sink.error(failure)
         _change_env(before)
-        status = "ok" if failure is None else "interrupted" if failure.name == "KeyboardInterrupt" else "error"
+        # What else an interrupted run raises in the end comes of the interrupt.
+        was_interrupted = self._page.interrupted == self._count or (failure and failure.name == "KeyboardInterrupt")
+        status = "ok" if failure is None else "interrupted" if was_interrupted else "error"
         line = wire.encode({"t": "done", "run": self._sink.run, "status": status, "count": self._count})
         self._channel.send(b"D", line)
 
@@ -293,7 +311,10 @@ class Executor:
         if failure is not None and failure.name != "SystemExit":
             sys.stderr.write("\n".join(failure.traceback) + "\n")
         self._streams.flush()
-        os._exit(0 if failure is None else 1)
+        code = 0 if failure is None else 1
+        if failure is not None and failure.name == "SystemExit" and failure.value.isdigit():
+            code = int(failure.value) & 255
+        os._exit(code)
 
 
 def _change_env(env: Mapping[str, str | None]) -> dict[str, str | None]:

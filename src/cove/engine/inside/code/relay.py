@@ -29,6 +29,9 @@ _QUEUED = 64
 _CONNECTIONS = 64
 _HEADER = struct.Struct("=cI")
 _TICKS = 20
+_SMALL = 1 << 12
+_RECENT_S = 0.002
+_MOMENT_MS = 1
 
 
 class Job(NamedTuple):
@@ -114,6 +117,7 @@ class Relay:
         self._waiting: list[Connection] = []
         self._epoll = select.epoll()
         self._is_reading = False
+        self._told_at = 0.0
         self._idle_s = 0.0
         self._tick = time.monotonic()
 
@@ -145,6 +149,7 @@ class Relay:
             if before is None and self._info is not None:
                 with contextlib.suppress(OSError):
                     os.write(said, b"listening\n")
+                self._tick, self._idle_s = time.monotonic(), 0.0
             if tick_s is not None and idle_limit_s is not None and self._is_idle_for(idle_limit_s, tick_s):
                 os.kill(self._child, signal.SIGKILL)
                 os.waitpid(self._child, 0)
@@ -340,8 +345,8 @@ class Relay:
         if self._job is not None and self._job.connection is not None:
             self._job.connection.send(line)
 
-    def _take_frames(self) -> None:
-        """All frames that are there, as long as their reader takes them."""
+    def _take_frames(self, *, to_the_end: bool = False) -> None:
+        """All frames that are there, as long as their reader takes them, or to the end of an executor that is gone."""
         while True:
             try:
                 data = self._channel.recv(1 << 18)
@@ -362,7 +367,8 @@ class Relay:
                 start = begin + size
             del self._buffer[:start]
             self._page.taken += len(data)
-            if self._job is not None and self._job.connection is not None and self._job.connection.is_full:
+            reader = self._job.connection if self._job is not None else None
+            if reader is not None and reader.is_full and not to_the_end:
                 return
 
     def _frame(self, kind: bytes, line: bytes) -> None:
@@ -381,13 +387,7 @@ class Relay:
         if job is None:
             return
         if job.request["op"] == "run":
-            # What programs have written until now belongs to this run, even if they go on writing for ever.
-            for stream, fd in self._pipes.items():
-                left = waiting_bytes(fd)
-                while left > 0:
-                    taken = self._take_output(stream, left)
-                    left = left - taken if taken else 0
-                self._tell(stream, self._texts[stream].end())
+            self._take_rest()
         self._job = None
         if job.connection is None:
             return
@@ -397,17 +397,44 @@ class Relay:
         else:
             job.connection.send(line)
 
-    def _take_output(self, stream: int, limit: int = wire.CHUNK_BYTES) -> int:
+    def _take_output(self, stream: int, limit: int | None = None) -> int:
+        """Take what is there, once, and tell it. `limit`: no more, and now."""
+        fd = self._pipes[stream]
         try:
-            data = os.read(self._pipes[stream], min(limit, wire.CHUNK_BYTES))
+            data = os.read(fd, wire.CHUNK_BYTES if limit is None else min(limit, wire.CHUNK_BYTES))
+            is_recent = time.monotonic() - self._told_at < _RECENT_S
+            if limit is None and len(data) < _SMALL and (is_recent or not data.endswith(b"\n")):
+                data += self._more(stream, wire.CHUNK_BYTES - len(data))
         except (BlockingIOError, InterruptedError):
             return 0
         if self._job is not None and self._job.connection is not None and self._job.request["op"] == "run":
             self._tell(stream, self._texts[stream].feed(data))
         return len(data)
 
+    def _take_rest(self) -> None:
+        """What programs have written until now belongs to this run, even if they go on writing for ever."""
+        for stream, fd in self._pipes.items():
+            left = waiting_bytes(fd)
+            while left > 0:
+                taken = self._take_output(stream, left)
+                left = left - taken if taken else 0
+            self._tell(stream, self._texts[stream].end())
+
+    def _more(self, stream: int, limit: int) -> bytes:
+        """What is written in the next moment: else each word that is printed costs the host an event."""
+        held = select.poll()
+        held.register(self._channel, select.POLLIN)
+        held.register(self._pipes[ERRORS if stream == OUTPUT else OUTPUT], select.POLLIN)
+        if any(fd != self._channel.fileno() for fd, _ in held.poll(_MOMENT_MS)):
+            return b""
+        try:
+            return os.read(self._pipes[stream], limit)
+        except (BlockingIOError, InterruptedError):
+            return b""
+
     def _tell(self, stream: int, text: str) -> None:
         if text and self._job is not None:
+            self._told_at = time.monotonic()
             kind = "stdout" if stream == OUTPUT else "stderr"
             self._emit(wire.encode({"t": kind, "run": self._job.request.get("run"), "d": text}))
 
@@ -415,13 +442,8 @@ class Relay:
         """Deliver all that the executor has left, say how it ended, and give the exit code for it."""
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         with contextlib.suppress(Ended):
-            self._take_frames()
-        for stream, fd in self._pipes.items():
-            left = waiting_bytes(fd)
-            while left > 0:
-                taken = self._take_output(stream, left)
-                left = left - taken if taken else 0
-            self._tell(stream, self._texts[stream].end())
+            self._take_frames(to_the_end=True)
+        self._take_rest()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         died = {"t": "died", "code": code, "detail": f"The interpreter {how}."}
         if self._job is not None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Mapping
+from importlib import util
 from typing import Any
 
 import IPython
@@ -21,6 +23,8 @@ from traitlets.config import Config
 
 from .executor import Engine, Failure, Info, Sink, failure_of
 
+_FRAMES = 20
+_CHAIN = 32
 _FIGURES = "module://matplotlib_inline.backend_inline"
 
 
@@ -69,11 +73,35 @@ class _Publisher(DisplayPublisher):
         self.shell.sink.clear(wait=wait)
 
 
+def shorten(problem: BaseException) -> None:
+    """Take frames out of the middle of a traceback that is too long to read: each would cost a millisecond to show."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [problem]
+    while chain and len(seen) < _CHAIN:
+        one = chain.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        chain += [one.__cause__, one.__context__]
+        frames = []
+        frame = one.__traceback__
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.tb_next
+        if len(frames) <= 2 * _FRAMES:
+            continue
+        last = frames[-_FRAMES]
+        for frame in reversed(frames[:_FRAMES]):
+            last = types.TracebackType(last, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+        one.__traceback__ = last
+
+
 class ZMQInteractiveShell(InteractiveShell):
     """IPython's shell. By its name pandas, rich and others know who can show more than text."""
 
     sink: Sink
-    failure: Failure | None = None
+    failures: list[Failure]
+    """What was to be shown as a traceback in this run; only the last one may be the error of the run."""
 
     def init_virtualenv(self) -> None:
         pass  # the kernel's own Python is the one that was asked for
@@ -82,10 +110,20 @@ class ZMQInteractiveShell(InteractiveShell):
         lines = [line for part in stb for line in str(part).split("\n")]
         while lines and not lines[-1].strip():
             lines.pop()
-        self.failure = failure_of(evalue, lines) if isinstance(evalue, BaseException) else None
+        if isinstance(evalue, SystemExit):
+            self.failures.append(failure_of(evalue))
+        elif isinstance(evalue, BaseException):
+            self.failures.append(failure_of(evalue, lines))
+
+    def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **named: Any) -> None:
+        kind, problem, _ = exc_tuple or sys.exc_info()
+        if isinstance(problem, BaseException):
+            shorten(problem)
+            exc_tuple = (kind, problem, problem.__traceback__)
+        super().showtraceback(exc_tuple, *arguments, **named)
 
     def show_usage_error(self, exc: Any) -> None:
-        self.failure = failure_of(exc)
+        self.failures.append(failure_of(exc))
 
     def ask_exit(self) -> None:
         raise SystemExit
@@ -121,12 +159,18 @@ def _config() -> Config:
     return config
 
 
+def _choose_figures() -> None:
+    """Have figures shown, unless a window was asked for: "agg" is what is said where nothing can be."""
+    if os.environ.get("MPLBACKEND", "agg").lower() == "agg" and util.find_spec("matplotlib_inline") is not None:
+        os.environ["MPLBACKEND"] = _FIGURES
+
+
 class RichEngine(Engine):
     """Code runs in the module `main`."""
 
     def __init__(self, sink: Sink, main: types.ModuleType) -> None:
         home = tempfile.mkdtemp(prefix="cove-ipython-")  # IPython wants a place of its own, and the home is the user's
-        os.environ.setdefault("MPLBACKEND", _FIGURES)
+        _choose_figures()
         shell = ZMQInteractiveShell.instance(
             config=_config(),
             user_module=main,
@@ -136,6 +180,8 @@ class RichEngine(Engine):
             display_pub_class=_Publisher,
         )
         shell.sink = sink
+        shell.failures = []
+        warnings.filterwarnings("ignore", "To exit: use 'exit', 'quit', or Ctrl-D.")
         shell.set_hook("show_in_pager", self._page)
         builtins.input = no_input
         import getpass
@@ -164,18 +210,20 @@ class RichEngine(Engine):
         shell.sink = sink
         shell.user_ns.pop("asyncio", None)
         shell.reset(new_session=True)
-        shell.failure = None
+        shell.failures = []
 
     def run(self, code: str, count: int) -> Failure | None:
         shell = self._shell
-        shell.failure = None
+        shell.failures = []
         shell.execution_count = count
         outcome = shell.run_cell(code, store_history=True)
         problem = outcome.error_before_exec or outcome.error_in_exec
-        if problem is None:
-            return None
-        failure = shell.failure
-        return failure if failure is not None else failure_of(problem)
+        failure: Failure | None = None
+        if problem is not None:
+            failure = shell.failures.pop() if shell.failures else failure_of(problem)
+        for shown in shell.failures:  # such as that of a form of an object that could not be made
+            print("\n".join(shown.traceback), file=sys.stderr)  # noqa: T201
+        return failure
 
     def complete(self, code: str, cursor: int) -> dict[str, Any]:
         from IPython.core.completer import provisionalcompleter
@@ -189,4 +237,5 @@ class RichEngine(Engine):
         return {"matches": matches, "start": start, "end": end}
 
     def setup(self, env: Mapping[str, str | None]) -> None:
-        pass
+        if "MPLBACKEND" in env:
+            _choose_figures()

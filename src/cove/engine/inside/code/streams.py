@@ -12,7 +12,6 @@ writes to both pipes within the moment that the relay needs to wake up, its outp
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import io
@@ -32,6 +31,7 @@ OUTPUT, ERRORS = 1, 2
 
 _PIPE_BYTES = 1 << 18
 _PATIENCE_S = 0.25
+_NOTHING = bytes(4)
 
 
 class Page:
@@ -80,12 +80,10 @@ class Page:
 
 def waiting_bytes(fd: int) -> int:
     """What is in a pipe; 0 if it is none."""
-    size = array.array("i", [0])
     try:
-        fcntl.ioctl(fd, termios.FIONREAD, size, True)
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _NOTHING), sys.byteorder)
     except (OSError, ValueError):
         return 0
-    return size[0]
 
 
 def wait_until(is_so: Callable[[], bool], patience_s: float | None) -> bool:
@@ -130,9 +128,15 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         self._streams.turn_to(self._stream)
+        size = len(data)
+        try:
+            done = os.write(self._stream, data)
+        except BlockingIOError:
+            done = 0
+        if done == size:
+            return done
         view = memoryview(data).cast("B")
         size = len(view)
-        done = 0
         while done < size:
             try:
                 done += os.write(self._stream, view[done:])
@@ -146,6 +150,9 @@ class Streams:
 
     def __init__(self, page: Page, output: int, errors: int) -> None:
         self._page = page
+        self._last = 0
+        self.nudge: Callable[[], None] = lambda: None
+        """Has the relay take what it may be waiting with."""
         self._fds = {OUTPUT: output, ERRORS: errors}
         """Our own copies of the pipes, kept where code does not close them by accident."""
         self._texts: dict[int, io.TextIOWrapper] = {}
@@ -174,14 +181,18 @@ class Streams:
         other = ERRORS if stream == OUTPUT else OUTPUT
         fd = self._fds[other]
         if waiting_bytes(fd):
+            self.nudge()
             wait_until(lambda: not waiting_bytes(fd), _PATIENCE_S)
-        self._page.last = stream
+        if self._last != stream:
+            self._last = self._page.last = stream
 
     def wait_taken(self) -> None:
         """Have the relay take all that was written. Gives up when others go on writing."""
         self.flush()
         fds = self._fds.values()
-        wait_until(lambda: not any(map(waiting_bytes, fds)), _PATIENCE_S)
+        if any(map(waiting_bytes, fds)):
+            self.nudge()
+            wait_until(lambda: not any(map(waiting_bytes, fds)), _PATIENCE_S)
 
     def flush(self) -> None:
         """Push out what an object of the code's, put in place of ours, holds back."""

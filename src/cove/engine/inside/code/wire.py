@@ -124,7 +124,11 @@ def is_json(mime: str) -> bool:
 def value_text(mime: str, value: Any) -> str:
     """One value as text: JSON ones as JSON, bytes in base64."""
     if is_json(mime) and not isinstance(value, (bytes, bytearray, memoryview)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+        except ValueError:  # JSON has no NaN
+            loose = json.dumps(value, default=str)
+            return json.dumps(json.loads(loose, parse_constant=lambda _: None), ensure_ascii=False)
     if isinstance(value, str):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):

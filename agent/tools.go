@@ -149,7 +149,7 @@ func socketMain(args []string) int {
 	}
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: args[0]})
+		err = connectUnix(fd, args[0])
 	}
 	if err != nil {
 		complain(args[0] + ": " + err.Error())
@@ -162,6 +162,20 @@ func socketMain(args []string) int {
 	pour(fd, 1)
 	return 0
 }
+
+// connectUnix takes a path, or `@` and an abstract name. Programs that pass the whole sockaddr_un to bind(2), as node before
+// 22 does, have a name that is filled up with zeros.
+func connectUnix(fd int, name string) error {
+	err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: name})
+	if err == syscall.ECONNREFUSED && strings.HasPrefix(name, "@") && len(name) < maxSocketName {
+		name += strings.Repeat("\x00", maxSocketName-len(name))
+		err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: name})
+	}
+	return err
+}
+
+// maxSocketName is what sockaddr_un has room for.
+const maxSocketName = 108
 
 // pour copies until the end of either side.
 func pour(from, to int) {

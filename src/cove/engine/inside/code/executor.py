@@ -204,7 +204,7 @@ class Executor:
         self._channel.send(b"U", wire.encode(said))
 
     def _guard_system(self) -> None:
-        """Let an interrupt end a run that waits in os.system: system(3) takes no notice of it, only its command does."""
+        """Let an interrupt end a run that waits in os.system: system(3) takes no notice, only its command does."""
         original = os.system
 
         @functools.wraps(original)

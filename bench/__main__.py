@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.audit import bench_audit
+from bench.code import bench_code
 from bench.common import (
     MIB,
     ROOT,
@@ -259,6 +260,7 @@ def main() -> int:
             server.down()
             bench_drivers(report, Path(folder), scale)
             bench_state(report, Path(folder), scale)
+            bench_code(report, Path(folder), 500 // scale)
             bench_network(report, Path(folder), scale)
             bench_audit(report, Path(folder), 1000 // scale)
             bench_unpack(report, SETUP_DIR)

@@ -90,12 +90,12 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def wait_pool(api: Api, size: int) -> None:
-    """Wait until the warm pool has `size` members."""
+def wait_pool(api: Api, size: int, image: str = "base") -> None:
+    """Wait until the warm pool has `size` members of an image."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         capacity = api.call("GET", "/server")["capacity"]
-        if dict(capacity["pool"]).get("base", 0) >= size:  # type: ignore[index,call-overload]
+        if dict(capacity["pool"]).get(image, 0) >= size:  # type: ignore[index,call-overload]
             return
         time.sleep(0.05)
     sys.exit("the warm pool does not fill")

@@ -153,7 +153,8 @@ class StubAgent:
         self.screens[id] = replace(await self.terminal(id), size=size)
 
     async def forget(self, id) -> None:  # noqa: A002 - the client's name
-        del self.screens[id]
+        self.screens.pop(id, None)
+        self.kept.pop(id, None)
 
     @asynccontextmanager
     async def attach(self, id, *, cursor):  # noqa: A002 - the client's name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Final, cast
 
 from cove.agentlink.kernels import KernelLine, KernelLink
@@ -19,7 +20,7 @@ from cove.model.code import (
     RunStarted,
     RunStatus,
 )
-from cove.model.errors import SandboxGone
+from cove.model.errors import CoveError, SandboxError, SandboxGone
 from cove.model.execs import Stream
 
 GRACE_S: Final = 5.0
@@ -183,6 +184,11 @@ class KernelRun(Run):
                 return await self._overdue(link)
         except SandboxGone:
             return self._ended(RunStatus.SANDBOX_GONE, GONE)
+        except SandboxError:
+            self.is_over = True
+            with suppress(CoveError):
+                await self._kill(link)  # who breaks the protocol once will not keep it the next time
+            raise
         if line is None:
             try:
                 return self._ended(RunStatus.KERNEL_DIED, await self._death(link))

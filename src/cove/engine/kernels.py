@@ -135,8 +135,8 @@ async def start_ahead(box: Box, image: BoxImage) -> None:
             async with asyncio.timeout(AHEAD_TIMEOUT_S):
                 _, link, _ = await start_kernel(box, language, spec, env=image.env, ahead=True)
                 link.close()
-        except (CoveError, TimeoutError) as error:
-            log.warning("no kernel for %s in a %s box of the pool: %s", language, image.name, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the box is good
+            log.warning("no kernel for %s in a %s box of the pool: %r", language, image.name, error)
             with suppress(CoveError):
                 await box.agent.forget(PREFIX + language)
 
@@ -177,7 +177,7 @@ async def _wait_listening(box: Box, record: KernelRecord) -> None:
                         return
                 case Chunk(_, data):
                     complained = (complained + data)[-_SENTENCE_BYTES:]
-                case Gap():
+                case Gap() if (await box.agent.command(PREFIX + record.context)).running:
                     return  # it has said much since
                 case Ended(exit):
                     raise _stillborn(exit, complained)

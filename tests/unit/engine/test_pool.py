@@ -243,6 +243,7 @@ def test_its_size_follows_the_free_memory() -> None:
     assert pool_size(64, 24 * 1024 * MIB) == 64
     assert pool_size(64, 2 * 1024 * MIB) == 32
     assert pool_size(64, 0) == 0
+    assert pool_size(64, 2 * 1024 * MIB, kernels=1) == 6
     assert isinstance(ManualClock(), ManualClock)
 
 
@@ -342,3 +343,39 @@ async def test_copies_that_nobody_wants_any_more_end(driver, images, clock, even
         await eventually(lambda: len(driver.living()) == 1)
         assert take_copy(pool, images) is None
         assert [one.ready for one in pool.stats()] == [1]
+
+
+async def test_kernels_of_an_image_are_started_before_a_member_is_ready(
+    driver, images, clock, eventually, monkeypatch
+) -> None:
+    begun: list[str] = []
+    go_on = asyncio.Event()
+
+    async def start(box, image) -> None:
+        begun.append(box.facts.id)
+        assert image.kernels == ("python",)
+        await go_on.wait()
+
+    monkeypatch.setattr("cove.engine.pool.start_ahead", start)
+    plain = images.get
+    images.get = lambda name: replace(plain(name), kernels=("python",))
+    async with filled(driver, images, clock, size=2) as pool:
+        await eventually(lambda: len(begun) == 2)
+        assert ready(pool) == 0
+        go_on.set()
+        await eventually(lambda: ready(pool) == 2)
+
+
+@pytest.mark.parametrize("error", [EngineFailure("no process can be started"), TimeoutError(), ValueError("a bug")])
+async def test_a_member_without_its_kernel_is_a_member_all_the_same(  # noqa: PLR0913, PLR0917 - fixtures
+    driver, images, clock, eventually, monkeypatch, caplog, error
+) -> None:
+    async def refused(*_args, **_named) -> None:  # noqa: ANN002
+        raise error
+
+    monkeypatch.setattr("cove.engine.kernels.start_kernel", refused)
+    plain = images.get
+    images.get = lambda name: replace(plain(name), kernels=("python",))
+    async with filled(driver, images, clock, size=1) as pool:
+        await eventually(lambda: ready(pool) == 1)
+    assert "no kernel for python" in caplog.text

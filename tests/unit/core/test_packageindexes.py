@@ -59,9 +59,7 @@ async def test_rules_let_the_indexes_pass_behind_the_callers_own(clock) -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    "network", [None, NetworkRequest(mode=NetworkMode.NONE), NetworkRequest(mode=NetworkMode.OPEN)]
-)
+@pytest.mark.parametrize("mode", [None, NetworkMode.NONE, NetworkMode.OPEN])
 async def test_a_network_without_rules_stays_as_it_is(clock, mode) -> None:
     network = None if mode is None else NetworkRequest(mode=mode)
     async with asyncio.TaskGroup() as tasks:

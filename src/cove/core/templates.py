@@ -10,14 +10,14 @@ from __future__ import annotations
 import builtins
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import UNSET, Struct, UnsetType
 
 from cove.core.access import require
 from cove.core.audit import Audit
+from cove.core.snapshots import Snapshots
 from cove.core.validation import check_count, check_name
-from cove.engine.checkpoints.model import Checkpoint
 from cove.engine.clock import Clock
 from cove.engine.driver import BoxImage, Driver
 from cove.engine.pool import Pool, PoolTarget
@@ -43,46 +43,13 @@ class TemplateSpec(Struct, frozen=True, kw_only=True):
     ready: int | UnsetType = UNSET
 
 
-class SnapshotBookPort(Protocol):
-    """What templates need of `core/snapshotbook.py`."""
-
-    async def checkpoint(self, snapshot: Snapshot, *, with_memory: bool) -> Checkpoint:
-        """What it holds. Raises: Conflict, EngineFailure."""
-        ...
-
-
-class SnapshotsPort(Protocol):
-    """What templates need of `core/snapshots.py`."""
-
-    @property
-    def book(self) -> SnapshotBookPort:
-        """All of them."""
-        ...
-
-    def get(self, who: Principal, ref: str) -> Snapshot:
-        """Raises: Forbidden, NotFound."""
-        ...
-
-    async def restore(
-        self,
-        who: Principal,
-        ref: str,
-        spec: RestoreSpec,
-        *,
-        dialect: str = "native",
-        idempotency: Idempotency | None = None,
-    ) -> Sandbox:
-        """A sandbox made of a snapshot."""
-        ...
-
-
 class Templates:
     """Every operation on templates. `known`: a snapshot by its id, for the server's own work."""
 
     def __init__(  # noqa: PLR0913 - made once, by the facade
         self,
         rows: TemplateRows,
-        snapshots: SnapshotsPort,
+        snapshots: Snapshots,
         *,
         known: Callable[[str], Snapshot | None],
         image_of: Callable[[Snapshot], BoxImage],

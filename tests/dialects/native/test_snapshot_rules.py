@@ -9,8 +9,7 @@ import httpx2
 import pytest
 from tests.dialects.conftest import started
 
-SMALL = {"memory_mib": 64, "disk_mib": 64, "cpus": 0.5}
-USER = ["read", "create", "exec", "files", "destroy"]
+from snapshots_support import SMALL, USER, exported, took
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +21,6 @@ def server():
 @pytest.fixture(scope="module")
 def box(server):
     return str(server.sandbox()["id"])
-
-
-@pytest.fixture
-def source(server):
-    """A sandbox of a test's own, removed with all that was made of it."""
-    made = server.sandbox(metadata={"of": "source"}, **SMALL)
-    yield made
-    for snapshot in server.client.get("/snapshots", params={"sandbox": made["id"]}).json()["snapshots"]:
-        server.client.delete(f"/snapshots/{snapshot['id']}")
-    for one in server.client.get("/sandboxes").json()["sandboxes"]:
-        if one["id"] == made["id"] or (one["came_from"] or {}).get("sandbox") == made["id"]:
-            server.client.delete(f"/sandboxes/{one['id']}")
-
-
-def took(server, source, head=None, **body):
-    answer = server.client.post(f"/sandboxes/{source['id']}/snapshots", json=body, headers=head or {})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
 
 
 def test_lists_filter_and_page(server, source):
@@ -214,12 +195,6 @@ def test_the_quota_of_snapshots_is_told(server):
         for left in one.get("/snapshots").json()["snapshots"]:
             one.delete(f"/snapshots/{left['id']}")
         one.delete(f"/sandboxes/{box}")
-
-
-def exported(server, ref):
-    answer = server.client.get(f"/snapshots/{ref}/export")
-    assert answer.status_code == 200, answer.text
-    return answer
 
 
 def test_a_file_that_is_not_whole_leaves_nothing(server, source):

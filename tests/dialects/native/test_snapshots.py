@@ -1,33 +1,12 @@
 """Snapshots, restores, forks and rollbacks over the wire, with a driver that keeps memory and one that keeps files."""
 
-# ruff: noqa: ANN001, ANN003, ANN201 - fixtures and stand-ins are typed where they are defined
+# ruff: noqa: ANN001, ANN201 - fixtures and stand-ins are typed where they are defined
 from __future__ import annotations
 
 import re
 import time
 
-import pytest
-
-SMALL = {"memory_mib": 64, "disk_mib": 64, "cpus": 0.5}
-USER = ["read", "create", "exec", "files", "destroy"]
-
-
-@pytest.fixture
-def source(server):
-    """A sandbox of a test's own, removed with all that was made of it."""
-    made = server.sandbox(metadata={"of": "source"}, **SMALL)
-    yield made
-    for snapshot in server.client.get("/snapshots", params={"sandbox": made["id"]}).json()["snapshots"]:
-        server.client.delete(f"/snapshots/{snapshot['id']}")
-    for one in server.client.get("/sandboxes").json()["sandboxes"]:
-        if one["id"] == made["id"] or (one["came_from"] or {}).get("sandbox") == made["id"]:
-            server.client.delete(f"/sandboxes/{one['id']}")
-
-
-def took(server, source, head=None, **body):
-    answer = server.client.post(f"/sandboxes/{source['id']}/snapshots", json=body, headers=head or {})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+from snapshots_support import SMALL, exported, took
 
 
 def ran(server, sandbox, command):
@@ -226,12 +205,6 @@ def test_what_does_not_resume_by_itself_refuses_work(server, driver):
     if not keeps_memory(driver):
         assert (found["state"], "fake driver" in found["state_note"]) == ("paused", True)
     server.client.delete(path)
-
-
-def exported(server, ref):
-    answer = server.client.get(f"/snapshots/{ref}/export")
-    assert answer.status_code == 200, answer.text
-    return answer
 
 
 def test_a_snapshot_leaves_as_a_file_and_comes_back(server, driver, source):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cove.dialects.native import wire
+from cove.dialects.native.created import created
 from cove.dialects.native.translate import change_of, filter_of, page_view, sandbox_ref, sandbox_view, spec_of
 from cove.edge.ops import Call, Json, Nothing, Op
 from cove.model.access import Scope
@@ -24,10 +25,7 @@ TAG: Final = "Sandboxes"
 async def create_sandbox(call: Call[wire.Create, Nothing]) -> Json:
     """Make one."""
     made = await call.core.sandboxes.create(call.who, spec_of(call.body), idempotency=call.idempotency())
-    if made.create_ms is not None:
-        call.exchange.mark("sandbox", made.create_ms)
-    view = sandbox_view(made)
-    return Json(view, status=201, headers=[(b"location", f"/api/v1/sandboxes/{view.id}".encode())])
+    return created(call.exchange, made)
 
 
 async def list_sandboxes(call: Call[None, wire.SandboxQuery]) -> Json:

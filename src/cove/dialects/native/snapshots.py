@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from cove.dialects.native import wire, wire_snapshots
+from cove.dialects.native.created import created
 from cove.dialects.native.translate import sandbox_ref, sandbox_view
 from cove.dialects.native.translate_snapshots import (
     change_of,
@@ -99,10 +100,7 @@ async def restore_snapshot(call: Call[wire_snapshots.Restore, Nothing]) -> Json:
     """Make a sandbox of it."""
     ref, spec = snapshot_ref(call.path["snapshot"]), restore_of(call.body)
     made = await call.core.snapshots.restore(call.who, ref, spec, idempotency=call.idempotency())
-    if made.create_ms is not None:
-        call.exchange.mark("sandbox", made.create_ms)
-    view = sandbox_view(made)
-    return Json(view, status=201, headers=[(b"location", f"/api/v1/sandboxes/{view.id}".encode())])
+    return created(call.exchange, made)
 
 
 async def export_snapshot(call: Call[None, Nothing]) -> Answer:

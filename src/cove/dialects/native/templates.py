@@ -8,9 +8,9 @@ from msgspec import UNSET
 
 from cove.core.templates import TemplateSpec
 from cove.dialects.native import wire_templates as wire
+from cove.dialects.native.created import created
 from cove.dialects.native.snapshots import MAKING, ONCE
 from cove.dialects.native.times import timestamp
-from cove.dialects.native.translate import sandbox_view
 from cove.dialects.native.translate_snapshots import restore_of, snapshot_id, snapshot_ref
 from cove.dialects.native.wire import Sandbox
 from cove.dialects.native.wire_snapshots import Restore
@@ -60,10 +60,7 @@ async def create_from_template(call: Call[Restore, Nothing]) -> Json:
     """Make a sandbox of one."""
     name, spec = call.path["template"], restore_of(call.body)
     made = await call.core.templates.create(call.who, name, spec, idempotency=call.idempotency())
-    if made.create_ms is not None:
-        call.exchange.mark("sandbox", made.create_ms)
-    shown = sandbox_view(made)
-    return Json(shown, status=201, headers=[(b"location", f"/api/v1/sandboxes/{shown.id}".encode())])
+    return created(call.exchange, made)
 
 
 async def remove_template(call: Call[None, Nothing]) -> Raw:

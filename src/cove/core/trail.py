@@ -168,8 +168,8 @@ class Trail:
         EngineFailure (one is not as it was written).
         """
         require(who, Scope.READ)
-        project, wanted = self._found(who, AuditFilter(sandbox=sandbox), None)
         await self._audit.caught_up()
+        project, wanted = self._found(who, AuditFilter(sandbox=sandbox), None)
         secret = self._audit.key_of(project).hex().encode()
         tell = telling(lambda text: hmac.new(secret, text.encode("utf-8", "surrogatepass"), "sha256").hexdigest())
         lines = self._retold(project, wanted, tell)

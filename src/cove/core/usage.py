@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -31,6 +32,9 @@ HOURS_KEPT_S: Final = 7 * DAY_S
 
 GROUPS: Final = 3
 """By how many things a report is broken down at most."""
+
+BILLS_AT_ONCE: Final = 100
+"""Bills that are looked up before others have a turn: each takes 10 µs."""
 
 LONGEST_OFFSET: Final = 1_000_000
 CURSOR_DIGITS: Final = 7
@@ -118,14 +122,20 @@ class Usages:
             )
         return bill
 
-    def bills(self, who: Principal, sandboxes: Iterable[Sandbox]) -> dict[str, SandboxUsage]:
+    async def bills(self, who: Principal, sandboxes: Iterable[Sandbox]) -> dict[str, SandboxUsage]:
         """The bills of sandboxes that the caller was shown, up to now, by id; of one that never ran there is none.
 
         Raises: Forbidden.
         """
         require(who, Scope.READ)
-        found = (self._metering.bill(one.id) for one in sandboxes if may_see(who, one.project))
-        return {bill.sandbox: bill for bill in found if bill is not None}
+        found: dict[str, SandboxUsage] = {}
+        for number, one in enumerate(sandboxes):
+            if number % BILLS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            bill = self._metering.bill(one.id) if may_see(who, one.project) else None
+            if bill is not None:
+                found[one.id] = bill
+        return found
 
     async def totals(self, who: Principal) -> UsageTotals:
         """What the sandboxes of the caller's own project used up to now. Raises: Forbidden."""

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from cove.model.auditchain import LINE_BYTES, AuditVerdict
 
 MARK: Final = "sha256:"
-FIELDS: Final = frozenset(("seq", "ts", "sandbox_id", "event", "data", "hmac"))
+FIELDS: Final[frozenset[str]] = frozenset(("seq", "ts", "sandbox_id", "event", "data", "hmac"))
 _ENCODE: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 

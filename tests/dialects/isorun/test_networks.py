@@ -50,7 +50,8 @@ def test_a_wrong_policy_is_400_and_named(runs: httpx2.Client, body: dict[str, ob
 
 
 def test_nothing_asked_is_the_internet_where_the_machine_has_it(server: DialectServer, make: Make, driver: str) -> None:
-    for body in ({}, {"network": {}}, {"network": {"allow": [], "deny": []}}, {"network": None}):
+    nothing: tuple[dict[str, object], ...] = ({}, {"network": {}}, {"network": {"allow": [], "deny": []}})
+    for body in (*nothing, {"network": None}):
         box = server.client.get(f"/sandboxes/sb_{make(**body)[3:]}/network").json()
         assert box["policy"]["mode"] == ("none" if driver == "fake" else "open")
 

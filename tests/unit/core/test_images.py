@@ -284,3 +284,39 @@ async def test_an_image_under_a_snapshot_is_not_removed(tmp_path: Path, tasks: a
         await images.remove(LOCAL, "mine")
     names.clear()
     await images.remove(LOCAL, "mine")
+
+
+async def test_what_was_used_and_what_failed_are_among_what_was_tried(tmp_path: Path, tasks: asyncio.TaskGroup) -> None:
+    stored(tmp_path, "docker.io/library/alpine:3")
+    stored(tmp_path, "quay.example/team/app:latest")
+    bench = Bench(tmp_path, ImageSettings(registries=("*",), aliases=(("python:*", "base"),)), tasks)
+    names = ["python:3.12-slim", "alpine:3", "gone:1", "no name"]
+    use = ImageUse(sandboxes=list, digests=set, names=lambda _: names)
+    images = Images(
+        Builtin(),
+        store=bench.store,
+        settings=bench.images._settings,
+        clock=bench.clock,
+        tasks=tasks,
+        use=use,
+        note=lambda *_: None,
+    )
+    found = {one.name: one.status for one in images.tried(LOCAL)}
+    assert found == {"base": "ready", "alpine:3": "ready", "quay.example/team/app:latest": "ready"}
+    assert images._pulls is not None
+    images._pulls._unreachable["docker.io"] = bench.clock.monotonic() + 60  # now python is base
+    images._pulls._failures["default", "docker.io/library/gone:2"] = "no such image"
+    images._pulls._failures["other", "docker.io/library/hidden:1"] = "no such image"
+    tried = {one.name: (one.status, one.failure) for one in images.tried(LOCAL)}
+    assert tried["python:3.12-slim"] == ("ready", "")
+    assert tried["gone:2"] == ("failed", "no such image")
+    assert not {"gone:1", "no name", "hidden:1"} & set(tried)
+    with pytest.raises(Forbidden):
+        images.tried(limited(Scope.EXEC))
+    assert (await images.begin(LOCAL, "alpine:3")).status == "ready"
+    assert (await images.begin(LOCAL, "python:3.12-slim")).digest == "d1"
+    for name, error in (("localhost/none", NotFound), ("UPPER", BadRequest)):
+        with pytest.raises(error):
+            await images.begin(LOCAL, name)
+    with pytest.raises(Forbidden):
+        await images.begin(limited(Scope.READ), "alpine:3")

@@ -18,9 +18,11 @@ from cove.model.errors import (
     Gone,
     IdempotencyConflict,
     NotFound,
+    Unsupported,
 )
+from cove.model.network import NO_NETWORK, OPEN_NETWORK, NetworkMode, NetworkRequest
 from cove.model.request import Idempotency, SandboxChange, SandboxFilter
-from cove.model.sandbox import MIB, Limits, SandboxSpec, Source
+from cove.model.sandbox import MIB, IdleAction, Limits, SandboxSpec, Source
 from cove.model.state import EndReason, State
 
 
@@ -357,3 +359,41 @@ async def test_server_info_tells_what_a_caller_may_know(core) -> None:
     assert info.isolation is not None
     with pytest.raises(Forbidden):
         core.server_info(principal("alice", Scope.EXEC))
+
+
+async def test_a_new_idle_time_counts_from_now_on(core, clock, eventually) -> None:
+    spec = SandboxSpec(idle_timeout_s=100.0, idle_action=IdleAction.TERMINATE)
+    made = await core.sandboxes.create(ALICE, spec)
+    clock.advance(90.0)
+    await core.sandboxes.update(ALICE, made.id, SandboxChange(idle_timeout_s=50.0))
+    clock.advance(49.0)
+    await asyncio.sleep(0)
+    assert core.sandboxes.get(ALICE, made.id).state is State.RUNNING
+    await core.sandboxes.update(ALICE, made.id, SandboxChange(idle_timeout_s=50.0))
+    clock.advance(49.0)
+    await asyncio.sleep(0)
+    assert core.sandboxes.get(ALICE, made.id).state is State.RUNNING
+    clock.advance(2.0)
+    await eventually(lambda: core.sandboxes.get(ALICE, made.id).end_reason is EndReason.IDLE)
+
+
+async def test_a_list_without_pages_has_all_and_no_more_than_asked(core) -> None:
+    made = [await core.sandboxes.create(ALICE, SandboxSpec()) for _ in range(5)]
+    running = SandboxFilter(states=frozenset({State.RUNNING}))
+    assert [one.id for one in await core.sandboxes.every(ALICE, running)] == [one.id for one in reversed(made)]
+    assert [one.id for one in await core.sandboxes.every(ALICE, running, most=2)] == [made[4].id, made[3].id]
+    assert await core.sandboxes.every(BOB, running) == []
+    with pytest.raises(Forbidden):
+        await core.sandboxes.every(principal("alice", Scope.EXEC), running)
+
+
+async def test_nothing_asked_of_the_network_is_the_internet_only_where_that_is_said(core, driver) -> None:
+    spec = SandboxSpec(open_network=True)
+    assert (await core.sandboxes.create(ALICE, spec)).network == OPEN_NETWORK
+    assert (await core.sandboxes.create(ALICE, SandboxSpec())).network == NO_NETWORK
+    driver.network_gaps = ("no network here",)
+    assert (await core.sandboxes.create(ALICE, spec)).network == NO_NETWORK
+    with pytest.raises(Unsupported):  # what was asked for is not left out in silence
+        await core.sandboxes.create(ALICE, SandboxSpec(network=NetworkRequest(mode=NetworkMode.OPEN)))
+    asked = NetworkRequest(mode=NetworkMode.NONE)
+    assert (await core.sandboxes.create(ALICE, SandboxSpec(open_network=True, network=asked))).network == NO_NETWORK

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 
 import pytest
 
@@ -15,7 +16,7 @@ from cove.engine.clock import ManualClock
 from cove.model.access import Project
 from cove.model.audit import AuditFilter
 from cove.model.auditchain import project_key, verify
-from cove.model.errors import CapacityExceeded, NotFound
+from cove.model.errors import CapacityExceeded, EngineFailure, NotFound
 from cove.store.store import open_store
 
 KEY = bytes(32)
@@ -214,3 +215,37 @@ async def test_the_key_is_not_shown_before_that_is_on_record(tmp_path) -> None:
         audit._failure = CapacityExceeded("full")
         with pytest.raises(CapacityExceeded):
             await trail.key(LOCAL)
+
+
+async def test_a_sandboxs_lines_are_told_in_another_form_once_they_are_verified(tmp_path) -> None:
+    signed: list[str] = []
+
+    def telling(sign):
+        signed.append(sign("text"))
+        return lambda entry: b"" if entry.data["n"] == 1 else b"%d" % entry.data["n"]
+
+    async with open_store(tmp_path / "a.db") as store:
+        audit, trail = trail_of(store, ManualClock())
+        for number, sandbox in enumerate((A, A, B, A)):
+            audit.note("exec.start", project="default", sandbox=sandbox, data={"n": number})
+        async with trail.retold(LOCAL, A, telling) as lines:  # which waits for what is not written yet
+            assert [line async for line in lines] == [b"0", b"3"]
+        secret = project_key(KEY, "default").hex().encode()
+        assert signed == [hmac.new(secret, b"text", "sha256").hexdigest()]
+        store._writer._connection.execute("UPDATE audit SET data = '{\"n\":7}' WHERE seq = 3")
+        with pytest.raises(EngineFailure):
+            async with trail.retold(LOCAL, A, telling) as lines:
+                assert [line async for line in lines] == []
+
+
+async def test_a_trail_whose_beginning_is_past_its_time_is_told_from_there(tmp_path) -> None:
+    clock = ManualClock()
+    async with open_store(tmp_path / "a.db") as store:
+        audit, trail = trail_of(store, clock)
+        for number in range(4):
+            audit.note("exec.start", project="default", sandbox=A, data={"n": number})
+            await audit.drain()
+            clock.advance(DAY)
+        await trail.retain(2.5 * DAY)
+        async with trail.retold(LOCAL, A, lambda _: lambda entry: b"%d" % entry.data["n"]) as lines:
+            assert [line async for line in lines] == [b"2", b"3"]

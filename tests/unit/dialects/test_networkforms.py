@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cove.core.networkrules import checked_request, policy_of
-from cove.dialects.networkforms import from_isol8, from_isorun, from_opensandbox
+from cove.dialects.networkforms import from_isol8, from_isorun, from_opensandbox, to_isorun
 from cove.model.closed import ClosedRanges
 from cove.model.errors import BadRequest
-from cove.model.network import NetworkMode, NetworkPolicy, NetworkRequest, Protocol, Verdict
+from cove.model.network import NetworkMode, NetworkPolicy, NetworkProfile, NetworkRequest, Protocol, Verdict
 from cove.model.policy import Destination, could_allow, decide
 
 CLOSED = ClosedRanges()
@@ -207,3 +207,19 @@ def test_isol8s_sentence(whitelist: list[str], blacklist: list[str], name: str) 
         not whitelist or any(re.search(one, name) for one in whitelist)
     )
     assert allows(compiled(from_isol8(whitelist, blacklist)), name, "8.8.8.8") == expected
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny"),
+    [
+        ((), ("0.0.0.0/0",)),
+        (("a.example", "10.0.0.0/8"), ("0.0.0.0/0",)),
+        (("*.a.example",), ("x.a.example", "0.0.0.0/0")),
+        ((), ("b.example",)),
+    ],
+)
+def test_a_profile_in_isoruns_lists_means_the_same_again(allow: tuple[str, ...], deny: tuple[str, ...]) -> None:
+    request = from_isorun(allow, deny)
+    profile = NetworkProfile(name="one", rules=request.rules, default=request.default or Verdict.DENY)
+    assert to_isorun(profile) == (allow, deny)
+    assert to_isorun(NetworkProfile(name="one", mode=NetworkMode.OPEN)) == ((), ())

@@ -96,3 +96,20 @@ def test_any_text_is_either_a_reference_or_a_bad_request(text: str) -> None:
     assert ".." not in str(parsed).split("/")
     assert str(parsed).isascii()
     assert str(parsed).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "familiar"),
+    [
+        ("alpine", "docker.io", "alpine:latest"),
+        ("docker.io/library/node:22", "docker.io", "node:22"),
+        ("team/app:1", "docker.io", "team/app:1"),
+        ("quay.example/team/app:1", "docker.io", "quay.example/team/app:1"),
+        ("docker.io/node:22", "mirror.example:5000", "docker.io/library/node:22"),
+        ("mirror.example:5000/node:22", "mirror.example:5000", "node:22"),
+    ],
+)
+def test_the_familiar_form_means_the_same(text: str, default: str, familiar: str) -> None:
+    parsed = parse_reference(text, default_registry=default)
+    assert parsed.familiar(default) == familiar
+    assert parse_reference(familiar, default_registry=default) == parsed

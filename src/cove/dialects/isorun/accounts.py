@@ -16,8 +16,8 @@ TAG: Final = "Usage"
 async def list_history(call: Call[wire.Ignored, wire.HistoryQuery]) -> Json:
     """The runs that have ended, newest first."""
     core, region = call.core, call.services.facts.region
-    found = core.sandboxes.every(call.who, ENDED, most=call.query.limit)
-    bills = core.usage.bills(call.who, found)
+    found = await core.sandboxes.every(call.who, ENDED, most=call.query.limit)
+    bills = await core.usage.bills(call.who, found)
     past = (past_view(one, bills.get(one.id), region) for one in found if one.source is not None)
     return Json(wire.History(tuple(past)))
 

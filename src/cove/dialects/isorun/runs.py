@@ -32,7 +32,8 @@ async def create_run(call: Call[wire.Create, wire.Ignored]) -> Json:
 async def list_runs(call: Call[wire.Ignored, wire.Ignored]) -> Json:
     """All that have not ended."""
     region = call.services.facts.region
-    return Json(wire.RunList(tuple(run_view(one, region) for one in call.core.sandboxes.every(call.who, ACTIVE))))
+    found = await call.core.sandboxes.every(call.who, ACTIVE)
+    return Json(wire.RunList(tuple(run_view(one, region) for one in found)))
 
 
 async def get_run(call: Call[wire.Ignored, wire.Ignored]) -> Json:

@@ -36,7 +36,8 @@ async def fork_run(call: Call[wire.Fork, wire.Ignored]) -> Json:
 
 async def list_snapshots(call: Call[wire.Ignored, wire.Ignored]) -> Json:
     """All of them."""
-    return Json(wire.SnapshotList(tuple(map(snapshot_view, call.core.snapshots.every(call.who, READY)))))
+    found = await call.core.snapshots.every(call.who, READY)
+    return Json(wire.SnapshotList(tuple(map(snapshot_view, found))))
 
 
 async def delete_snapshot(call: Call[wire.Ignored, wire.Ignored]) -> Json:

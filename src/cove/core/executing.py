@@ -36,7 +36,15 @@ def make_executions(
             )
 
     return Executions(
-        boxes=ExecutionBoxes(sandboxes, parts.images, parts.directory, tasks, keep_ready),
+        boxes=ExecutionBoxes(
+            sandboxes,
+            parts.images,
+            parts.directory,
+            tasks,
+            parts.clock,
+            keep_ready=keep_ready,
+            hold_back=pool.hold_back,
+        ),
         sessions=sessions,
         execs=execs,
         sandboxes=sandboxes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import posixpath
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ from cove.core.directory import Directory
 from cove.core.images import Images
 from cove.core.runtimes import Runtime
 from cove.core.sandboxes import Sandboxes
+from cove.engine.clock import Clock, sleep
 from cove.engine.driver import Box, Scratch
 from cove.model.access import Principal
 from cove.model.errors import CoveError, FileError, NotFound, Unsupported
@@ -29,6 +31,13 @@ log = logging.getLogger(__name__)
 PURPOSE: Final = "execution"
 """Of the boxes that wait for them, furnished as most executions want theirs."""
 
+HURRY_S: Final = 0.15
+LINGER_S: Final = 1.0
+LINGERING: Final = 32
+"""How many sandboxes wait for their end, and how long, while executions begin."""
+
+_LOOK_S: Final = 0.02
+
 USUAL: Final = ExecutionSettings()
 
 _PASSWD: Final = b"sandbox:x:%d:%d:sandbox:/sandbox:/bin/bash\n" % (EXECUTION_UID, EXECUTION_GID)
@@ -38,21 +47,33 @@ _TMP: Final = "/tmp"  # noqa: S108 - inside the sandbox
 
 
 class ExecutionBoxes:
-    """Makes and ends them. `keep_ready` is told of each image that executions use, so that boxes of it wait."""
+    """Makes and ends them.
 
-    def __init__(
+    `keep_ready` is told of each image that executions use, so that boxes of it wait, and `hold_back` for how long the
+    making of these is not to be in anybody's way.
+    """
+
+    def __init__(  # noqa: PLR0913 - made once, by the facade
         self,
         sandboxes: Sandboxes,
         images: Images,
         directory: Directory,
         tasks: asyncio.TaskGroup,
+        clock: Clock,
+        *,
         keep_ready: Callable[[str], None],
+        hold_back: Callable[[float], None],
     ) -> None:
         self._sandboxes = sandboxes
         self._images = images
         self._directory = directory
         self._tasks = tasks
+        self._clock = clock
         self._keep_ready = keep_ready
+        self._hold_back = hold_back
+        self._ending: deque[tuple[Principal, str, float]] = deque()
+        self._is_ending = False
+        self._begun_at = float("-inf")
 
     async def make(  # noqa: PLR0913 - what a sandbox is like, by name
         self,
@@ -84,9 +105,31 @@ class ExecutionBoxes:
             raise
         return made
 
+    def hurry(self) -> None:
+        """An execution begins: for a moment what is not for anybody's answer stands back."""
+        self._begun_at = self._clock.monotonic()
+        self._hold_back(HURRY_S)
+
     def end_soon(self, who: Principal, sandbox_id: str) -> None:
-        """End it, without anybody waiting for that."""
-        self._tasks.create_task(self._end(who, sandbox_id), name="end of an execution's sandbox")
+        """End it, without anybody waiting for that: its end takes longer than most executions."""
+        self._ending.append((who, sandbox_id, self._clock.monotonic() + LINGER_S))
+        if not self._is_ending:
+            self._is_ending = True
+            self._tasks.create_task(self._end_all(), name="end of executions' sandboxes")
+
+    async def _end_all(self) -> None:
+        """A task of its own, while there is something to end."""
+        try:
+            while self._ending:
+                who, sandbox_id, latest = self._ending[0]
+                now = self._clock.monotonic()
+                if now - self._begun_at < HURRY_S and now < latest and len(self._ending) < LINGERING:
+                    await sleep(self._clock, _LOOK_S)
+                    continue
+                self._ending.popleft()
+                await self._end(who, sandbox_id)
+        finally:
+            self._is_ending = False
 
     async def _end(self, who: Principal, sandbox_id: str) -> None:
         """A task of its own: what fails here the next start's sweep finds."""

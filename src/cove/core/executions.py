@@ -178,6 +178,7 @@ class Executions:
             spec = replace(spec, timeout_s=min(spec.timeout_s, self._policy.most_timeout_s))
         if spec.packages:
             settings = replace(settings, network=await self._indexes.opened(settings.network))
+        self._boxes.hurry()
         with self._turns.turn(who.project):
             if spec.session is None:
                 place = self._alone(who, runtime, spec, settings, dialect)

@@ -167,7 +167,7 @@ class Pool:
         self._shelves = {target.key: _Shelf(target) for target in config.targets}
         self._demand = asyncio.Semaphore(config.demand)
         self._foreground = 0
-        self._last_demand = float("-inf")
+        self._last_demand = self._held_until = float("-inf")
         self._wanted = asyncio.Event()
         self._makers: list[asyncio.Task[None]] = []
         self._isolation: dict[str, Isolation] = {}
@@ -208,6 +208,10 @@ class Pool:
             self._tasks.create_task(self._discard(box))  # the image was built anew since
         shelf.misses += 1
         return None
+
+    def hold_back(self, seconds: float) -> None:
+        """Somebody has work that must be quick: fill only shelves that are more than half empty for so long."""
+        self._held_until = max(self._held_until, self._clock.monotonic() + seconds)
 
     def _can_become(self, shelf: _Shelf, limits: Limits, hostname: str | None) -> bool:
         driver = self._drivers[shelf.target.driver]
@@ -318,7 +322,8 @@ class Pool:
             await self._wanted.wait()
             return
         shelf = min(needy, key=lambda one: (one.retry_at > now, -one.deficit()))
-        if self._foreground > 0 or now - self._last_demand < self._config.quiet_s:
+        is_held = now < self._held_until and len(shelf.members) * 2 >= shelf.target.size
+        if is_held or self._foreground > 0 or now - self._last_demand < self._config.quiet_s:
             await sleep(self._clock, self._config.quiet_s)
         elif shelf.retry_at > now or not self.has_room():
             await sleep(self._clock, NO_ROOM_WAIT_S)

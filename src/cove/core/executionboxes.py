@@ -153,7 +153,8 @@ class ExecutionBoxes:
             return name
         wanted = runtime.images[0]
         raise Unsupported(
-            f"this server has no image for {runtime.name}: its operator builds it with `cove image build {wanted}`",
+            f"this server has no image for {runtime.name}: its operator puts {wanted} into COVE_IMAGES and runs cove "
+            "setup",
             field="runtime",
         )
 

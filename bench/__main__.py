@@ -41,6 +41,7 @@ from bench.common import (
 )
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
+from bench.isorun import bench_isorun
 from bench.network import bench_network
 from bench.proxy import bench_proxy
 from bench.shells import bench_shells
@@ -263,6 +264,7 @@ def main() -> int:
             bench_code(report, Path(folder), 500 // scale)
             bench_network(report, Path(folder), scale)
             bench_audit(report, Path(folder), 1000 // scale)
+            bench_isorun(report, Path(folder), scale)
             bench_unpack(report, SETUP_DIR)
             bench_peers(report, server, 30 // scale)
         finally:

@@ -83,7 +83,7 @@ export async function create_refuses_what_cannot_be() {
   const isorun = client()
   for (const wrong of [
     { vcpus: 0 }, { vcpus: 17 }, { vcpus: '2' }, { memMiB: 127 }, { memMiB: 65537 }, { memMiB: 1.5 }, { diskMiB: -1 },
-    { timeoutSec: -1 }, { timeoutSec: 'x' }, { image: '' }, { image: 'no-such-image-here:1' }, { image: 7 },
+    { timeoutSec: -1 }, { timeoutSec: 'x' }, { image: '' }, { image: 'localhost/no-such-image:1' }, { image: 7 },
     { networkProfile: 'nobody-knows' }, { network: { allow: ['not a rule!'] } }, { network: 7 },
     { networkProfile: 'unrestricted', network: { deny: ['0.0.0.0/0'] } }, { credentials: { nobody: 'key' } },
     { credentials: 'x' },
@@ -333,7 +333,8 @@ export async function url_leads_to_the_port() {
     await sandbox.exec(`cd /tmp; nohup setsid python3 -c '${program}' >/dev/null 2>&1 & echo $! >${file}.pid`)
     const port = Number(await eventually(async () => (await sandbox.exec(`cat ${file}`)).stdout, 'a server'))
     const headers = { Authorization: `Bearer ${key}` }
-    assert.equal((await fetch(sandbox.url(port, page), { headers })).status, 200)
+    const first = await fetch(sandbox.url(port, page), { headers })
+    assert.equal(first.status, 200, await first.text())
     assert.equal(await (await fetch(sandbox.url(port, page), { headers })).text(), `${port}`)
     assert.equal((await fetch(sandbox.url(port, page))).status, 401)
     await sandbox.exec(`kill $(cat ${file}.pid); rm ${file} ${file}.pid`)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests_support import CHECKOUT
+from tests_support import CHECKOUT, SOAK
 
 HOME = CHECKOUT / ".venv" / "npm"
 SCRIPTS = CHECKOUT / "tests" / "dialects" / "isorun" / "node"
@@ -58,7 +58,7 @@ class Client:
     def env(self) -> dict[str, str]:
         """An environment without the machine's own settings of clients, which could lead elsewhere."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return kept | {"URL": self.url, "KEY": self.key, "IMAGE": self.image}
+        return kept | {"URL": self.url, "KEY": self.key, "IMAGE": self.image, "FORKS": "10" if SOAK else "3"}
 
 
 def results_of(place: Path, script: str, client: Client, *names: str, limit_s: float = 300.0) -> dict[str, Any]:

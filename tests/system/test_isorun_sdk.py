@@ -101,6 +101,7 @@ def images_with_index(home: Path, index: str) -> Path:
     copy = home / "python" / current.name
     copy.mkdir(parents=True)
     (copy / "image.json").write_text(json.dumps(facts))
+    (copy / "rootfs").symlink_to(current / "rootfs")
     (copy.parent / "current").symlink_to(current.name)
     return home
 
@@ -123,7 +124,7 @@ def results(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> 
     """What all cases came to, by script and name."""
     place = modules_at(tmp_path_factory.mktemp("scripts"))
     client = Client(f"{server.url}/isorun", server.key, "node:22-slim")
-    scripts = ("state.mjs", "readme.mjs", "agents.mjs")
+    scripts = ("state.mjs", "readme.mjs", "agents.mjs", "network.mjs")
     return {script: results_of(place, script, client) for script in scripts}
 
 
@@ -145,6 +146,11 @@ def test_the_readme_of_the_package(results: dict[str, Any], case: str) -> None:
 @pytest.mark.parametrize("case", cases_in("agents.mjs"))
 def test_the_tools_for_agents(results: dict[str, Any], case: str) -> None:
     check(results, "agents.mjs", case)
+
+
+@pytest.mark.parametrize("case", cases_in("network.mjs"))
+def test_what_a_sandbox_may_reach(results: dict[str, Any], case: str) -> None:
+    check(results, "network.mjs", case)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PROMPT: Final = ">>> "
 MORE: Final = "... "
 HISTORY_LINES: Final = 5000
+_LEAVES: Final = frozenset({"exit", "exit()", "quit", "quit()"})
+"""What people type to leave; in the kernel it would end more than the prompt."""
 _SHELLS: Final = frozenset({"bash", "sh", "shell"})
 _WORD_ENDS: Final = " \t\n`~!@#$%^&*()-=+[{]}\\|;:'\",<>/?"
 
@@ -36,7 +38,7 @@ class Repl:
         return "".join(f"{line}\n" for line in self._lines)
 
     def loop(self) -> None:
-        """Read and run until the end of the input (Ctrl-D). Ctrl-C at the prompt drops what was typed."""
+        """Read and run until `exit` or the end of the input (Ctrl-D). Ctrl-C at the prompt drops what was typed."""
         while True:
             self._lines.clear()
             try:
@@ -46,6 +48,8 @@ class Repl:
                 continue
             except EOFError:
                 say("")
+                return
+            if code.strip() in _LEAVES:
                 return
             if code.strip():
                 self._lines.clear()

@@ -39,7 +39,7 @@ STDIN = "-"
 @click.option("--restart", is_flag=True, help="Start with a fresh kernel: what was defined is gone.")
 @click.option("-t", "--timeout", metavar="TIME", help="Interrupt each run after so long: 30s, 2h. Default: never.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable. May be repeated.")
-@click.option("-o", "--output", metavar="DIR", help="Where pictures are written. Default: the current directory.")
+@click.option("-o", "--output", metavar="DIR", help="Where pictures are written. Default: here.")
 @click.option("--image", metavar="IMAGE", shell_complete=complete_image, help="Of a new sandbox. Default: code.")
 @box_argument(required=False)
 @click.argument("file", required=False)
@@ -66,8 +66,8 @@ def code_command(  # noqa: PLR0913 - one keyword for each option
     What it defines is there for the next run. The value of the last expression is printed, pictures are written to
     cove-output-N.png and the like, and their paths printed. The exit code is 1 when the code raised.
 
-    At the prompt Ctrl-C interrupts what runs, Ctrl-D leaves, Tab completes. Without BOX: the sandbox that .cove.toml
-    names, else a new one, which is removed at the end.
+    At the prompt Ctrl-C interrupts what runs, Tab completes, Ctrl-D or exit leaves. Without BOX: the sandbox that
+    .cove.toml names, else a new one, which is removed at the end.
     """
     if code is not None and file is not None:
         raise usage("give code either with -c or in a file")
@@ -126,10 +126,9 @@ def _sit(session: Session, where: Where, show: Show) -> int:
     context = _begun(where)
     info = context.info
     session.talk(
-        f"{clean(info.language)} ({clean(info.kernel)} {clean(info.version)}) in {clean(where.box.name)}. "
-        "Ctrl-C interrupts, Ctrl-D leaves."
+        f"{clean(info.language)} {clean(info.version)} in {clean(where.box.name)}. Ctrl-C interrupts, Ctrl-D leaves."
     )
-    for gap in info.missing:
+    for gap in () if info.rich else info.missing:
         session.talk(f"{paint('note:', 'yellow', sys.stderr)} {clean(gap)}")
 
     def run(code: str) -> None:

@@ -236,6 +236,8 @@ def test_lines_are_gathered_until_they_are_whole() -> None:
 def test_ctrl_c_drops_what_was_typed_and_ctrl_d_leaves(capsys) -> None:
     assert ran_at_prompt("python", "def f():", KeyboardInterrupt(), "1", EOFError(), "2") == ["1"]
     assert capsys.readouterr().err == "\n\n"
+    for word in ("exit", "quit()"):
+        assert ran_at_prompt("python", "1", word, "2") == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -367,6 +369,6 @@ def test_at_a_terminal_one_types(cove, stub, asked, monkeypatch) -> None:
     monkeypatch.setattr(repl, "keep_history", lambda: None)
     ran = cove("code", "brave")
     assert (ran.code, ran.out) == (0, "42\n")
-    assert "python (python 3.11) in brave-otter. Ctrl-C interrupts, Ctrl-D leaves.\nnote: no IPython\n" in ran.err
+    assert "python 3.11 in brave-otter. Ctrl-C interrupts, Ctrl-D leaves.\nnote: no IPython\n" in ran.err
     assert [body["code"] for body in asked()] == ["6*7"]
     assert cove("code", "brave", "--json").code == 2

@@ -4,7 +4,7 @@ A guide opts in with `<!-- tested -->` on a line of its own. Then its fenced blo
 
 ```console      a session: `$ ` begins a command (`> ` goes on with it), what follows is its output, both streams
 ```console tty  the same on a terminal of 80 by 24, in a shell of its own (exported variables only): lines with a
-               prompt (`root@otter:~# ls`) are typed there
+               prompt (`root@otter:~# ls`, `>>> 6 * 7`, `... `) are typed there
 ```sh           a script in a subshell (it sees the session's variables); must end with exit code 0
 ```python       a program; must end with exit code 0
 ```output       what the sh or python block before it printed
@@ -50,7 +50,7 @@ QUIET_S: Final = 0.3
 _MARK: Final = re.compile(r"^<!-- tested((?: \w+=\S+)*) -->$", re.MULTILINE)
 _FENCE: Final = re.compile(r"^```(\w*)[ ]?(.*)$")
 _EXIT: Final = re.compile(r"^\(exit (\d+)\)$")
-_PROMPT: Final = re.compile(r"^[\w.-]+@[\w.-]+:[^#$]*[#$] ?")
+_PROMPT: Final = re.compile(r"^(?:[\w.-]+@[\w.-]+:[^#$]*[#$]|>>>|\.\.\.) ?")
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_=>])")
 
 

@@ -95,4 +95,6 @@ def stats(parts: Parts, creation: Creation) -> CoreStats:
         store=parts.store.stats(),
         images=parts.images.stats(),
         accounts=parts.accounts.stats(),
+        code_runs=dict(parts.contexts.ended),
+        kernels_started=parts.contexts.started,
     )

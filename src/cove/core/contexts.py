@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -31,7 +32,18 @@ from cove.core.validation import check_code, check_context, check_context_id, ch
 from cove.engine.driver import Box
 from cove.engine.kernels import PREFIX, record_of
 from cove.model.access import Principal, Scope
-from cove.model.code import CodeSpec, Completion, Context, ContextSpec, Execution, LanguageInfo, RunEvent
+from cove.model.code import (
+    CodeSpec,
+    Completion,
+    Context,
+    ContextSpec,
+    Execution,
+    LanguageInfo,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    RunStatus,
+)
 from cove.model.errors import BadRequest, Conflict, CoveError, NotFound
 from cove.model.ids import new_core_id
 from cove.model.sandbox import Sandbox
@@ -64,6 +76,10 @@ class Contexts:
         self._notes = notes
         self._tasks = tasks
         self._room = OutputRoom(OUTPUT_ROOM_BYTES)
+        self.ended: Counter[RunStatus] = Counter()
+        """Runs since the start, by how they ended."""
+        self.started = 0
+        """Interpreters that a run had to wait for."""
         self._known: dict[str, dict[str, AnyContext]] = {}
         self._languages: dict[str, tuple[float, builtins.list[LanguageInfo]]] = {}
 
@@ -235,7 +251,7 @@ class Contexts:
             try:
                 if turn.has_come:  # what keeps it from beginning is then told before the answer begins
                     await _begin(context, run)
-                yield note.told_run(_events(context, run, turn))
+                yield note.told_run(self._counted(_events(context, run, turn)))
             finally:
                 if context.current is run and not run.is_over:
                     await self._stop_soon(stack.pop_all(), run)
@@ -249,6 +265,14 @@ class Contexts:
     def forget(self, sandbox_id: str) -> None:
         """It has ended."""
         self._known.pop(sandbox_id, None)
+
+    async def _counted(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
+        async for event in events:
+            if isinstance(event, RunEnded):
+                self.ended[event.status] += 1
+            elif isinstance(event, RunStarted) and event.fresh:
+                self.started += 1
+            yield event
 
     async def _find(self, sandbox_id: str, box: Box, id_: str, language: str | None) -> AnyContext:
         """The context. `language` None: whatever it has. Raises: NotFound, BadRequest."""

@@ -13,6 +13,7 @@ from cove.core.hostports import HostPortSettings
 from cove.core.pulls import PullStats
 from cove.engine.images.settings import ImageSettings
 from cove.engine.pool import PoolConfig, ShelfStats
+from cove.model.code import RunStatus
 from cove.model.image import ImageInfo
 from cove.model.keyform import REGION, KeyForm
 from cove.model.sandbox import Isolation, TimeoutCounts
@@ -64,6 +65,8 @@ class CoreStats(Struct, frozen=True, kw_only=True):
     store: WriterStats
     images: PullStats
     accounts: AccountStats
+    code_runs: Mapping[RunStatus, int] = field(default_factory=dict[RunStatus, int])
+    kernels_started: int = 0
 
 
 class ServerInfo(Struct, frozen=True, kw_only=True):

@@ -91,6 +91,13 @@ class _CoreCollector(Collector):
         created.add_metric(["cold"], stats.created_cold)
         yield created
         yield CounterMetricFamily("cove_create_failures", "Creates that failed", value=stats.create_failures)
+        runs = CounterMetricFamily("cove_code_runs", "Runs of code in contexts, by how they ended", labels=["status"])
+        for status, count in stats.code_runs.items():
+            runs.add_metric([status.value], count)
+        yield runs
+        yield CounterMetricFamily(
+            "cove_code_kernels_started", "Interpreters that a run of code had to wait for", value=stats.kernels_started
+        )
         yield from _shelves(stats)
         yield from _structs("cove_admission", stats.admission)
         yield from _structs("cove_store", stats.store)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
+import pwd
 import time
 
 import httpx2
@@ -279,3 +281,35 @@ def test_a_reader_may_not_run_code(server, where):
         assert key.get(f"{where}/contexts").status_code == 200
         assert key.post(f"{where}/code", json={"code": "1"}).status_code == 403
         assert key.post(f"{where}/contexts", json={}).status_code == 403
+
+
+def test_another_user_has_contexts_too(server, where, driver):
+    is_plain = driver == "fake" and os.geteuid() != 0  # the fake driver's agent is a process of this user
+    user = pwd.getpwuid(os.geteuid()).pw_name if is_plain else "daemon"
+    made = server.client.post(f"{where}/contexts", json={"user": user, "cwd": "/tmp"}, timeout=LIMIT_S)
+    assert made.status_code == 201, made.text
+    context = made.json()["id"]
+    code = "import os, pwd\npwd.getpwuid(os.getuid()).pw_name"
+    assert main_text(run(server, where, code, context=context)) == repr(user)
+    server.client.delete(f"{where}/contexts/{context}")
+
+
+def test_runs_are_counted_and_on_record(server):
+    where = f"/sandboxes/{server.sandbox()['id']}"
+    run(server, where, "1/0  # of the record", env={"SECRET": "not-on-record"})
+    until(lambda: any(one["event"] == "exec.exit" for one in audit(server, where)))
+    lines = audit(server, where)
+    start = next(one for one in lines if one["event"] == "exec.start")
+    end = next(one for one in lines if one["event"] == "exec.exit")
+    assert (start["data"]["command"], start["data"]["context"]) == ("1/0  # of the record", "python")
+    assert (end["data"]["exec"], end["data"]["exit_code"], end["data"]["why"]) == (start["data"]["exec"], 1, "error")
+    assert "not-on-record" not in json.dumps(lines)
+    metrics = httpx2.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {server.key}"}).text
+    assert 'cove_code_runs_total{status="error"}' in metrics
+    assert server.client.post(f"{where}/contexts", json={}, timeout=LIMIT_S).status_code == 201
+    assert [one["data"]["language"] for one in audit(server, where) if one["event"] == "context.created"] == ["python"]
+    server.client.delete(where)
+
+
+def audit(server, where):
+    return server.client.get(f"{where}/audit").json()["lines"]

@@ -38,6 +38,7 @@ ROOT_PROBES: Final[tuple[Probe, ...]] = (
     kernel_probes.probe_kvm,
     program_probes.probe_agent,
     program_probes.probe_images,
+    program_probes.probe_code,
     program_probes.probe_skopeo,
     isolation_probes.probe_isolation,
     program_probes.probe_server,

@@ -18,6 +18,7 @@ from cove.server.setup.runtimes import REQUIRED, Required, altered_programs, par
 from cove.server.setup.settings import SetupSettings
 
 _SETUP = "make setup (or: cove setup)"
+_CODE_IMAGE = "code"
 _LOSSES = {
     "runc": "no sandboxes: it is the default driver",
     "crun": "no fast driver for sandboxes without memory snapshots",
@@ -112,6 +113,16 @@ def probe_images(settings: SetupSettings) -> Line:
     if not any(facts.name == "base" for facts in found):
         return missing("images", "no image base", cost="it is what every sandbox starts from", cure=_SETUP)
     return ok("images", ", ".join(f"{f.name} ({f.suite}, {f.size_bytes >> 20} MiB, {f.digest[:12]})" for f in found))
+
+
+def probe_code(settings: SetupSettings) -> Line:
+    """An image whose kernels give more than text; code runs in any image that has the language."""
+    facts = read_image(settings.images_dir, _CODE_IMAGE)
+    if facts is None:
+        cost = "code in contexts has what the other images have: plain Python and bash, text only"
+        return warn("code", f"no image {_CODE_IMAGE}", cost=cost, cure=_SETUP)
+    ahead = ", ".join(facts.kernels) or "no language"
+    return ok("code", f"image {_CODE_IMAGE}; where COVE_POOL_IMAGES names it, kernels are started ahead for {ahead}")
 
 
 def probe_skopeo(_settings: SetupSettings) -> Line:

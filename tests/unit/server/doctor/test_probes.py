@@ -9,7 +9,7 @@ from cove.server.doctor import kernel_probes
 from cove.server.doctor import probes as probing
 from cove.server.doctor.kernel_probes import effective_capabilities, kernel_version, probe_kernel
 from cove.server.doctor.probes import OPEN_PROBES, ROOT_PROBES, examine
-from cove.server.doctor.program_probes import probe_agent, probe_images, probe_runc, probe_server
+from cove.server.doctor.program_probes import probe_agent, probe_code, probe_images, probe_runc, probe_server
 from cove.server.doctor.report import Line, Status
 from cove.server.doctor.storage_probes import existing_place, meminfo
 from cove.server.doctor.trial import attempt
@@ -87,7 +87,7 @@ def test_an_empty_machine_says_what_to_run(settings: SetupSettings) -> None:
 
 
 def test_every_finding_with_a_loss_has_a_cost_and_a_cure(settings: SetupSettings) -> None:
-    for probe in (*OPEN_PROBES, probe_runc, probe_images, probe_server, probe_agent):
+    for probe in (*OPEN_PROBES, probe_runc, probe_images, probe_code, probe_server, probe_agent):
         line = probe(settings)
         assert (line.status is Status.OK) == (not line.cost)
         assert bool(line.cost) == bool(line.cure)

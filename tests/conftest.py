@@ -12,11 +12,16 @@ from typing import Final
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests_support import NewServer, RunningServer, make_server
+from tests_support import SOAK, NewServer, RunningServer, make_server
 from world_support import World, running_world
 
 LONG_ID: Final = 32
+
+# The same examples each time, however slow the machine is; a soak tries others.
+settings.register_profile("cove", deadline=None, derandomize=not SOAK, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cove")
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ class FakeTerminal:
     def wait_typed(self, count: int) -> bytes:
         """Wait until so many bytes were typed."""
         with self.heard:
-            assert self.heard.wait_for(lambda: self.is_over or len(self.typed) >= count, 10), bytes(self.typed[-100:])
+            assert self.heard.wait_for(lambda: self.is_over or len(self.typed) >= count, 60), bytes(self.typed[-100:])
             if self.is_over:
                 raise OSError("the test is over")
             return bytes(self.typed)

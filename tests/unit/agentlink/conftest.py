@@ -21,6 +21,13 @@ from cove.engine.agentbin import agent_path
 HELLO = {"protocol": 1, "min_protocol": 1, "agent": "t", "build": "b", "pid": 1, "features": []}
 
 
+def lives(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Liar:
     """The other end of a connection: says what the test wants."""
 

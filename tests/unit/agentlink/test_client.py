@@ -17,6 +17,8 @@ from cove.model.execs import Chunk, Ended, ExecSpec, Gap, Paused, Started, Strea
 from cove.model.files import Attributes, FileKind
 from waiting_support import comes_true
 
+from .conftest import lives
+
 if TYPE_CHECKING:
     from conftest import RunningAgent
 
@@ -28,13 +30,6 @@ def sh(script: str, **more: Any) -> ExecSpec:
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
-
-
-def lives(pid: int) -> bool:
-    try:
-        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def names_in(directory: Path) -> set[str]:
@@ -178,7 +173,8 @@ async def test_an_id_in_use_and_a_signal_to_an_ended_command_are_conflicts(clien
 
 async def test_kept_output_is_read_in_parts_and_followed_to_the_end(client: AgentClient) -> None:
     await client.start("a", sh("echo one; echo two >&2; read x; echo $x"), keep_bytes=4096, stdin_open=True)
-    await asyncio.sleep(0.1)
+    while (await client.command("a")).cursor < 8:
+        await asyncio.sleep(0.01)
     async with client.output("a", cursor=0, follow=False, limit_bytes=0) as events:
         *chunks, last = [event async for event in events]
     assert sorted(chunk.data for chunk in chunks) == [b"one\n", b"two\n"]
@@ -236,9 +232,8 @@ async def test_a_failing_source_leaves_the_old_file_and_no_other(client: AgentCl
 
     with pytest.raises(OSError, match="upload cut"):
         await client.write(str(path), broken())
-    await asyncio.sleep(0.1)
+    await comes_true(lambda: names_in(tmp_path) == {"a.sock", "f"})
     assert path.read_bytes() == b"old"
-    assert names_in(tmp_path) == {"a.sock", "f"}
 
 
 async def test_writing_through_a_link_keeps_link_and_mode(client: AgentClient, tmp_path: Path) -> None:
@@ -388,7 +383,7 @@ async def test_a_quiesced_agent_lets_go_and_comes_back(agent: RunningAgent, tmp_
 async def test_a_ping_answers_while_a_command_floods(client: AgentClient) -> None:
     async with client.exec_stream(sh("cat /dev/zero")) as events:
         await anext(events)
-        assert await client.ping() < 2
+        assert await client.ping() < 20
 
 
 async def test_a_writer_gives_up_on_a_command_that_reads_nothing(client: AgentClient) -> None:

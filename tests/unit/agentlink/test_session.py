@@ -13,6 +13,9 @@ from cove.agentlink.client import AgentClient
 from cove.agentlink.session import ExecSession
 from cove.model.errors import Conflict, Unsupported
 from cove.model.execs import Chunk, Ended, ExecExit, ExecSpec, Started, Stream, Why
+from waiting_support import comes_true
+
+from .conftest import lives
 
 
 def sh(script: str, **more: Any) -> ExecSpec:
@@ -75,12 +78,14 @@ async def test_a_signal_reaches_the_group_and_an_ended_command_refuses_it(client
             await one.signal(10)
 
 
-async def test_leaving_a_session_kills_the_command(client: AgentClient, tmp_path: Path) -> None:
-    async with client.exec_session(sh(f"sleep 0.4; touch {tmp_path}/alive")):
-        pass
-    await asyncio.sleep(0.6)
-    assert not (tmp_path / "alive").exists()
-    assert (await client.stats()).attached == 0
+async def test_leaving_a_session_kills_the_command(client: AgentClient) -> None:
+    async with client.exec_session(sh("sleep 300")) as session:
+        started = await anext(session)
+    assert isinstance(started, Started)
+    await comes_true(lambda: not lives(started.pid))
+    async with asyncio.timeout(60):
+        while (await client.stats()).attached:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_program_that_cannot_start_ends_like_a_shells(client: AgentClient) -> None:

@@ -20,8 +20,10 @@ from terminals_support import FakeTerminal, echo, running, up_to
 PROGRAM = """
 import sys
 import cove
+from cove.cli import interactive
 from cove.cli.interactive import Interaction
 from cove.sdk.terminals import Terminal
+interactive.FLUSH_S = 60.0  # somebody reads here: what was typed before leaving arrives
 sitting = Interaction(Terminal("box", "t1", client=cove.Client(sys.argv[1], "k")), replayed=int(sys.argv[2]))
 print("READY", flush=True)
 exit_ = sitting.run()

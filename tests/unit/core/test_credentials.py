@@ -132,7 +132,7 @@ async def test_the_key_is_in_no_record_no_view_and_no_file(core, tmp_path) -> No
     await core.credentials.set_shared(ALICE, "github", key=Secret(KEY + "-shared"))
     held = core.credentials.held(ALICE, box.id)
     assert KEY not in repr((box, spec, held, core.credentials.shared(ALICE)))
-    await asyncio.sleep(0.05)
+    await core.audit.drain()
     entries = core.audit._rows.window("alice", AuditFilter(), first=0, end=100, limit=100)
     assert {"credential.changed", "sandbox.created"} <= {entry.event for entry in entries}
     assert KEY not in repr(entries)

@@ -13,6 +13,7 @@ from cove.model.execs import ExecSpec
 from cove.model.request import SandboxFilter
 from cove.model.sandbox import MIB, IdleAction, Kept, Limits, SandboxSpec, TimeoutCounts
 from cove.model.state import EndReason, State
+from waiting_support import comes_true
 
 EVERY = SandboxFilter(states=frozenset(State))
 
@@ -81,7 +82,7 @@ async def test_a_half_made_sandbox_is_ended(opened, driver) -> None:
     async def work(core):
         driver.gate.clear()
         task = asyncio.create_task(core.sandboxes.create(LOCAL, SandboxSpec(name="half")))
-        await asyncio.sleep(0.02)
+        await comes_true(lambda: driver.creating)
         return task
 
     task = await killed(opened, work)
@@ -98,13 +99,15 @@ async def test_a_half_destroyed_sandbox_is_ended_for_the_reason_that_was_written
     async def work(core):
         made = await core.sandboxes.create(LOCAL, SandboxSpec())
         box = driver.boxes[made.id]
+        begun = asyncio.Event()
 
         async def destroy_forever():
+            begun.set()
             await asyncio.sleep(3600)
 
         box.destroy = destroy_forever
         task = asyncio.create_task(core.sandboxes.destroy(LOCAL, made.id))
-        await asyncio.sleep(0.02)
+        await begun.wait()
         return made, task
 
     made, task = await killed(opened, work)

@@ -24,6 +24,7 @@ from cove.model.network import NO_NETWORK, OPEN_NETWORK, NetworkMode, NetworkReq
 from cove.model.request import Idempotency, SandboxChange, SandboxFilter
 from cove.model.sandbox import MIB, IdleAction, Limits, SandboxSpec, Source
 from cove.model.state import EndReason, State
+from waiting_support import comes_true
 
 
 def principal(project: str = "default", *scopes: Scope) -> Principal:
@@ -160,7 +161,7 @@ async def test_destroy_answers_with_the_last_record_again_and_again(core, driver
 async def test_a_cancelled_create_leaves_nothing(core, driver, eventually) -> None:
     driver.gate.clear()
     task = asyncio.create_task(core.sandboxes.create(ALICE, SandboxSpec()))
-    await asyncio.sleep(0.01)
+    await comes_true(lambda: driver.creating)
     task.cancel()
     driver.gate.set()
     await eventually(lambda: core.stats().admission.sandboxes == 0)
@@ -233,7 +234,7 @@ async def test_one_key_with_another_body_is_a_conflict(core, driver) -> None:
     other = Idempotency(key=KEY.key, body_sha256="b" * 64)
     driver.gate.clear()
     task = asyncio.create_task(core.sandboxes.create(ALICE, SandboxSpec(), idempotency=KEY))
-    await asyncio.sleep(0.01)
+    await comes_true(lambda: driver.creating)
     with pytest.raises(IdempotencyConflict):
         await core.sandboxes.create(ALICE, SandboxSpec(), idempotency=other)
     driver.gate.set()
@@ -269,7 +270,7 @@ async def test_a_key_is_forgotten_after_a_day(core, clock) -> None:
 async def test_a_cancelled_create_with_a_key_waits_for_its_caller(core, driver) -> None:
     driver.gate.clear()
     task = asyncio.create_task(core.sandboxes.create(ALICE, SandboxSpec(), idempotency=KEY))
-    await asyncio.sleep(0.01)
+    await comes_true(lambda: driver.creating)
     task.cancel()
     driver.gate.set()
     assert (await core.sandboxes.create(ALICE, SandboxSpec(), idempotency=KEY)).state is State.RUNNING

@@ -38,6 +38,7 @@ from cove.model.credentials import CredentialWish, EndpointRule, Secret
 from cove.model.network import NO_NETWORK, OPEN_NETWORK, NetworkMode, NetworkPolicy, NetworkRule, Refusal, Verdict
 from cove.model.sandbox import Sandbox, SandboxSpec
 from cove.server.listen import broker_listener
+from waiting_support import comes_true
 
 KEY = "sk-live-very-secret"
 HOST = "api.service.example"
@@ -265,7 +266,7 @@ async def test_the_key_is_added_and_nothing_else_of_the_kind_goes_out(bench: Ben
     assert [line for line in lines if "evil" in line or "placeholder" in line] == []
     assert [line for line in lines if KEY in line] == [f"authorization: Bearer {KEY}"]
     assert bench.world.dialled == [(PUBLIC, 443)]
-    await asyncio.sleep(0.05)
+    await comes_true(bench.uses)
     assert bench.uses() == [("service", "GET", "/v1/x", 200)]
 
 
@@ -350,8 +351,7 @@ async def test_rules_by_method_and_path(bench: Bench) -> None:
     assert (await bench.ask("/proxy/service/v1/models", "X-HTTP-Method-Override: DELETE"))[0] == 200
     assert b"override" not in bench.requests[-1].lower()
     assert {head.split(b" ")[0] for head in bench.requests} == {b"GET"}
-    await asyncio.sleep(0.05)
-    assert ("service", "POST", "/v1/models", 403) in bench.uses()
+    await comes_true(lambda: ("service", "POST", "/v1/models", 403) in bench.uses())
 
 
 async def test_the_request_is_never_asked_back(bench: Bench) -> None:
@@ -374,7 +374,7 @@ async def test_a_name_that_leads_into_a_closed_range_is_not_dialled(bench: Bench
     assert address not in body.decode() or address == "x"
     assert bench.world.dialled == []
     assert [(one.layer, one.name, one.address, one.port) for one in bench.refusals] == [("broker", HOST, address, 443)]
-    await asyncio.sleep(0.05)
+    await comes_true(bench.uses)
     assert bench.uses() == [("service", "GET", "/v1/x", 403)]
 
 

@@ -11,6 +11,7 @@ import pytest
 from cove.edge import tunnel as module
 from cove.edge.tunnel import HIGH_BYTES, Tunnel, join
 from cove.model.errors import SandboxGone
+from waiting_support import comes_true
 
 
 class Client:
@@ -145,9 +146,8 @@ async def test_a_client_that_does_not_take_the_rest_is_cut_off_after_the_end(mon
     await join(tunnel, program)
     assert client.is_closed
     assert not client.is_aborted, "it may still read"
-    await asyncio.sleep(0.1)
+    await comes_true(lambda: tunnel.is_lost)
     assert client.is_aborted
-    assert tunnel.is_lost
 
 
 async def test_a_client_that_reads_again_goes_on() -> None:

@@ -16,7 +16,8 @@ without shown output may print anything. In shown output `…` stands for anythi
 for any lines; `(exit 3)` as the last line says the exit code, which otherwise must be 0. Work that takes time is
 written so that it can be waited for: a guide has no sleep.
 
-The reader is root on a fresh server (local socket, no key), in an empty directory, with `cove` on the PATH.
+The reader is root on a fresh server (local socket, no key), in an empty directory, with `cove` on the PATH; what a
+guide takes from npm is installed (tests/npm).
 Addresses are shown as a default server has them: `127.0.0.1:8080` is replaced by where the server really listens.
 Settings follow the mark: `<!-- tested COVE_SSH_PORT=2222 -->` starts the server so; every `COVE_…_PORT` becomes a free
 port, and its number in commands is replaced; `COVE_NETWORK_OUTSIDE=world` gives sandboxes the test's own internet
@@ -41,6 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from npm_support import node, package
 from tests_support import RunningServer, free_port
 
 COMMAND_LIMIT_S: Final = 60.0
@@ -159,6 +161,8 @@ class Reader:
             program = programs / name
             program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             program.chmod(0o755)
+        (programs / "node").symlink_to(node())
+        (home / "node_modules").symlink_to(package("isorun").parent)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("COVE_", "XDG_"))}
         env = {"HOME": str(home), "COVE_DATA_DIR": str(server.data_dir), "TERM": "xterm-256color"}
         env["PATH"] = f"{programs}:{Path(sys.executable).parent}:{kept['PATH']}"

@@ -20,6 +20,8 @@ from typing import Any, Final
 
 import httpx2
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 import world_dns_support as dns
 from npm_support import Client, cases_in, modules_at, results_of
@@ -186,6 +188,14 @@ def test_hibernation_frees_the_memory_and_resuming_brings_it_back(server: Runnin
     while memory_of(server, run) is not None:
         assert time.monotonic() < deadline, "its cgroup is still there"
         time.sleep(0.05)
+    key = {"Authorization": f"Bearer {server.key}"}
+    at_rest = {"error": "sandbox is hibernated"}
+    for place in ("terminal", "shell", "proxy/80/ws"):
+        url = f"{server.url.replace('http', 'ws')}/isorun/v1/runs/{run}/{place}"
+        with pytest.raises(InvalidStatus) as refused, connect(url, additional_headers=key):
+            pass
+        assert refused.value.response.status_code == 409, place
+        assert json.loads(refused.value.response.body or b"") == at_rest
     assert api.post(f"/runs/{run}/resume").status_code == 200
     api.post(f"/runs/{run}/exec", json={"command": "kill -USR1 $(cat /tmp/pid)"})
     assert waited(api, run, "/tmp/h2") == first

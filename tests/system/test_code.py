@@ -10,9 +10,8 @@ import shlex
 import struct
 import sys
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +19,9 @@ import pytest
 
 import cove
 from index_support import MODULE, WHEEL, Index, serving_packages
-from tests_support import SOAK, RunningServer, make_images
+from tests_support import SOAK, RunningServer, make_images, make_server
 from tmux_support import PROMPT, Tmux, tmux
+from waiting_support import until
 from world_support import World
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -91,8 +91,7 @@ class LongRun(threading.Thread):
 
     def check(self) -> None:
         """To be called at the very end: wait for it, and see that nothing of it is missing."""
-        self.join(LONG_S + 300)
-        self.box.destroy()
+        self.join(LONG_S + 120)
         assert self.failure is None, self.failure
         assert self.done is not None, f"it still runs after {len(self.ticks)} ticks"
         assert "".join(self.ticks).split() == [str(n) for n in range(LONG_S)]
@@ -101,26 +100,28 @@ class LongRun(threading.Thread):
 
 
 @pytest.fixture(scope="session")
-def long_run(server: RunningServer) -> Iterator[LongRun]:
-    """Begun by the first test here, checked when all tests of this process are over: nobody waits for it before."""
-    with cove.connect(server.url, server.key) as client:
-        run = LongRun(client)
-        run.start()
-        yield run
-        run.check()
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LongRun]:
+    """Begun by the first test here, checked when all tests of this process are over: nobody waits for it before.
 
-
-def eventually(fact: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not fact():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
+    On a server of its own, so that no other test meets its sandbox.
+    """
+    running = make_server(tmp_path_factory.mktemp("long"), COVE_POOL_SIZE="0")
+    running.start()
+    try:
+        with cove.connect(running.url, running.key) as client:
+            run = LongRun(client)
+            run.start()
+            yield run
+            run.check()
+    finally:
+        running.down()
 
 
 def png_size(picture: bytes) -> tuple[int, int]:
     """Decode a PNG far enough to know that it is whole; its width and height."""
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    place, kinds, data = 8, [], b""
+    kinds: list[bytes] = []
+    place, data = 8, b""
     while place < len(picture):
         (length,) = struct.unpack_from(">I", picture, place)
         kind, content = picture[place + 4 : place + 8], picture[place + 8 : place + 8 + length]
@@ -264,7 +265,8 @@ def test_a_run_that_takes_too_long_is_interrupted_and_keeps_its_state(context: c
 
 
 def test_an_interrupt_ends_what_runs(box: cove.Sandbox, context: cove.Context) -> None:
-    begun, ended = threading.Event(), []
+    begun = threading.Event()
+    ended: list[cove.Execution] = []
 
     def run() -> None:
         code = "here = 2\nprint('on', flush=True)\nimport time\nwhile True: time.sleep(0.05)"
@@ -278,6 +280,7 @@ def test_an_interrupt_ends_what_runs(box: cove.Sandbox, context: cove.Context) -
     thread.join(LIMIT_S)
     (done,) = ended
     assert done.status == "interrupted"
+    assert done.error is not None
     assert done.error.name == "KeyboardInterrupt"
     assert context.run("here").text == "2"
 
@@ -349,7 +352,7 @@ def test_a_fork_bomb_in_a_cell_harms_its_own_sandbox_alone(client: cove.Client, 
         if done.error is not None:
             assert done.error.name == "BlockingIOError"
         assert box.run_code("1 + 1").text == "2"
-        eventually(lambda: recovered(small))
+        until(lambda: recovered(small), "code runs again")
 
 
 def recovered(small: cove.Sandbox) -> bool:
@@ -446,7 +449,7 @@ for place in ('/root', '/tmp', '/srv', '/var/tmp', '/dev/shm', '/run', '/workspa
 with open('/etc/hosts', 'a') as file:
     file.write(f'1.2.3.4 {{secret}}\\n')
 %pip download --no-deps -d /tmp {WHEEL}
-subprocess.Popen(['sleep', '4321', secret], start_new_session=True)
+subprocess.Popen(['sh', '-c', 'sleep 4321; true', secret], start_new_session=True)
 address = socket.gethostbyname('packages.example')
 """
 FIND = f"""
@@ -484,6 +487,9 @@ def test_nothing_of_one_caller_is_there_for_the_next(client: cove.Client, index:
         assert left.context == "python"
         first.run_code(f"history; word={MARK}; export word", language="bash", check=True)
         address = first.run_code("address", check=True).text
+        there = first.run_code(FIND.replace("'{address}'", str(address)), check=True).text or ""
+        for kind in ("/environ", "/cmdline", "/etc/hosts", "/dev/shm/left", WHEEL, "'secret'", "packages.example"):
+            assert kind in there, "what looks for it would find it"
     for network in ("none", ["good.example"]):
         with client.create("code", network=network) as following:
             found = following.run_code(FIND.replace("'{address}'", str(address)), check=True)

@@ -41,6 +41,7 @@ from bench.common import (
 )
 from bench.drivers import bench_drivers
 from bench.images import bench_unpack
+from bench.isol8 import bench_isol8
 from bench.isorun import bench_isorun
 from bench.network import bench_network
 from bench.proxy import bench_proxy
@@ -265,6 +266,7 @@ def main() -> int:
             bench_network(report, Path(folder), scale)
             bench_audit(report, Path(folder), 1000 // scale)
             bench_isorun(report, Path(folder), scale)
+            bench_isol8(report, Path(folder), 60 // scale)
             bench_unpack(report, SETUP_DIR)
             bench_peers(report, server, 30 // scale)
         finally:

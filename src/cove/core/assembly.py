@@ -77,7 +77,7 @@ def server_info(parts: Parts, who: Principal) -> ServerInfo:
         pool={
             shelf.image: shelf.ready
             for shelf in parts.pool.stats()
-            if shelf.driver == parts.settings.default_driver and not shelf.origin
+            if shelf.driver == parts.settings.default_driver and not shelf.origin and not shelf.purpose
         },
         isolation=parts.pool.isolation(parts.settings.default_driver),
     )

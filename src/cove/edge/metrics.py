@@ -135,12 +135,12 @@ def _accounts(stats: AccountStats) -> Iterator[Metric]:
 def _shelves(stats: CoreStats) -> Iterator[Metric]:
     shelves = GaugeMetricFamily("cove_pool", "Warm pool, by what is counted", labels=["image", "driver", "count"])
     for shelf in stats.pool:
+        kind = f"snapshot:{shelf.origin}" if shelf.origin else shelf.image
+        kind += f" for {shelf.purpose}" if shelf.purpose else ""
         for name in shelf.__struct_fields__:
             value = getattr(shelf, name)
             if isinstance(value, int | float):
-                shelves.add_metric(
-                    [f"snapshot:{shelf.origin}" if shelf.origin else shelf.image, shelf.driver, name], value
-                )
+                shelves.add_metric([kind, shelf.driver, name], value)
     yield shelves
 
 

@@ -102,6 +102,7 @@ class ShelfStats(Struct, frozen=True, kw_only=True):
     misses: int
     dead: int
     origin: str = ""
+    purpose: str = ""
 
 
 class _Shelf:
@@ -286,7 +287,8 @@ class Pool:
                 hits=shelf.hits,
                 misses=shelf.misses,
                 dead=shelf.dead,
-                origin=shelf.target.key[2],
+                origin=shelf.target.key[2] if shelf.target.origin is not None else "",
+                purpose=shelf.target.purpose,
             )
             for shelf in self._shelves.values()
         )

@@ -103,5 +103,7 @@ async def _chunks(reader: asyncio.StreamReader, most_bytes: int) -> bytes:
         if size <= 0:
             break
         found += await _bytes(reader, size, most_bytes)
+        if len(found) > most_bytes:
+            break
         await reader.readuntil(b"\r\n")
     return bytes(found[: most_bytes + 1])

@@ -379,3 +379,51 @@ async def test_a_member_without_its_kernel_is_a_member_all_the_same(  # noqa: PL
     async with filled(driver, images, clock, size=1) as pool:
         await eventually(lambda: ready(pool) == 1)
     assert "no kernel for python" in caplog.text
+
+
+async def test_boxes_for_a_purpose_are_made_ready_and_for_nobody_else(driver, images, clock, eventually) -> None:
+    furnished: list[str] = []
+
+    async def furnish(box: Box) -> None:
+        furnished.append(box.facts.id)
+
+    limits = Limits(pids=64)
+    async with filled(driver, images, clock, size=1) as pool:
+        pool.keep(PoolTarget(image="base", driver="stub", size=2, purpose="work", limits=limits, furnish=furnish))
+        await eventually(lambda: [shelf.ready for shelf in pool.stats()] == [1, 2])
+        assert pool.stats()[1].purpose == "work"
+        plain = take(pool, images)
+        assert plain is not None
+        assert plain.facts.id not in furnished
+        assert take(pool, images) is None
+        ready_one = pool.take(images.get("base"), "stub", limits, None, origin="work")
+        assert ready_one is not None
+        assert ready_one.facts.id in furnished
+        assert ready_one.facts.limits == limits
+
+
+async def test_a_box_that_cannot_be_made_ready_is_ended(driver, images, clock, eventually) -> None:
+    failed: list[Box] = []
+
+    async def furnish(box: Box) -> None:
+        failed.append(box)
+        raise EngineFailure(f"no room in {box.facts.id}")
+
+    async with filled(driver, images, clock, size=0) as pool:
+        pool.keep(PoolTarget(image="base", driver="stub", size=1, purpose="work", furnish=furnish))
+        await eventually(lambda: bool(failed) and failed[0].is_destroyed)
+        assert pool.stats()[-1].ready == 0
+
+
+async def test_who_is_in_a_hurry_holds_the_filling_back_while_half_is_there(driver, images, clock, eventually) -> None:
+    async with filled(driver, images, clock, size=4) as pool:
+        await eventually(lambda: ready(pool) == 4)
+        pool.hold_back(5.0)
+        assert take(pool, images) is not None
+        await asyncio.sleep(0.05)
+        assert driver.created == 4
+        clock.advance(6.0)
+        await eventually(lambda: ready(pool) == 4)
+        pool.hold_back(1e6)
+        assert None not in [take(pool, images) for _ in range(3)]
+        await eventually(lambda: driver.created > 5)  # less than half was there

@@ -56,13 +56,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @pytest.fixture
 def caller(running: RunningServer) -> Iterator[Caller]:
-    made = Caller(running)
-    yield made
-    for box in made.ask("GET", "/sandboxes")["sandboxes"]:
-        made.end(box["id"])
-    for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
-        made.drop(snapshot["id"])
-    made.close()
+    with Caller(running) as made:
+        yield made
+        for box in made.ask("GET", "/sandboxes")["sandboxes"]:
+            made.end(box["id"])
+        for snapshot in made.ask("GET", "/snapshots")["snapshots"]:
+            made.drop(snapshot["id"])
 
 
 def code(caller: Caller, box: str, text: str, **more: object) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def verify(lines: Iterable[bytes], secret: str) -> AuditVerdict:
 
 
 def _wrong(fields: dict[str, Any], sign: Callable[[str], str], last: str, seq: int, box: str | None) -> str:
-    if set(fields) != FIELDS or box not in {None, fields["sandbox_id"]}:
+    if frozenset(fields) != FIELDS or box not in {None, fields["sandbox_id"]}:
         return "was altered: it lacks what such a line has, has more, or is of another sandbox"
     if fields["seq"] != seq or isinstance(fields["seq"], bool):
         return f"has number {fields['seq']!r} where {seq} is due: lines were removed, inserted or reordered"

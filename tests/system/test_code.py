@@ -465,7 +465,7 @@ for pattern in ('/proc/[0-9]*/environ', '/proc/[0-9]*/cmdline', '/etc/hosts'):
             continue
         if mark in data:
             found.append(path)
-places = '/root /tmp /srv /var /dev/shm /run /workspace /etc /home /usr/local'.split()
+places = '/root /tmp /srv /var /dev/shm /run /workspace /etc /home'.split()
 found += subprocess.run(['grep', '-rlaF', mark.decode(), *places], capture_output=True, text=True).stdout.split()
 found += glob.glob('/tmp/{WHEEL}*')
 found += [name for name in ('secret', 'address') if name in globals()]

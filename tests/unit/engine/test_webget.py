@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,7 +15,7 @@ from cove.model.closed import ClosedRanges, Opening
 
 
 @asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def answering(answer: bytes) -> AsyncGenerator[tuple[str, list[bytes]]]:
     """A server on the loopback address that says `answer` to whatever comes."""
     asked: list[bytes] = []
 
@@ -37,7 +37,7 @@ def getter(*opened: Opening) -> WebGet:
 class Nothing(ClosedRanges):
     """Nothing is closed."""
 
-    def why(self, address: str, port: int) -> str | None:
+    def why(self, address: str, port: int | None = None) -> str | None:
         del address, port
         return None
 

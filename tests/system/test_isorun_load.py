@@ -33,4 +33,4 @@ def test_clients_at_once_see_no_error_but_declared_ones(
         assert one["count"] > 0, kind
     with server.client() as native:
         assert native.get("/sandboxes").json()["sandboxes"] == []
-    Footprint.settled(server).assert_only_pool(server)
+    Footprint.of(server).assert_only_pool(server)

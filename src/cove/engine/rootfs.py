@@ -117,9 +117,11 @@ def _make_code(directory: Path) -> None:
         (directory / stale).unlink()
     for original in originals:
         copy = directory / original.name
+        compiled = cache / f"{original.stem}.{sys.implementation.cache_tag}.pyc"
+        if not copy.exists() or copy.read_bytes() != original.read_bytes():
+            compiled.unlink(missing_ok=True)  # first: unchecked, it would stand for what it was not made of
         _renew(copy, original)
-        if original.suffix == ".py":
-            compiled = cache / f"{original.stem}.{sys.implementation.cache_tag}.pyc"
+        if original.suffix == ".py" and not compiled.exists():  # a start on a full disk writes nothing
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(
                 str(copy), str(compiled), f"/{_CODE}/{original.name}", doraise=True, optimize=0, invalidation_mode=mode

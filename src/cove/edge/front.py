@@ -1,7 +1,7 @@
 """The server's one ASGI application: whose request it is, its id, its time, its log line. No dialect, no rule.
 
 Whose request: the longest prefix; else, at the root, one table in this order (design, section 4): a header that one
-dialect claims, a path that one dialect has, the key's prefix, the dialect that the key was minted for; without any key
+dialect claims, a path that one dialect has, the key's prefix, the dialect that the key was minted for; else
 the first dialect that has the path.
 """
 
@@ -173,7 +173,7 @@ class Front:
             key = one.dialect.key_of(exchange)
             if key and self._minted_for(key, exchange.origin.address) == one.dialect.name:
                 return one
-        return None
+        return having[0]  # a key of no dialect, or none that works: the first says so, unless it needs no key
 
     def _minted_for(self, key: str, address: str) -> str | None:
         try:

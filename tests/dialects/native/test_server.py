@@ -88,8 +88,10 @@ def test_unknown_paths_and_methods_are_problems(server):
 
 
 def test_health_metrics_docs_and_openapi_are_at_the_root(server):
+    server.client.delete(f"/sandboxes/{server.sandbox()['id']}")  # one create at least, in whatever order tests run
     assert httpx2.get(f"{server.url}/health").json()["status"] == "ok"
     head = {"Authorization": f"Bearer {server.key}"}
+    assert httpx2.get(f"{server.url}/health", headers=head).json()["status"] == "ok"
     text = httpx2.get(f"{server.url}/metrics", headers=head).text
     assert 'cove_request_seconds_count{dialect="native",op="create_sandbox"}' in text
     assert "cove_sandboxes{" in text

@@ -145,7 +145,7 @@ def test_a_bad_message_is_answered_and_changes_nothing(shell: Shell, message: st
 
 
 def test_no_more_than_64_commands_wait(shell: Shell) -> None:
-    shell.send(id="first", command="echo on; sleep 600")
+    shell.send(id="first", command="sh -c 'echo on; exec sleep 600'")
     assert shell.next()["data"] == "on\n"
     for number in range(64):
         shell.send(id=number, command=f"echo {number}")
@@ -173,7 +173,7 @@ def test_a_shell_that_its_own_job_kills_is_told_too(shell: Shell) -> None:
 
 
 def test_close_ends_it(server: DialectServer, box: str, shell: Shell) -> None:
-    shell.send(id="1", command="echo on; sleep 600")
+    shell.send(id="1", command="sh -c 'echo on; exec sleep 600'")
     assert shell.next()["data"] == "on\n"
     shell.send(type="close")
     assert shell.rest()[-1] == {"type": "closed", "exit_code": 0}

@@ -159,7 +159,7 @@ function stackOf(problem, details) {
   const isFrame = (line) => /^\s+at /.test(line);
   // What lies below the code's last frame is what called it: node and this file.
   const last = lines.findLastIndex((line) => isFrame(line) && line.includes(MARK));
-  const isOurs = (line, at) => isFrame(line) && (last >= 0 ? at > last : details !== undefined || /execute\.mjs|node:inspector/.test(line));
+  const isOurs = (line, at) => isFrame(line) && ((last >= 0 ? at > last : details !== undefined) || /execute\.mjs|node:inspector/.test(line));
   const kept = lines.filter((line, at) => !isOurs(line, at));
   if (details && problem.name === "SyntaxError" && !kept.some((line) => line.includes(MARK))) {
     const source = (run?.source ?? "").split("\n")[details.lineNumber] ?? "";

@@ -1,5 +1,8 @@
 """The process that runs code: takes one request after another from the relay, and tells what comes of it."""
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import contextlib
@@ -9,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +23,8 @@ from typing import Any, NamedTuple
 
 from . import wire
 from .streams import Channel, Page, Streams
+
+_GRACE_S = 1.0
 
 CANNOT_START = 64
 """Exit code of a kernel that cannot be started; a sentence on stderr says why."""
@@ -48,7 +54,9 @@ class Info(NamedTuple):
 class Interrupts:
     """Makes KeyboardInterrupt of SIGINT while code runs, and only then; as a context: holds it back within."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._owner = os.getpid()
         self.is_armed = False
         self._held = 0
         self._came = False
@@ -60,6 +68,8 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, _number: int, _frame: Any) -> None:
+        if os.getpid() == self._owner:  # copies that code made share the page
+            self._page.seen = self._page.interrupted
         if self._held:
             self._came = True
         elif self.is_armed:
@@ -158,7 +168,29 @@ def engine_for(language: str, sink: Sink) -> Engine:
         from .plain import PlainEngine
 
         return PlainEngine(sink, main, reason)
-    raise CannotStart(f"There is no kernel for {language}.")
+    from .bridge import BridgeEngine
+
+    return BridgeEngine(sink, language)
+
+
+def run_program(argv: Any, **options: Any) -> int:
+    """Run a program whose output is the run's, and end it with an interrupt. Gives its exit code, or minus a signal."""
+    child = subprocess.Popen(argv, **options)
+    try:
+        return child.wait()
+    except BaseException:
+        try:
+            child.wait(_GRACE_S)  # it got the signal, too
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise
+
+
+def system(command: Any) -> int:
+    """Run a command in a shell: in place of os.system, which takes no notice of interrupts while it waits."""
+    code = run_program([b"/bin/sh", b"-c", os.fsencode(command)], close_fds=False)
+    return code << 8 if code >= 0 else -code
 
 
 def arm_reseed() -> None:
@@ -182,7 +214,7 @@ class Executor:
     def __init__(self, sock: socket.socket, page: Page, streams: Streams) -> None:
         self._page = page
         self._streams = streams
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(page)
         self._channel = Channel(sock, page, self._interrupts)
         self._sink = Sink(self._channel, streams)
         streams.nudge = functools.partial(self._channel.send, b"N", b"")
@@ -192,7 +224,8 @@ class Executor:
     def start(self, language: str, preload: list[str]) -> None:
         """Make the engine and say that it is there. Raises: CannotStart."""
         self._interrupts.install()
-        self._guard_system()
+        os.system = system
+        self._keep_interrupts()
         arm_reseed()
         self._engine = engine_for(language, self._sink)
         os.register_at_fork(after_in_child=self._channel.close)
@@ -203,18 +236,17 @@ class Executor:
         said = {"kernel": info.kernel, "version": info.version, "rich": info.rich, "missing": info.missing}
         self._channel.send(b"U", wire.encode(said))
 
-    def _guard_system(self) -> None:
-        """Let an interrupt end a run that waits in os.system: system(3) takes no notice, only its command does."""
-        original = os.system
+    def _keep_interrupts(self) -> None:
+        """Have an interrupt sent again that Python has dropped, because it hit a hook of fork(2) or a destructor."""
+        before = sys.unraisablehook
 
-        @functools.wraps(original)
-        def system(command: Any) -> int:
-            status = original(command)
-            if self._interrupts.is_armed and self._page.interrupted == self._count and self._channel.is_ours:
-                raise KeyboardInterrupt
-            return status
+        def tell(dropped: Any) -> None:
+            if dropped.exc_type is KeyboardInterrupt and self._channel.is_ours:
+                self._channel.send(b"I", b"")
+            else:
+                before(dropped)
 
-        os.system = system
+        sys.unraisablehook = tell
 
     def serve(self) -> None:
         """Work on requests until the relay is gone."""
@@ -246,14 +278,14 @@ class Executor:
             sys.path[1:1] = [path for path in (env["PYTHONPATH"] or "").split(os.pathsep) if path not in sys.path]
         if "TZ" in env:
             time.tzset()
-        self._engine.setup(env)
-        cwd = request.get("cwd")
+        cwd, trouble = request.get("cwd"), ""
         if cwd:
             try:
                 os.chdir(cwd)
             except OSError as problem:
-                return f"cannot work in {cwd}: {problem.strerror}"
-        return ""
+                trouble = f"cannot work in {cwd}: {problem.strerror}"
+        self._engine.setup(env)
+        return trouble
 
     def _complete(self, request: Mapping[str, Any]) -> None:
         code, cursor = str(request.get("code") or ""), request.get("cursor")
@@ -327,6 +359,6 @@ def _change_env(env: Mapping[str, str | None]) -> dict[str, str | None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = str(value)
-        except ValueError:
+        except (OSError, ValueError):
             before.pop(name)  # a name that no environment can have
     return before

@@ -7,6 +7,9 @@ It says "listening" on its output once code can be run. Exit codes: 0 idle for t
 start (a sentence on stderr says why), else the interpreter's own.
 """
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import os

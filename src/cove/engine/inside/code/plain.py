@@ -1,5 +1,8 @@
 """Runs Python with nothing but Python: the last expression's value, top-level await, `display`, `_repr_*_` methods."""
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import ast

@@ -1,5 +1,8 @@
 """Says which languages this image has kernels for. Quick: it looks, and starts nothing but `node --version`."""
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import json

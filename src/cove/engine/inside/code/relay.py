@@ -6,6 +6,9 @@ or end it (os._exit, a crash, memory): this one still answers, interrupts, and d
 One thread, one epoll. What it reads is bounded by what it could send: a host that does not read holds the code up.
 """
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import collections
@@ -32,6 +35,8 @@ _TICKS = 20
 _SMALL = 1 << 12
 _RECENT_S = 0.002
 _MOMENT_MS = 1
+_AGAIN_S = 0.003
+_INSIST_S = 0.25
 
 
 class Job(NamedTuple):
@@ -134,7 +139,9 @@ class Relay:
         status: int | None = self._ended_status()
         tick_s = None if idle_limit_s is None else max(idle_limit_s / _TICKS, 0.05)
         while status is None:
-            ready = {fd for fd, _ in self._epoll.poll(tick_s)}
+            ready = {fd for fd, _ in self._epoll.poll(_INSIST_S if self._is_unseen() else tick_s)}
+            if not ready and self._is_unseen():
+                os.kill(self._child, signal.SIGINT)
             if wake in ready:
                 os.read(wake, 4096)
                 status = self._ended_status()
@@ -155,6 +162,10 @@ class Relay:
                 os.waitpid(self._child, 0)
                 return 0
         return self._last_words(status)
+
+    def _is_unseen(self) -> bool:
+        """Whether an interrupt is under way. The kernel may have given it to a thread that does not care."""
+        return self._job is not None and self._page.interrupted == self._runs != self._page.seen
 
     def _ended_status(self) -> int | None:
         pid, status = os.waitpid(self._child, os.WNOHANG)
@@ -381,6 +392,9 @@ class Relay:
             self._waiting.clear()
         elif kind in (b"A", b"D"):
             self._finish(line)
+        elif kind == b"I" and self._job is not None:
+            time.sleep(_AGAIN_S)  # until what swallowed it is over
+            os.kill(self._child, signal.SIGINT)
 
     def _finish(self, line: bytes) -> None:
         job = self._job

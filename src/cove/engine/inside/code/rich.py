@@ -1,10 +1,12 @@
 """Runs Python with IPython's machinery, in this process: no ipykernel, no sockets, no history file."""
 
+# What code of strangers makes has no known types.
+# pyright: basic, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import builtins
 import os
-import subprocess
 import sys
 import tempfile
 import types
@@ -21,7 +23,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets.config import Config
 
-from .executor import Engine, Failure, Info, Sink, failure_of
+from .executor import Engine, Failure, Info, Sink, failure_of, run_program
 
 _FRAMES = 20
 _CHAIN = 32
@@ -132,16 +134,8 @@ class ZMQInteractiveShell(InteractiveShell):
         """Run a command of `!` and `%system`: its output is the run's, and an interrupt ends both."""
         command = self.var_expand(cmd, depth=1)
         shell = os.environ.get("SHELL")
-        child = subprocess.Popen(command, shell=True, executable=shell if shell and os.path.exists(shell) else None)  # noqa: S602 - it is a shell's line
-        try:
-            code = child.wait()
-        except BaseException:
-            try:
-                child.wait(1)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            raise
+        own = shell if shell and os.path.exists(shell) else None
+        code = run_program(command, shell=True, executable=own)
         self.user_ns["_exit_code"] = code
 
     system_raw = system

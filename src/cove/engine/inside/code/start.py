@@ -1,5 +1,8 @@
 """Starts the two processes of a kernel: the relay, which listens, and its child, which runs code."""
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import fcntl

@@ -10,6 +10,9 @@ So all that the code does is in its order, and programs that it starts are in or
 writes to both pipes within the moment that the relay needs to wake up, its output comes before its errors.
 """
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import contextlib
@@ -76,6 +79,15 @@ class Page:
     @interrupted.setter
     def interrupted(self, count: int) -> None:
         self._set(2, count)
+
+    @property
+    def seen(self) -> int:
+        """The number of the run whose interrupt has reached the code's thread."""
+        return self._get(3)
+
+    @seen.setter
+    def seen(self, count: int) -> None:
+        self._set(3, count)
 
 
 def waiting_bytes(fd: int) -> int:

@@ -3,6 +3,9 @@
 Both processes of a kernel use it. What is here holds for one side only: the host bounds all that comes from here anew.
 """
 
+# What code of strangers makes has no known types.
+# pyright: basic
+
 from __future__ import annotations
 
 import base64

@@ -88,13 +88,14 @@ def test_unknown_paths_and_methods_are_problems(server):
 
 
 def test_health_metrics_docs_and_openapi_are_at_the_root(server):
-    server.client.delete(f"/sandboxes/{server.sandbox()['id']}")  # one create at least, in whatever order tests run
+    made = server.sandbox()  # in whatever order tests run, there is one
     assert httpx2.get(f"{server.url}/health").json()["status"] == "ok"
     head = {"Authorization": f"Bearer {server.key}"}
     assert httpx2.get(f"{server.url}/health", headers=head).json()["status"] == "ok"
     text = httpx2.get(f"{server.url}/metrics", headers=head).text
     assert 'cove_request_seconds_count{dialect="native",op="create_sandbox"}' in text
     assert "cove_sandboxes{" in text
+    server.client.delete(f"/sandboxes/{made['id']}")
     page = httpx2.get(f"{server.url}/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "//" not in page.text.replace("<!doctype html>", "")

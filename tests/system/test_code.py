@@ -5,6 +5,7 @@ One server and few sandboxes for all of it; a test that leaves its context in an
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import struct
@@ -401,6 +402,18 @@ def test_bash_keeps_its_state(box: cove.Sandbox) -> None:
     failed = box.run_code("(exit 3)", language="bash")
     assert failed.error is not None
     assert (failed.status, failed.error.value) == ("error", "exit status 3")
+
+
+def test_a_jupyter_kernel_of_the_image_is_a_language(box: cove.Sandbox) -> None:
+    argv = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = json.dumps({"argv": argv, "language": "own", "display_name": "Own"})
+    box.run("mkdir -p /usr/local/share/jupyter/kernels/own", check=True)
+    box.files["/usr/local/share/jupyter/kernels/own/kernel.json"] = spec.encode()
+    assert "own" in {one.name for one in box.languages() if one.usable}
+    done = box.run_code("print('said'); 6 * 7", language="own", check=True)
+    assert (done.text, done.logs.stdout) == ("42", "said\n")
+    assert box.contexts.get(done.context).info.kernel == "jupyter:own"
+    assert box.run_code("1 / 0", language="own").status == "error"
 
 
 def test_plain_python_does_with_less_and_says_so(client: cove.Client) -> None:

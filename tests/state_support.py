@@ -152,6 +152,9 @@ class Caller:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.client.close()
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:

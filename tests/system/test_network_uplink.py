@@ -25,6 +25,8 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.outside, self.left, self.right = Namespace(), Namespace(), Namespace()
+        # A new namespace begins as the machine is, which forwards while any server has sandboxes with a network.
+        self.outside.command("sysctl", "-qw", "net.ipv4.ip_forward=0")
         for space, name, net in ((self.left, "left", "11.1.1"), (self.right, "right", "11.2.2")):
             wire(self.outside, name, space, "eth0")
             self.outside.ip(f"addr add {net}.1/24 dev {name}")

@@ -235,7 +235,9 @@ def test_every_kind_of_work_has_its_lines(server):
     assert client.put(f"{path}/ports/8000", json={"access": "token"}).status_code == 200
     assert client.delete(f"{path}/ports/8000").status_code == 204
     assert client.put(f"{path}/files/content", params={"path": "/tmp/a"}, content=b"12").status_code in {200, 201}
-    assert client.post(f"{path}/files/move", json={"from": "/tmp/a", "to": "/tmp/b"}).status_code == 200
+    assert (
+        client.post(f"{path}/files/move", json={"from": "/tmp/a", "to": "/tmp/b", "overwrite": True}).status_code == 200
+    )
     assert client.delete(f"{path}/files", params={"path": "/tmp/b"}).status_code in {200, 204}
     assert client.patch(path, json={"name": "renamed-in-the-trail"}).status_code == 200
     client.delete(path)

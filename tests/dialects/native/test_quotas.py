@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import threading
 import time
@@ -261,10 +262,14 @@ def test_answers_say_what_is_left_and_then_429(strict):
     with client_of(strict, strict.operator) as one:
         seen = []
         answers = [one.get("/images") for _ in range(40)]
+        while answers[-1].status_code != 429 and len(answers) < 1000:  # a slow machine's tokens come back meanwhile
+            answers.append(one.get("/images"))
         for answer in answers:
             assert answer.headers["ratelimit-limit"] == "600"
             seen.append((answer.status_code, int(answer.headers["ratelimit-remaining"])))
-        assert [left for status, left in seen[:20] if status == 200] == list(range(19, -1, -1))
+        assert seen[0] == (200, 19)
+        lefts = [left for status, left in seen if status == 200]
+        assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(lefts)), "each takes one; time gives"
         refused = [answer for answer in answers if answer.status_code == 429]
         assert refused
         assert refused[0].json()["code"] == "rate-limited"

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -181,13 +182,27 @@ class Kernel:
             other.hello()  # it was worked on
 
     def run_interrupted(self, code: str, *, ready: str = "ready") -> Run:
-        """Run code that prints `ready` and then goes on for ever, and interrupt it."""
+        """Run code that prints `ready` and then goes on for ever, and interrupt it as a person would: again if need be.
+
+        Python drops an interrupt that hits it in the middle of some steps of its own, such as hooks of fork(2).
+        """
         self.client.start(code)
-        events = []
+        events: list[Event] = []
+        is_over = threading.Event()
+
+        def press() -> None:
+            is_over.wait(0.2)
+            while not is_over.is_set():
+                self.interrupt()
+                is_over.wait(3)
+
+        thread = threading.Thread(target=press, daemon=True)
         for event in self.client.rest():
             events.append(event)
-            if event["t"] == "stdout" and ready in event["d"]:
-                self.interrupt()
+            if event["t"] == "stdout" and ready in event["d"] and not thread.is_alive():
+                thread.start()
+        is_over.set()
+        thread.join(PATIENCE_S)
         return Run(events)
 
 

@@ -295,7 +295,7 @@ def test_what_an_administrator_flushes_or_deletes_of_the_way_out_is_put_back(box
         rules = world.outside.command("nft", "list", "ruleset")
         return f"cove_{boxes.server.instance}" in rules and "cove_forwarding" in rules and f'"{link}" masq' in rules
 
-    assert is_whole()
+    until(is_whole)
     world.outside.command("nft", "flush", "ruleset")
     until(is_whole)
     assert GOOD in boxes.said(box, f"curl -sS -m 10 http://{GOOD}/")

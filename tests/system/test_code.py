@@ -348,10 +348,10 @@ def test_a_large_output_passes_through_a_server_that_stays_small(
 def test_a_fork_bomb_in_a_cell_harms_its_own_sandbox_alone(client: cove.Client, box: cove.Sandbox) -> None:
     with client.create("code", memory="1g", pids=64) as small:
         small.run_code("x = 1", check=True)
-        done = small.run_code("import os\nwhile True: os.fork()", timeout=60)
-        assert done.status in {"error", "kernel-died"}, done
-        if done.error is not None:
-            assert done.error.name == "BlockingIOError"
+        with suppress(cove.SandboxError):  # its kernel has hardly a process left to say more with
+            done = small.run_code("import os\nwhile True: os.fork()", timeout=60)
+            assert done.status in {"error", "kernel-died"}, done
+            assert done.error is None or done.error.name == "BlockingIOError"
         assert box.run_code("1 + 1").text == "2"
         until(lambda: recovered(small), "code runs again")
 

@@ -294,7 +294,7 @@ def test_more_connections_than_a_sandbox_takes_are_refused_and_the_rest_go_on(in
     box = inside()
     box.put("/app.py", APP.read_bytes())
     box.start("python3 /app.py 9000", 9000)
-    head = "\r\n".join((f"GET /api/v1{box.path(9000)}/slow?s=300 HTTP/1.1", "Host: x", f"X-API-Key: {box.server.key}"))
+    head = "\r\n".join((f"GET /api/v1{box.path(9000)}/slow?s=30 HTTP/1.1", "Host: x", f"X-API-Key: {box.server.key}"))
     socks: list[socket.socket] = []
     try:
         for _ in range(512):

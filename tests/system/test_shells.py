@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -40,9 +41,10 @@ def quoted(text: str) -> str:
 
 def interrupted(shell: cove.Shell, job: cove.Job) -> cove.Exit:
     """Ctrl-C, as a person presses it: again, if it came just between two programs, where it meets nobody."""
-    for _ in range(4):
-        shell.signal("INT")
-        if (end := job.wait(60)) is not None:
+    for _ in range(12):
+        with contextlib.suppress(cove.Conflict):  # it has not begun, or has just ended
+            shell.signal("INT")
+        if (end := job.wait(5)) is not None:
             return end
     raise AssertionError("it cannot be interrupted")
 

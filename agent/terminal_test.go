@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/md5"
 	"fmt"
+	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -146,6 +148,9 @@ func TestHangingUpEndsTheWholeSession(t *testing.T) {
 }
 
 func TestAHangUpIsToldToTheLeader(t *testing.T) {
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGHUP) // below nohup it is ignored, which children keep and no shell can change
+	defer signal.Stop(heard)
 	cmd := newTerminal(t, newTestAgent(t), minKeep, "sh", "-c", "trap 'exit 5' HUP; echo ready; sleep 60 & wait")
 	cmd.says(t, "ready")
 	cmd.hangUp()

@@ -51,6 +51,7 @@ class Namespace:
     def __init__(self) -> None:
         self.fd = in_own_thread(self._make)
         self.ip("link set lo up")
+        self.sysctl("ipv4/ip_forward", "0")  # it begins as the machine is, where another test's server may forward now
 
     @staticmethod
     def _make() -> int:

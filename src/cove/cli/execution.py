@@ -13,7 +13,7 @@ import select
 import stat
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cove.cli.failures import FAILED, Failure, PipeClosed
@@ -176,9 +176,12 @@ def _live_input(first: bytes) -> Iterator[bytes]:
 def _run_with_live_input(client: Client, ref: str, body: dict[str, Any], first: bytes, output: Output) -> Exit:
     from cove.sdk.jobs import Job
 
-    info = client.call(calls.start(ref, body | {"stdin_open": True, "keep_bytes": KEEP_BYTES}))
-    job = Job(ref, info.id, client=client, info=info)
-    with ends_on_sigterm(), _forgotten(job):
+    with ExitStack() as stack:
+        with _signals_held():  # until its id is known, nobody could end it
+            info = client.call(calls.start(ref, body | {"stdin_open": True, "keep_bytes": KEEP_BYTES}))
+            job = Job(ref, info.id, client=client, info=info)
+            stack.enter_context(ends_on_sigterm())
+            stack.enter_context(_forgotten(job))
         _feed(job, first)
         for chunk in job:
             if chunk.lost:
@@ -216,6 +219,18 @@ def _forgotten(job: Job) -> Generator[None]:
     finally:
         with suppress(Error):
             job.forget()
+
+
+@contextmanager
+def _signals_held() -> Generator[None]:
+    """Take signals that end us at the end of this, not in between."""
+    import signal
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
